@@ -1,0 +1,57 @@
+"""Arrays and the memory under them: which root buffer an array lives in, and how large that is.
+
+A view, slice, reshape or transpose has the identity of its root and costs nothing, but keeps the whole root
+alive; so memory is always counted in roots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from memback.shape_array import Root, ShapeArray
+
+__all__ = ["Array", "Buffer", "buffer_bytes", "distinct_bytes", "is_array", "leaves", "root"]
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+"""What ops are written in. On a dry run it is a :class:`ShapeArray`, which quacks like one."""
+
+Buffer: TypeAlias = "Array | Root"
+"""A root allocation: the owning ndarray, or a dry run's token for it. Its identity is the buffer's."""
+
+
+def is_array(value: object) -> bool:
+    """Whether ``value`` is an array that holds memory (or stands for one on a dry run)."""
+    return isinstance(value, (np.ndarray, ShapeArray))
+
+
+def root(array: Array) -> Buffer:
+    """The allocation that ``array`` keeps alive: ``.base`` followed to the end."""
+    if isinstance(array, ShapeArray):
+        return array.root
+    base = array.base
+    while isinstance(base, np.ndarray):
+        array, base = base, base.base
+    return array
+
+
+def buffer_bytes(buffer: Buffer) -> int:
+    """Size of a root allocation in bytes."""
+    return buffer.nbytes
+
+
+def leaves(value: object) -> Iterator[Array]:
+    """The arrays in a saved value: the value itself, or those inside a tuple or list (an index, say)."""
+    if is_array(value):
+        yield value  # type: ignore[misc]
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from leaves(item)
+
+
+def distinct_bytes(arrays: Iterable[Array]) -> int:
+    """Bytes of the distinct root buffers under ``arrays``: each root once, however many views it has."""
+    roots = {id(buffer): buffer for buffer in map(root, arrays)}
+    return sum(map(buffer_bytes, roots.values()))

@@ -1,0 +1,434 @@
+"""Gradient checkpointing: keep a segment's inputs, drop what is inside, and recompute it when backward comes by.
+
+(Griewank & Walther 2000; Chen et al. 2016, arXiv 1604.06174; Korthikanti et al. 2022, arXiv 2205.05198.)
+
+The first run of a segment is recorded on a :class:`Sketch`, which notes which calls there were but saves nothing.
+Backward runs the segment again on a :class:`Recomputation`, whose calls are wired to the very gradient slots that the
+surrounding graph uses, and then walks that tape. So every gradient is summed in the order in which full retention would
+have summed it, and has the same bits.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from memback.arrays import buffer_bytes, is_array, leaves, root
+from memback.op import Op, Saving
+from memback.state import State, current
+from memback.tape import (
+    Edge,
+    Node,
+    Port,
+    Site,
+    StopRecording,
+    Tape,
+    TapeError,
+    Tensor,
+    call_site,
+    describe,
+    make,
+    node_of,
+    short_path,
+    walk,
+)
+
+__all__ = ["CheckpointNode", "CheckpointWarning", "checkpoint", "run_segment"]
+
+Place: TypeAlias = "tuple[int, Any]"
+"""An output of a segment's call: (number of the call, index among its outputs)."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint costs time and saves no memory."""
+
+
+class Sketch(Tape):
+    """The tape of a segment's first run: which calls were recorded, and the outputs to keep; no saved values."""
+
+    def __init__(self, keep: Collection[str]) -> None:
+        super().__init__()
+        self._keep = keep
+        self._numbers: dict[Node, int] = {}
+        self.calls: list[str] = []
+        self.outputs: dict[int, tuple[Any, tuple[Any, ...]]] = {}
+        self.stand_in: Any = None
+        self._made: dict[int, weakref.ref[Any]] = {}
+        self._counted: dict[int, weakref.ref[Any]] = {}
+        self.would_save = 0
+        self.unknown = False
+
+    def keeps(self, op: Op) -> bool:
+        """A call saves its residuals here only where its output is kept with them."""
+        return op.name in self._keep
+
+    def append(self, node: Node) -> None:
+        """Number a call."""
+        self._numbers[node] = len(self.calls)
+        self.calls.append(node.name)
+        self.stand_in = None
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self._numbers.clear()
+        self.outputs.clear()
+
+    def record(
+        self,
+        op: Op,
+        values: list[Any],
+        out: Any,
+        residuals: tuple[Any, ...],
+        needs: int,
+        edges: tuple[Edge | None, ...],
+        path: str,
+        site: Site | None,
+    ) -> Node:
+        """Record that there was a call, without what it would save."""
+        if op.name in self._keep:
+            self.outputs[len(self.calls)] = (out, residuals)
+        saving = op.saving(needs, len(edges))
+        self._count(saving, op.arguments(saving, values, out, residuals), out if op.multiple else (out,))
+        node = Stub(op, self, path, site, None, (), None, saving)
+        self.append(node)
+        if not {"out", *op.residuals} & set(saving.names):
+            self.stand_in = tuple(map(_stand_in, out)) if op.multiple else _stand_in(out)
+        return node
+
+    def _count(self, saving: Saving, kept: tuple[Any, ...], outs: tuple[Any, ...]) -> None:
+        for out in outs:
+            buffer = root(out)
+            self._made[id(buffer)] = weakref.ref(buffer)
+        for slot in saving.slots:
+            self.unknown = self.unknown or kept[slot] is None
+            for buffer in map(root, leaves(kept[slot])):
+                if _is(self._made, buffer) and not _is(self._counted, buffer):
+                    self._counted[id(buffer)] = weakref.ref(buffer)
+                    self.would_save += buffer_bytes(buffer)
+
+    def place(self, edge: Node | Port) -> Place | None:
+        """Which output of which call an edge is, if it was made in this segment."""
+        number = self._numbers.get(node_of(edge))
+        return None if number is None else (number, edge.index if isinstance(edge, Port) else 0)
+
+
+def _is(known: dict[int, weakref.ref[Any]], buffer: Any) -> bool:
+    ref = known.get(id(buffer))
+    return ref is not None and ref() is buffer
+
+
+def _stand_in(array: Any) -> Any:
+    """An array of the same shape and dtype in a few bytes, for an output that nobody will look at."""
+    return np.broadcast_to(np.zeros((), array.dtype), array.shape)
+
+
+class Stub(Node):
+    """A call of a segment's first run. Gradients reach its repetition, never the stub."""
+
+    __slots__ = ()
+
+    def port(self, index: Any) -> Edge:
+        return Port(self, index)
+
+    def accumulate(self, grads: list[Any], i: int) -> None:
+        raise self.escaped()
+
+    def check(self) -> None:
+        raise self.escaped()
+
+    def escaped(self) -> TapeError:
+        """The error for a result that got out of its segment by a side door."""
+        return TapeError(
+            f"{self.describe()} was called inside a checkpointed function, and its result was used outside other than"
+            " by being returned: return it from the function, so that gradients can reach it"
+        )
+
+
+class Recomputation(Tape):
+    """The tape of a segment's second run. It keeps its calls alive: the segment's own variables are gone by then."""
+
+    def __init__(self, segment: CheckpointNode) -> None:
+        super().__init__()
+        self._segment = segment
+        self.calls: list[Node] = []
+
+    @property
+    def complete(self) -> bool:  # type: ignore[override]
+        """Whether every call is there again."""
+        return len(self.calls) == len(self._segment.calls)
+
+    def clear(self) -> None:
+        """Drop everything that was saved."""
+        for node in self.calls:
+            node.kept = None
+        self.calls.clear()
+
+    def append(self, node: Node) -> None:
+        """Add a call, which must be the one that the first run made at this point."""
+        expected, number = self._segment.calls, len(self.calls)
+        if expected[number] != node.name:
+            raise TapeError(
+                f"a checkpointed function did not repeat itself: call {number} of its first run was"
+                f" {expected[number]}, of its second {node.describe()}. It must not depend on anything that changes"
+                " between forward and backward (train/eval mode, a counter, NumPy's own random numbers)"
+            )
+        self.calls.append(node)
+
+    def recall(self, op: Op) -> tuple[Any, tuple[Any, ...]] | None:
+        """An output that was kept; or a stand-in for the last one, where only its inputs are needed again."""
+        segment, number = self._segment, len(self.calls)
+        if number in segment.outputs:
+            return segment.outputs[number]
+        if number == len(segment.calls) - 1 and segment.stand_in is not None:
+            return segment.stand_in, (None,) * len(op.residuals)
+        return None
+
+
+class CheckpointNode(Node):
+    """A checkpointed segment on the surrounding tape. It keeps the segment's inputs, and outputs of ops in ``keep``."""
+
+    __slots__ = ("calls", "function", "outputs", "random", "stand_in")
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tape: Tape,
+        state: State,
+        site: Site | None,
+    ) -> None:
+        # a checkpoint is no op: what Node would ask its op, it answers itself
+        super().__init__(None, tape, state.path, site, {}, (), (args, kwargs), None)  # type: ignore[arg-type]
+        self.grad = {}
+        self.function = function
+        self.random = (state.seed, state.draws)
+        self.calls: list[str] = []
+        self.outputs: dict[int, tuple[Any, tuple[Any, ...]]] = {}
+        self.stand_in: Any = None
+
+    @property
+    def name(self) -> str:
+        """What the record calls it."""
+        return "checkpoint"
+
+    def adopt(self, sketch: Sketch, out: Any) -> Any:
+        """Take over what the first run showed, and give the outputs as the surrounding graph sees them."""
+        self.calls, self.outputs, self.stand_in = sketch.calls, sketch.outputs, sketch.stand_in
+
+        def outer(tensor: Tensor) -> Tensor:
+            place = None if tensor.node is None else sketch.place(tensor.node)
+            if place is None:
+                return tensor
+            self.dtype[place] = tensor.data.dtype
+            self.grad[place] = None
+            return make(tensor.data, Port(self, place))
+
+        return _map_tensors(out, outer)
+
+    def port(self, index: Any) -> Edge:
+        return Port(self, index)
+
+    def has_grad(self) -> bool:
+        return any(grad is not None for grad in self.grad.values())
+
+    def take_gradients(self) -> Any:
+        grads = self.grad
+        self.forget_gradients()
+        return grads
+
+    def forget_gradients(self) -> None:
+        self.grad = dict.fromkeys(self.dtype)
+
+    def forget(self) -> None:
+        """Drop everything that is kept."""
+        self.kept, self.outputs, self.stand_in = None, {}, None
+
+    def saved(self) -> list[tuple[str, Any]]:
+        """The inputs by name, and the outputs that are kept."""
+        if self.kept is None:
+            return []
+        values = [*_named_arrays(self.function, *self.kept)]
+        for number, (out, residuals) in self.outputs.items():
+            values.append((f"{self.calls[number]} (call {number})", [out, *(r for r in residuals if r is not None)]))
+        return values
+
+    def pull(self, state: State, retain: bool) -> list[Any]:
+        """Run the segment again and walk its tape; the inputs' gradients arrive where they belong by themselves."""
+        grads = self.take_gradients()
+        nodes = self.recompute(state)
+        if not retain:
+            self.forget()
+        for (number, index), grad in grads.items():
+            if grad is not None:
+                box = [grad]
+                nodes[number].port(index).accumulate(box, 0)
+        grads.clear()
+        del grad
+        walk(nodes, state, retain=False)
+        return []
+
+    def recompute(self, state: State) -> list[Node]:
+        """Run the segment again; its calls, with all that they save."""
+        args, kwargs = self.kept  # type: ignore[misc]
+        tape = Recomputation(self)
+        observer = state.observer
+        if observer is not None:
+            observer.recompute_begins(self)
+        with self._as_before(state), tape:
+            try:
+                self.function(*args, **kwargs)
+            except StopRecording:
+                if not tape.complete:
+                    raise
+        if not tape.complete:
+            raise TapeError(
+                f"{self.describe()}: the function recorded {len(self.calls)} calls on its first run and"
+                f" {len(tape.calls)} on its second; it must not depend on anything that changes in between"
+            )
+        if observer is not None:
+            observer.recompute_ended(self)
+        nodes, tape.calls = tape.calls, []
+        return nodes
+
+    @contextmanager
+    def _as_before(self, state: State) -> Iterator[None]:
+        before = state.path, state.seed, state.draws, state.recomputing
+        state.path, (state.seed, state.draws), state.recomputing = self.path, self.random, True
+        try:
+            yield
+        finally:
+            state.path, state.seed, state.draws, state.recomputing = before
+
+
+def checkpoint(function: Callable[..., Any], *args: Any, keep: Collection[str] = (), **kwargs: Any) -> Any:
+    """Run ``function(*args, **kwargs)``, keeping only its arguments for backward, which runs it again.
+
+    Gradients have the same bits as without it. Nests; random ops draw the same numbers again; side effects guarded by
+    :func:`memback.is_recomputing` (batch norm's running statistics) happen once. The function may use parameters that
+    are not among its arguments, and its arguments may be frozen.
+
+    Args:
+        function: what to run. It must do the same when called again, and return every tensor that is used outside.
+        *args, **kwargs: its arguments; tensors may be nested in tuples, lists and dicts.
+        keep: names of ops whose outputs are kept as well and not computed again (selective recomputation,
+            Korthikanti et al. 2022).
+
+    Returns:
+        What ``function`` returns.
+
+    Warns:
+        CheckpointWarning: nothing in the function needs gradients, or it would have saved no more than its arguments.
+
+    Source: Chen et al. 2016, arXiv 1604.06174; Griewank & Walther 2000 for nesting.
+    """
+    return run_segment(function, args, kwargs, keep, warn=True)
+
+
+def run_segment(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], keep: Collection[str], warn: bool
+) -> Any:
+    """What :func:`checkpoint` does; a policy, which has chosen its segments on purpose, runs it without warnings."""
+    state = current()
+    outer = state.tape
+    if outer is None:
+        return function(*args, **kwargs)
+    node = CheckpointNode(function, args, kwargs, outer, state, call_site())
+    sketch = Sketch(keep)
+    try:
+        with sketch:
+            out = function(*args, **kwargs)
+    except BaseException:
+        outer.clear()
+        raise
+    if warn:
+        _warn_if_useless(node, sketch)
+    if not sketch.calls:
+        return out
+    out = node.adopt(sketch, out)
+    outer.append(node)
+    if isinstance(outer, Sketch):
+        node.forget()
+    if state.observer is not None:
+        state.observer.held(node)
+    if outer.complete:
+        raise StopRecording
+    return out
+
+
+def _warn_if_useless(node: CheckpointNode, sketch: Sketch) -> None:
+    if not sketch.calls:
+        reason = "nothing in it requires gradients, so nothing would be saved anyway"
+    else:
+        made = [t for t in _tensors(node.kept) if t.node is not None]
+        held = sum(buffer_bytes(b) for b in {id(b): b for b in (root(t.data) for t in made)}.values())
+        if sketch.unknown or sketch.would_save > held:
+            return
+        reason = f"its calls would keep {sketch.would_save:,} bytes, its inputs take {held:,}"
+    warnings.warn(
+        f"the checkpoint of {_function_name(node.function)} at {short_path(node.site)} saves no memory: {reason}."
+        " Checkpoint a longer segment, or none",
+        CheckpointWarning,
+        stacklevel=4,
+    )
+
+
+# -- arguments and results, in which tensors may be nested
+
+
+def _map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, (tuple, list)):
+        items = [_map_tensors(item, change) for item in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    if isinstance(tree, dict):
+        return {key: _map_tensors(value, change) for key, value in tree.items()}
+    return tree
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from _tensors(item)
+    elif isinstance(tree, dict):
+        yield from _tensors(list(tree.values()))
+
+
+def _arrays(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, Tensor):
+        yield tree.data
+    elif is_array(tree):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from _arrays(item)
+    elif isinstance(tree, dict):
+        yield from _arrays(list(tree.values()))
+
+
+def _named_arrays(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Iterator[tuple[str, Any]]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+        names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    except (TypeError, ValueError):
+        names = []
+    names += [f"input {i}" for i in range(len(names), len(args))]
+    for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
+        arrays = list(_arrays(value))
+        if arrays:
+            yield name, arrays[0] if len(arrays) == 1 else arrays
+
+
+def _function_name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", None) or type(function).__name__

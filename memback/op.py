@@ -1,0 +1,294 @@
+"""The contract of an op: everything that memback knows of it is declared in one class.
+
+An op is a subclass of :class:`Op` and one instance of it. It declares
+
+``forward(self, ...)``
+    computes the output from plain arrays (Eq. 24). Parameters annotated ``Array`` (or ``Array | None``) are its
+    inputs, a parameter annotated ``Sequence[Array]`` takes any number of them; all others are attributes. With
+    ``residuals`` declared it returns ``(out, *residuals)``. A parameter called ``keep`` receives whether anything
+    will be saved, so that a mask that only backward needs is not computed for nothing.
+``saves``
+    for each input that can be differentiated, the names of the values that its gradient needs: inputs, ``out``,
+    residuals or attributes that hold arrays. An input that is missing here has no derivative.
+``vjp(self, d_out, ...)``
+    the vector-Jacobian product (Eq. 26 on what was saved): one gradient an input, in the order of the inputs, ``None``
+    for one that is not needed; a bare array where there is one input. Its parameters name what it wants: saved values
+    (``None`` where the inputs to be differentiated don't need them), attributes, ``needs`` (which inputs are to be
+    differentiated, by name: ``needs.h``) and ``shapes`` (of the inputs, in order).
+``flops(self, ...)``
+    floating-point operations of one forward, a multiply-add counting 2; parameters by name, as in ``vjp``, and ``out``.
+
+The names are checked when the class is made. ``vjp`` is handed exactly what ``saves`` declares and nothing else, so the
+account of saved bytes can't miss anything.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from math import prod
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from memback.arrays import Array, is_array
+from memback.errors import MembackError
+
+__all__ = ["REGISTRY", "Op", "OpDefinitionError", "OpError", "Saving"]
+
+REGISTRY: dict[str, Op] = {}
+"""Every op by its name."""
+
+_REQUIRED = inspect.Parameter.empty
+
+
+class OpDefinitionError(TypeError):
+    """An op's declaration contradicts itself; raised when its class is made."""
+
+
+class OpError(MembackError):
+    """An op could not run on what it was given."""
+
+
+class Saving(NamedTuple):
+    """What a call keeps for backward, given which inputs are to be differentiated.
+
+    ``layout`` says where each argument of ``vjp`` after ``d_out`` comes from: indices into the call's values.
+    ``names`` are the saved values' names, ``slots`` their places in the layout.
+    """
+
+    layout: tuple[int, ...]
+    names: tuple[str, ...]
+    slots: tuple[int, ...]
+    needs: Any
+
+
+class Op:
+    """Base class of all ops; see the module's text for the contract."""
+
+    name: ClassVar[str]
+    source: ClassVar[str] = ""
+    saves: ClassVar[Mapping[str, Sequence[str]]] = {}
+    residuals: ClassVar[tuple[str, ...]] = ()
+    multiple: ClassVar[bool] = False
+    """Whether ``forward`` gives a tuple of outputs; ``vjp`` then gets a tuple, ``None`` for an output without use."""
+
+    record: ClassVar[Callable[[Op, tuple[Any, ...], dict[str, Any]], Any]]
+    """Runs a call on Tensors and records it; set by :mod:`memback.tape`, which this module may not import."""
+
+    forward: Callable[..., Any]
+    vjp: Callable[..., Any]
+    flops: Callable[..., int]
+
+    def __init__(self) -> None:
+        self._read_forward()
+        self._check_saves()
+        self._vjp_names = self._read_names(self.vjp, skip=1) if self.saves else ()
+        self._flops_names = self._read_names(self.flops, skip=0)
+        unused = {name for names in self.saves.values() for name in names} - set(self._vjp_names)
+        if unused:
+            raise OpDefinitionError(f"op {self.name!r} saves {sorted(unused)}, which its vjp does not take")
+        self._savings: dict[int, Saving] = {}
+        if self.name in REGISTRY:
+            raise OpDefinitionError(f"two ops are called {self.name!r}")
+        REGISTRY[self.name] = self
+        self.__doc__ = type(self).__doc__
+
+    # -- reading the declaration
+
+    def _read_forward(self) -> None:
+        parameters = dict(inspect.signature(self.forward).parameters)
+        self.takes_keep = parameters.pop("keep", None) is not None
+        self.parameters = tuple(parameters)
+        self.defaults = tuple(p.default for p in parameters.values())
+        kinds = [str(p.annotation) for p in parameters.values()]
+        self.variadic = next((i for i, kind in enumerate(kinds) if kind == "Sequence[Array]"), None)
+        array_slots = [i for i, kind in enumerate(kinds) if kind in ("Array", "Array | None")]
+        self.inputs = tuple(self.parameters[i] for i in array_slots)
+        self.array_slots = tuple((1 << k, i) for k, i in enumerate(array_slots))
+        if self.variadic is not None:
+            if self.inputs:
+                raise OpDefinitionError(f"op {self.name!r} takes both single inputs and a sequence of them")
+            self.inputs = (self.parameters[self.variadic],)
+        reserved = {"out", "needs", "shapes"} & set(self.parameters)
+        if reserved:
+            raise OpDefinitionError(f"op {self.name!r}: {sorted(reserved)} can't be a parameter of forward")
+        extra = ("out", *self.residuals, None, "needs", "shapes")
+        self._places = {name: i for i, name in enumerate((*self.parameters, *extra))}
+
+    def _check_saves(self) -> None:
+        known = {*self.parameters, "out", *self.residuals}
+        for argument, names in self.saves.items():
+            if argument not in self.inputs:
+                raise OpDefinitionError(f"op {self.name!r} saves for {argument!r}, which is no input")
+            unknown = [name for name in names if name not in known]
+            if unknown:
+                raise OpDefinitionError(
+                    f"op {self.name!r} saves {unknown} for {argument!r}: neither an input, 'out', a residual nor an"
+                    f" attribute; it has {sorted(known)}"
+                )
+
+    def _read_names(self, function: Callable[..., Any], skip: int) -> tuple[str, ...]:
+        names = tuple(inspect.signature(function).parameters)[skip:]
+        unknown = [name for name in names if name not in self._places]
+        if unknown:
+            raise OpDefinitionError(
+                f"{self.name}.{function.__name__} takes {unknown}: unknown names; it can have"
+                f" {sorted(name for name in self._places if name)}"
+            )
+        return names
+
+    # -- running
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run forward; on Tensors the call is recorded on the thread's tape, on plain arrays it is not."""
+        return Op.record(self, args, kwargs)
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """The values of forward's parameters in order, defaults filled in.
+
+        Raises:
+            OpError: too many, unknown, doubled or missing arguments.
+        """
+        if len(args) > len(self.parameters):
+            raise OpError(f"{self.name}() takes {len(self.parameters)} arguments {self.parameters}, got {len(args)}")
+        values = [*args, *self.defaults[len(args) :]]
+        for name, value in kwargs.items():
+            place = self._places.get(name, len(values))
+            if place >= len(values):
+                raise OpError(f"{self.name}() has no argument {name!r}; it takes {', '.join(self.parameters)}")
+            if place < len(args):
+                raise OpError(f"{self.name}() got {name!r} twice, by place and by name")
+            values[place] = value
+        if any(value is _REQUIRED for value in values):
+            missing = [name for name, value in zip(self.parameters, values, strict=True) if value is _REQUIRED]
+            raise OpError(f"{self.name}() misses {', '.join(missing)}")
+        return values
+
+    def run(self, values: list[Any], keep: bool) -> tuple[Any, tuple[Any, ...]]:
+        """Run forward on bound plain values: its output (a tuple of outputs where ``multiple``) and residuals."""
+        result = self.forward(*values, keep=keep) if self.takes_keep else self.forward(*values)
+        out, residuals = (result[0], result[1:]) if self.residuals else (result, ())
+        if not self.multiple and not is_array(out):
+            out = np.asarray(out)
+        return out, residuals
+
+    def saving(self, needs: int, count: int) -> Saving:
+        """What is kept where bit k of ``needs`` says that input k (of ``count``) is to be differentiated."""
+        if self.variadic is not None:
+            return self._make_saving((self.inputs[0],), tuple(bool(needs >> k & 1) for k in range(count)))
+        saving = self._savings.get(needs)
+        if saving is None:
+            flags = [bool(needs >> k & 1) for k in range(len(self.inputs))]
+            wanted = tuple(name for name, flag in zip(self.inputs, flags, strict=True) if flag)
+            saving = self._make_saving(wanted, self._needs_type(*flags))
+            self._savings[needs] = saving
+        return saving
+
+    def _make_saving(self, wanted: tuple[str, ...], needs: Any) -> Saving:
+        for name in wanted:
+            if name not in self.saves:
+                raise OpError(
+                    f"{self.name} has no derivative by `{name}`; pass it without requires_grad, or use .detach()"
+                )
+        kept = {saved for name in wanted for saved in self.saves[name]}
+        values = {*self.inputs, "out", *self.residuals}
+        layout, names, slots = [], [], []
+        for slot, name in enumerate(self._vjp_names):
+            dropped = name in values and name not in kept
+            layout.append(self._places[None if dropped else name])  # type: ignore[index]
+            if name in kept:
+                names.append(name)
+                slots.append(slot)
+        return Saving(tuple(layout), tuple(names), tuple(slots), needs)
+
+    @cached_property
+    def _needs_type(self) -> Any:
+        return namedtuple(f"{self.name}_needs", self.inputs)  # noqa: PYI024 - made per op from its inputs
+
+    def input_arrays(self, values: list[Any]) -> list[Any]:
+        """The array inputs among bound values, in the order in which ``vjp`` gives gradients."""
+        if self.variadic is not None:
+            return list(values[self.variadic])
+        return [values[i] for _, i in self.array_slots]
+
+    def arguments(self, saving: Saving, values: list[Any], out: Any, residuals: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments of ``vjp`` after ``d_out``, which is all that the call keeps."""
+        shapes = [np.shape(value) if value is not None else None for value in self.input_arrays(values)]
+        filled = residuals or (None,) * len(self.residuals)
+        everything = [*values, out, *filled, None, saving.needs, shapes]
+        return tuple([everything[i] for i in saving.layout])
+
+    def count_flops(self, values: list[Any], out: Any) -> int:
+        """FLOPs of this forward call."""
+        known = dict(zip(self.parameters, values, strict=True), out=out)
+        return int(self.flops(**{name: known[name] for name in self._flops_names}))
+
+    # -- the notes' interface on plain arrays
+
+    def backward(self, d_out: Any, *args: Any, **kwargs: Any) -> Any:
+        """dL/d(inputs) from dL/d(output) and the inputs, on plain arrays (Eq. 26).
+
+        Runs forward for what it saves, then ``vjp``. Returns one array, or a tuple with one entry an input: ``None``
+        for inputs that have no derivative or were not given.
+        """
+        values = self.bind(args, kwargs)
+        return self._unpack(self._pull_back(values)(d_out))
+
+    def jacobian(self, *args: Any, **kwargs: Any) -> Any:
+        """d(output)/d(input) on plain arrays (Eq. 14): one array an input, its shape output's + input's.
+
+        By a closed form where the op has one (``closed_jacobian``), else row by row: each row is the ``vjp`` of a
+        unit vector, as in Eq. 25. ``None`` for inputs without a derivative.
+        """
+        values = self.bind(args, kwargs)
+        closed = getattr(self, "closed_jacobian", None)
+        if closed is not None:
+            return self._unpack(closed(*values))
+        if self.multiple:
+            raise OpError(f"{self.name} has several outputs: take the Jacobian of one of them")
+        out, _ = self.run(values, keep=False)
+        pull_back = self._pull_back(values)
+        rows = []
+        for index in range(out.size):
+            unit = np.zeros(out.shape, out.dtype)
+            unit.reshape(-1)[index] = 1
+            rows.append(pull_back(unit))
+        inputs = self.input_arrays(values)
+        stacked = [
+            None if column[0] is None else np.stack(column).reshape(out.shape + np.shape(x))
+            for column, x in zip(zip(*rows, strict=True), inputs, strict=True)
+        ]
+        return self._unpack(tuple(stacked))
+
+    def _pull_back(self, values: list[Any]) -> Callable[[Any], tuple[Any, ...]]:
+        if not self.saves:
+            raise OpError(f"{self.name} has no derivative")
+        inputs = self.input_arrays(values)
+        needs = 0
+        for k, value in enumerate(inputs):
+            name = self.inputs[0] if self.variadic is not None else self.inputs[k]
+            if name in self.saves and value is not None:
+                needs |= 1 << k
+        out, residuals = self.run(values, keep=True)
+        kept = self.arguments(self.saving(needs, len(inputs)), values, out, residuals)
+        single = self.single
+        return lambda d_out: (self.vjp(d_out, *kept),) if single else tuple(self.vjp(d_out, *kept))
+
+    @property
+    def single(self) -> bool:
+        """Whether there is exactly one input, so that ``vjp`` gives a bare array."""
+        return self.variadic is None and len(self.inputs) == 1
+
+    def _unpack(self, grads: tuple[Any, ...]) -> Any:
+        return grads[0] if self.single else grads
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}>"
+
+
+def size(shape: Sequence[int]) -> int:
+    """Number of elements of an array of this shape."""
+    return prod(shape)

@@ -1,0 +1,9 @@
+"""Every op by its name; each is declared in one class (see :mod:`memback.op`)."""
+
+from __future__ import annotations
+
+from memback.ops.elementwise import add, multiply, relu
+from memback.ops.linear_algebra import linear
+from memback.ops.loss import sqerr
+
+__all__ = ["add", "linear", "multiply", "relu", "sqerr"]

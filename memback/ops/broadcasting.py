@@ -1,0 +1,19 @@
+"""Undoing NumPy's broadcasting in backward."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from memback.arrays import Array
+
+__all__ = ["unbroadcast"]
+
+
+def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
+    """Sum ``grad`` over the dimensions along which an input of ``shape`` was repeated: dL/d(input)."""
+    if grad.shape == shape:
+        return grad
+    lead = grad.ndim - len(shape)
+    stretched = tuple(i + lead for i, n in enumerate(shape) if n == 1 and grad.shape[i + lead] != 1)
+    summed = np.sum(grad, axis=(*range(lead), *stretched))
+    return np.reshape(summed, shape)

@@ -1,0 +1,85 @@
+"""What the engine knows of the running thread: its tape, its observer, where it is and its random stream.
+
+One object a thread, so that two threads never record on each other's tape. It is looked up once an op.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from memback.tape import Observer, Tape
+
+__all__ = ["State", "at_path", "current", "is_recomputing", "manual_seed"]
+
+
+class State:
+    """The engine's state in one thread.
+
+    ``seed`` and ``draws`` are the random stream: the n-th random op of a stream is keyed by (seed, n), so a
+    recomputation that sets ``draws`` back draws the same bits again, whatever ran in between.
+    """
+
+    __slots__ = ("anomaly", "draws", "observer", "path", "recomputing", "seed", "tape")
+
+    new_tape: ClassVar[Callable[[], Tape] | None] = None
+    """Makes a thread's default tape; set by :mod:`memback.tape`, which this module may not import."""
+
+    def __init__(self) -> None:
+        self.tape: Tape | None = None if self.new_tape is None else self.new_tape()
+        self.observer: Observer | None = None
+        self.path = ""
+        self.anomaly = False
+        self.recomputing = False
+        self.seed = 0
+        self.draws = 0
+
+    def draw(self) -> tuple[int, int]:
+        """Take the next key of the random stream: (seed, number of the draw)."""
+        key = (self.seed, self.draws)
+        self.draws += 1
+        return key
+
+
+class _Local(threading.local):
+    def __init__(self) -> None:
+        self.state = State()
+
+
+_local = _Local()
+
+
+def current() -> State:
+    """The running thread's :class:`State`."""
+    return _local.state
+
+
+def manual_seed(seed: int) -> None:
+    """Start this thread's random stream anew: what follows draws the same bits after the same seed.
+
+    Raises:
+        ValueError: ``seed`` is negative or does not fit into 64 bits.
+    """
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"manual_seed: `seed` (={seed}) must lie between 0 and 2**64 - 1")
+    state = current()
+    state.seed, state.draws = seed, 0
+
+
+def is_recomputing() -> bool:
+    """Whether the code runs a second time, for a checkpoint: side effects belong into the first run alone."""
+    return current().recomputing
+
+
+@contextmanager
+def at_path(path: str) -> Iterator[None]:
+    """Run the block as the layer ``path``: ops that are called in it carry this name."""
+    state = current()
+    before, state.path = state.path, path
+    try:
+        yield
+    finally:
+        state.path = before

@@ -1,0 +1,810 @@
+"""Tensors, the tape that records their ops, and the backward pass that walks it in reverse (notes, sections 3, 4).
+
+The mechanism names no op. A :class:`Node` is one recorded call; it keeps what the op declared and nothing else, and is
+kept alive by the tensors and nodes that come after it, so a result that nobody uses frees what it saved. A
+:class:`Tape` is the order in which the calls were recorded.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from types import CodeType, TracebackType
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
+
+from memback.arrays import Array, is_array, leaves, root
+from memback.errors import MembackError
+from memback.op import Op, OpError, Saving
+from memback.state import State, current
+
+__all__ = [
+    "AnomalyError",
+    "Edge",
+    "Node",
+    "Observer",
+    "Site",
+    "Tape",
+    "TapeError",
+    "Tensor",
+    "describe",
+    "detect_anomaly",
+    "no_grad",
+    "short_path",
+]
+
+Site: TypeAlias = tuple[CodeType, int]
+"""A place in the source: a code object and an instruction in it. Holds no frame, so keeps no variable alive."""
+
+
+class TapeError(MembackError):
+    """Backward can't be run as asked."""
+
+
+class StopRecording(BaseException):
+    """The tape has all that it wants; the code that runs on it is abandoned here."""
+
+
+class AnomalyError(MembackError):
+    """A NaN or infinity appeared while anomaly checking was on."""
+
+
+# -- where a call was made
+
+
+class _Internal(dict[str, bool]):
+    """Whether a source file is part of the engine: a call made there is charged to the line that called it."""
+
+    _package = __file__.rpartition("tape.py")[0]
+    _users = (f"{_package}models", f"{_package}commands")
+
+    def __missing__(self, filename: str) -> bool:
+        internal = filename.startswith(self._package) and not filename.startswith(self._users)
+        self[filename] = internal
+        return internal
+
+
+_internal = _Internal()
+
+
+def call_site() -> Site | None:
+    """The innermost place outside the engine that led here."""
+    frame = sys._getframe(2)
+    while _internal[frame.f_code.co_filename]:
+        if frame.f_back is None:
+            return None
+        frame = frame.f_back
+    return frame.f_code, frame.f_lasti
+
+
+def short_path(site: Site | None) -> str:
+    """A site as ``file.py:41``, or an empty string where there is none."""
+    if site is None:
+        return ""
+    code, instruction = site
+    for start, end, line in code.co_lines():
+        if start <= instruction < end and line is not None:
+            return f"{code.co_filename.rpartition('/')[2]}:{line}"
+    return code.co_filename.rpartition("/")[2]
+
+
+def describe(op: str, path: str, site: Site | None) -> str:
+    """An op call in an error: its name, layer path and source line."""
+    return f"{op} (layer {path or '(top)'!r}, called at {short_path(site) or 'an unknown line'})"
+
+
+# -- in-place changes: a logical clock that ticks at every change, and when each changed buffer changed last
+
+
+class _Changes:
+    def __init__(self) -> None:
+        self.clock = 0
+        self._last: dict[int, tuple[weakref.ref[Any], int, str]] = {}
+
+    def note(self, array: Array, what: str) -> None:
+        self.clock += 1
+        buffer = root(array)
+        key = id(buffer)
+        self._last[key] = (weakref.ref(buffer, lambda _: self._last.pop(key, None)), self.clock, what)
+
+    def since(self, array: Array, time: int) -> str | None:
+        """What changed the array's buffer after ``time``, if anything did."""
+        entry = self._last.get(id(root(array)))
+        return entry[2] if entry is not None and entry[1] > time else None
+
+
+changes = _Changes()
+
+
+# -- gradients
+
+
+def _references_of_a_sole_local() -> int:
+    alone = np.empty(0)
+    return sys.getrefcount(alone)
+
+
+_SOLE = _references_of_a_sole_local()
+
+
+def _add(mine: list[Any], other: Any) -> Any:
+    """mine[0] + other, written into mine[0] where nobody else can see that array."""
+    old = mine.pop()
+    if (
+        sys.getrefcount(old) == _SOLE
+        and old.base is None
+        and old.dtype == other.dtype
+        and old.shape == other.shape
+    ):
+        np.add(old, other, out=old)
+        return old
+    return np.add(old, other)
+
+
+class Node:
+    """One recorded call: the op, what it keeps, and where the gradients of its inputs go."""
+
+    __slots__ = (
+        "__weakref__",
+        "dtype",
+        "edges",
+        "grad",
+        "kept",
+        "op",
+        "path",
+        "saving",
+        "site",
+        "tape",
+        "time",
+    )
+
+    def __init__(
+        self,
+        op: Op,
+        tape: Tape,
+        path: str,
+        site: Site | None,
+        dtype: Any,
+        edges: tuple[Edge | None, ...],
+        kept: tuple[Any, ...] | None,
+        saving: Saving | None,
+    ) -> None:
+        self.op = op
+        self.tape = tape
+        self.path = path
+        self.site = site
+        self.dtype = dtype
+        self.edges = edges
+        self.kept = kept
+        self.saving = saving
+        self.time = changes.clock
+        self.grad: Any = None
+
+    @property
+    def name(self) -> str:
+        """The op's name."""
+        return self.op.name
+
+    def port(self, index: Any) -> Edge:
+        """The edge of output ``index``."""
+        return self
+
+    def saved(self) -> list[tuple[str, Any]]:
+        """What this call keeps for backward: (name, value) pairs, as the op declared them."""
+        if self.kept is None or self.saving is None:
+            return []
+        return [(name, self.kept[slot]) for name, slot in zip(self.saving.names, self.saving.slots, strict=True)]
+
+    def accumulate(self, grads: list[Any], i: int) -> None:
+        """Add grads[i] to the gradient of this call's output."""
+        grad, grads[i] = grads[i], None
+        if grad.dtype != self.dtype:
+            grad = grad.astype(self.dtype)
+        if self.grad is None:
+            self.grad = grad
+        else:
+            mine = [self.grad]
+            self.grad = None
+            self.grad = _add(mine, grad)
+
+    def pull(self, state: State, retain: bool) -> list[Any]:
+        """Take this call's output gradient through its op: one gradient an input."""
+        kept = self.kept
+        if not retain:
+            self.kept = None
+        grads = self.op.vjp(self.take_gradients(), *kept)  # type: ignore[misc]
+        return [grads] if self.op.single else list(grads)
+
+    def has_grad(self) -> bool:
+        """Whether any gradient has reached an output of this call."""
+        return self.grad is not None
+
+    def take_gradients(self) -> Any:
+        """dL/d(output), which this call no longer holds then."""
+        grad, self.grad = self.grad, None
+        return grad
+
+    def forget_gradients(self) -> None:
+        """Drop the gradients that have arrived."""
+        self.grad = None
+
+    def describe(self) -> str:
+        """The call as errors name it."""
+        return describe(self.name, self.path, self.site)
+
+    def check(self) -> None:
+        """Raise unless everything that was saved is still there and unchanged."""
+        if self.kept is None:
+            raise TapeError(
+                f"backward through {self.describe()} a second time: its saved values were freed by the first backward."
+                " Pass retain_graph=True to the first one, or run the forward pass again."
+            )
+        if changes.clock == self.time:
+            return
+        for name, value in self.saved():
+            for array in leaves(value):
+                if what := changes.since(array, self.time):
+                    raise TapeError(
+                        f"{name!r}, saved by {self.describe()} for backward, was changed in place by {what}."
+                        " Use an out-of-place operation, or change it after backward."
+                    )
+
+
+class MultiNode(Node):
+    """A recorded call with several outputs: ``grad`` and ``dtype`` have one entry for each."""
+
+    __slots__ = ()
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        self.grad = [None] * len(self.dtype)
+
+    def port(self, index: Any) -> Edge:
+        return Port(self, index)
+
+    def has_grad(self) -> bool:
+        return any(grad is not None for grad in self.grad)
+
+    def take_gradients(self) -> Any:
+        grads = tuple(self.grad)
+        self.forget_gradients()
+        return grads
+
+
+class Port:
+    """One output of a call with several: ``node.grad[index]`` is its gradient."""
+
+    __slots__ = ("index", "node")
+
+    def __init__(self, node: Node, index: Any) -> None:
+        self.node = node
+        self.index = index
+
+    @property
+    def grad(self) -> Any:
+        """dL/d(this output) so far."""
+        return self.node.grad[self.index]
+
+    def accumulate(self, grads: list[Any], i: int) -> None:
+        """Add grads[i] to the gradient of this output."""
+        grad, grads[i] = grads[i], None
+        slots, index, dtype = self.node.grad, self.index, self.node.dtype[self.index]
+        if grad.dtype != dtype:
+            grad = grad.astype(dtype)
+        if slots[index] is None:
+            slots[index] = grad
+        else:
+            mine = [slots[index]]
+            slots[index] = None
+            slots[index] = _add(mine, grad)
+
+
+# -- tensors
+
+
+class Tensor:
+    """An array that ops are recorded on.
+
+    Args:
+        data: an array, or anything that ``np.asarray`` takes. It is not copied.
+        requires_grad: whether dL/d(this) is wanted. Only floating-point tensors can.
+
+    ``grad`` is dL/d(this) as a plain array of ``data``'s shape and dtype, or None. Operators broadcast as in NumPy and
+    are recorded like the functions of :mod:`memback.ops`.
+
+    Raises:
+        TypeError: gradients are asked of a tensor that is not of a floating-point type.
+    """
+
+    __slots__ = ("__weakref__", "data", "grad", "node", "requires_grad")
+
+    __array_ufunc__ = None  # so that ndarray + Tensor comes here
+
+    methods: ClassVar[dict[str, Callable[..., Any]]] = {}
+    """Operators, filled in by :mod:`memback.ops`: this module names no op."""
+
+    def __init__(self, data: Any, requires_grad: bool = False) -> None:
+        if isinstance(data, Tensor):
+            data = data.data
+        self.data: Any = data if is_array(data) else np.asarray(data)
+        self.grad: Any = None
+        self.node: Node | Port | None = None
+        self.requires_grad = requires_grad
+        if requires_grad and not _is_floating(self.data.dtype):
+            raise TypeError(f"only floating-point tensors can require gradients, not {self.data.dtype}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size along each dimension."""
+        shape: tuple[int, ...] = self.data.shape
+        return shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Element type."""
+        dtype: np.dtype[Any] = self.data.dtype
+        return dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.data.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(self.data.size)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements (of the view, where it is one)."""
+        return int(self.data.nbytes)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __bool__(self) -> bool:
+        return bool(self.data)
+
+    def __float__(self) -> float:
+        return float(self.data)
+
+    def __repr__(self) -> str:
+        grad = ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({self.data!r}{grad})"
+
+    def numpy(self) -> Any:
+        """The plain array, sharing memory. A change made to it is not seen by the in-place check."""
+        return self.data
+
+    def item(self) -> Any:
+        """The value of a one-element tensor as a Python number."""
+        return self.data.item()
+
+    def detach(self) -> Tensor:
+        """The same data, cut off from the tape."""
+        return Tensor(self.data)
+
+    def copy_(self, values: Any) -> Tensor:
+        """Overwrite the data in place, and say so to the tape: a saved value that changed is an error in backward."""
+        values = values.data if isinstance(values, Tensor) else values
+        self.data[...] = values
+        changes.note(self.data, f"copy_ at {short_path(call_site())}")
+        return self
+
+    def __setitem__(self, index: Any, values: Any) -> None:
+        if self.node is not None or (self.requires_grad and current().tape is not None):
+            raise TapeError(
+                "assignment into a tensor that requires gradients is not recorded: build the value with ops.where or"
+                " ops.concatenate, or assign under no_grad()"
+            )
+        values = values.data if isinstance(values, Tensor) else values
+        self.data[index] = values
+        changes.note(self.data, f"an assignment at {short_path(call_site())}")
+
+    def accumulate(self, grads: list[Any], i: int) -> None:
+        """Add grads[i] to ``grad`` of this leaf."""
+        grad, grads[i] = grads[i], None
+        if grad.dtype != self.data.dtype:
+            grad = grad.astype(self.data.dtype)
+        if self.grad is None:
+            # an array that somebody else also sees would change under their hands when this one is added to
+            self.grad = grad if sys.getrefcount(grad) == _SOLE and grad.base is None else grad.copy()
+        else:
+            mine = [self.grad]
+            self.grad = None
+            self.grad = _add(mine, grad)
+
+    def backward(self, gradient: Any = None, retain_graph: bool = False, create_graph: bool = False) -> None:
+        """Compute dL/d(leaf) for every leaf that requires it, where L is this tensor (Eq. 30).
+
+        Args:
+            gradient: dL/d(this), of this tensor's shape; needed unless this is a scalar (where dL/dL = 1, Eq. 29b).
+            retain_graph: keep the saved values so that backward can be run again.
+            create_graph: higher derivatives; not supported.
+
+        Raises:
+            TapeError: this is not a scalar and no gradient is given; nothing that requires gradients led here; a value
+                was freed by an earlier backward, or changed in place; higher derivatives are asked for.
+        """
+        if create_graph:
+            raise TapeError("create_graph: higher derivatives are out of memback's scope; it differentiates once")
+        if not self.requires_grad:
+            raise TapeError(
+                "backward from a tensor that nothing with requires_grad=True led to; was the forward pass run under"
+                " no_grad()?"
+            )
+        if gradient is None:
+            if self.size != 1:
+                raise TapeError(
+                    f"backward from a tensor of shape {self.shape} needs `gradient`, dL/d(this) of that shape: only a"
+                    " scalar loss has dL/dL = 1"
+                )
+            gradient = np.ones_like(self.data)
+        gradient = gradient.data if isinstance(gradient, Tensor) else gradient
+        gradient = gradient if is_array(gradient) else np.asarray(gradient, self.dtype)
+        if gradient.shape != self.shape:
+            raise TapeError(f"`gradient` has shape {gradient.shape}, but this tensor has {self.shape}")
+        seed = [gradient]
+        del gradient
+        if self.node is None:
+            self.accumulate(seed, 0)
+        else:
+            node_of(self.node).tape.backward(self.node, seed, retain_graph)
+
+
+Edge: TypeAlias = "Node | Port | Tensor"
+"""Where a gradient goes: the call that made the value, or the leaf tensor itself."""
+
+
+def _is_floating(dtype: Any) -> bool:
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def node_of(edge: Node | Port) -> Node:
+    """The call that an edge belongs to."""
+    return edge.node if isinstance(edge, Port) else edge
+
+
+# -- observers
+
+
+class Observer:
+    """Told of everything that happens on a thread while it is installed in the thread's state. Does nothing itself."""
+
+    def forward_begins(self, op: Op) -> None:
+        """``op`` is about to run forward."""
+
+    def forward_ended(self, call: Call) -> None:
+        """An op has run forward."""
+
+    def forward_failed(self) -> None:
+        """The op that had begun raised an exception."""
+
+    def backward_begins(self, node: Node) -> None:
+        """``node`` is about to be taken backward."""
+
+    def backward_ended(self, node: Node, edges: Sequence[Edge | None]) -> None:
+        """``node`` was taken backward; its gradients have been added to ``edges``."""
+
+    def recompute_begins(self, node: Node) -> None:
+        """A checkpoint's segment is about to be run again."""
+
+    def recompute_ended(self, node: Node) -> None:
+        """A checkpoint's segment was run again; its backward begins."""
+
+    def held(self, node: Node) -> None:
+        """A node that is no op's call (a checkpoint) was recorded."""
+
+    def backward_pass_begins(self) -> None:
+        """The walk over a tape begins; the forward pass is complete."""
+
+
+class Call:
+    """What an observer is told of one forward call. Lives only as long as the observer is looking at it."""
+
+    __slots__ = ("node", "op", "out", "path", "recalled", "residuals", "site", "tape", "values")
+
+    def __init__(
+        self,
+        op: Op,
+        values: list[Any],
+        out: Any,
+        residuals: tuple[Any, ...],
+        path: str,
+        site: Site | None,
+        node: Node | None,
+        tape: Tape | None,
+        recalled: bool,
+    ) -> None:
+        self.recalled = recalled
+        self.op = op
+        self.values = values
+        self.out = out
+        self.residuals = residuals
+        self.path = path
+        self.site = site
+        self.node = node
+        self.tape = tape
+
+
+# -- the tape
+
+
+class Tape:
+    """The record of a forward pass, in order.
+
+    Used as a context manager it becomes the thread's current tape; each thread has one of its own from the start.
+
+    Args:
+        retain: ``"needed"``: each call keeps what its backward needs. ``"all"``: besides, every variable of the
+            forward pass stays until the backward pass is over (section 4.3 of the notes, read literally).
+    """
+
+    complete = False
+    """Whether the tape has all that it wants, so that the code running on it need not go on."""
+
+    def __init__(self, retain: Literal["needed", "all"] = "needed") -> None:
+        self.retain = retain
+        self._nodes: list[weakref.ref[Node]] = []
+        self._prune_at = 1024
+        self.variables: list[Any] = []
+        self._outer: list[Tape | None] = []
+
+    def __enter__(self) -> Tape:
+        state = current()
+        self._outer.append(state.tape)
+        state.tape = self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        current().tape = self._outer.pop()
+        if kind is not None:
+            self.clear()
+
+    def nodes(self) -> list[Node]:
+        """The recorded calls that are still alive, in order."""
+        return [node for ref in self._nodes if (node := ref()) is not None]
+
+    def __len__(self) -> int:
+        return sum(node.kept is not None for node in self.nodes())
+
+    def clear(self) -> None:
+        """Drop everything that was saved. Backward from a tensor recorded before is then an error."""
+        for node in self.nodes():
+            node.kept = None
+            node.edges = ()
+            node.forget_gradients()
+        self._nodes.clear()
+        self.variables.clear()
+
+    def keeps(self, op: Op) -> bool:
+        """Whether a call of ``op`` would keep anything (on a checkpoint's first run it does not)."""
+        return True
+
+    def recall(self, op: Op) -> tuple[Any, tuple[Any, ...]] | None:
+        """The output of this call where it is known already (on a recomputation that kept it)."""
+        return None
+
+    def append(self, node: Node) -> None:
+        """Add a call to the record. The tape does not keep it alive: its tensors do."""
+        self._nodes.append(weakref.ref(node))
+        if len(self._nodes) > self._prune_at:
+            self._nodes = [ref for ref in self._nodes if ref() is not None]
+            self._prune_at = max(1024, 2 * len(self._nodes))
+
+    def record(
+        self,
+        op: Op,
+        values: list[Any],
+        out: Any,
+        residuals: tuple[Any, ...],
+        needs: int,
+        edges: tuple[Edge | None, ...],
+        path: str,
+        site: Site | None,
+    ) -> Node:
+        """Record one call and what its op declares to keep."""
+        saving = op.saving(needs, len(edges))
+        kept = op.arguments(saving, values, out, residuals)
+        if op.multiple:
+            node: Node = MultiNode(op, self, path, site, tuple(o.dtype for o in out), edges, kept, saving)
+        else:
+            node = Node(op, self, path, site, out.dtype, edges, kept, saving)
+        self.append(node)
+        return node
+
+    def backward(self, edge: Node | Port, seed: list[Any], retain_graph: bool) -> None:
+        """Walk the record in reverse from ``edge``, whose gradient is ``seed[0]``."""
+        state = current()
+        try:
+            nodes = self.nodes()
+            if state.observer is not None:
+                state.observer.backward_pass_begins()
+            node_of(edge).check()
+            edge.accumulate(seed, 0)
+            walk(nodes, state, retain_graph)
+        except BaseException:
+            self.clear()
+            raise
+        if not retain_graph:
+            self.variables.clear()
+            self._nodes = [ref for ref in self._nodes if (node := ref()) is not None and node.kept is not None]
+
+
+def walk(nodes: list[Node], state: State, retain: bool) -> None:
+    """Take ``nodes`` backward, last first; each is freed as soon as it is done (unless ``retain``)."""
+    observer = state.observer
+    while nodes:
+        node = nodes.pop()
+        if not node.has_grad():
+            continue
+        node.check()
+        if observer is not None:
+            observer.backward_begins(node)
+        edges = node.edges
+        if not retain:
+            node.edges = ()
+        grads = node.pull(state, retain)
+        if state.anomaly:
+            _check_gradients(node, grads)
+        for i, edge in enumerate(edges):
+            if edge is not None and grads[i] is not None:
+                edge.accumulate(grads, i)
+        if observer is not None:
+            observer.backward_ended(node, edges)
+
+
+def _check_gradients(node: Node, grads: list[Any]) -> None:
+    for i, grad in enumerate(grads):
+        if grad is not None and not np.isfinite(grad).all():
+            raise AnomalyError(f"the backward of {node.describe()} gave NaN or infinity for its input {i}")
+
+
+def _check_output(name: str, out: Any, path: str, site: Site | None) -> None:
+    for array in out if isinstance(out, (tuple, list)) else (out,):
+        if _is_floating(array.dtype) and not np.isfinite(array).all():
+            raise AnomalyError(f"{describe(name, path, site)} gave NaN or infinity")
+
+
+# -- calling an op
+
+
+def record(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run ``op`` forward and, where an input requires gradients and a tape is there, record the call."""
+    state = current()
+    tape, observer = state.tape, state.observer
+    values = op.bind(args, kwargs)
+    edges, needs, tensors = _unwrap(op, values)
+    if tape is None:
+        needs = 0
+    keep = needs != 0 and tape is not None and tape.keeps(op)
+    site = call_site() if needs or observer is not None else None
+    if observer is not None:
+        observer.forward_begins(op)
+    try:
+        known = tape.recall(op) if needs and tape is not None else None
+        out, residuals = op.run(values, keep) if known is None else known
+        if state.anomaly:
+            _check_output(op.name, out, state.path, site)
+        node = None
+        if needs and tape is not None:
+            node = tape.record(op, values, out, residuals, needs, edges, state.path, site)
+    except BaseException as error:
+        if observer is not None:
+            observer.forward_failed()
+        if tape is not None:
+            tape.clear()
+        if isinstance(error, (MembackError, MemoryError)) or not isinstance(error, Exception):
+            raise
+        raise _failure(op, values, error, state.path, site or call_site()) from error
+    if observer is not None:
+        observer.forward_ended(Call(op, values, out, residuals, state.path, site, node, tape, known is not None))
+    if tape is not None:
+        if tape.retain == "all":
+            tape.variables.append(out)
+        if tape.complete:
+            raise StopRecording
+    if not tensors:
+        return out
+    return _wrap(out, node, op.multiple)
+
+
+def _unwrap(op: Op, values: list[Any]) -> tuple[tuple[Edge | None, ...], int, bool]:
+    """Replace Tensors among ``values`` by their arrays: (edges, mask of inputs to differentiate, any Tensor)."""
+    if op.variadic is not None:
+        items = list(values[op.variadic])
+        edges, needs, tensors = _unwrap_slots(items, [(1 << k, k) for k in range(len(items))])
+        values[op.variadic] = items
+        return edges, needs, tensors
+    return _unwrap_slots(values, op.array_slots)
+
+
+def _unwrap_slots(values: list[Any], slots: Sequence[tuple[int, int]]) -> tuple[tuple[Edge | None, ...], int, bool]:
+    edges: list[Edge | None] = []
+    needs, tensors = 0, False
+    for bit, i in slots:
+        value = values[i]
+        edge: Edge | None = None
+        if isinstance(value, Tensor):
+            values[i] = value.data
+            tensors = True
+            if value.requires_grad:
+                needs |= bit
+                edge = value if value.node is None else value.node
+        elif isinstance(value, (list, np.generic)):
+            values[i] = np.asarray(value)
+        edges.append(edge)
+    return tuple(edges), needs, tensors
+
+
+def _wrap(out: Any, node: Node | None, multiple: bool) -> Any:
+    if not multiple:
+        return make(out, node)
+    return tuple(make(o, None if node is None else Port(node, i)) for i, o in enumerate(out))
+
+
+def make(data: Any, node: Node | Port | None) -> Tensor:
+    """A tensor for the output of a call; it requires gradients exactly where the call was recorded."""
+    tensor = Tensor.__new__(Tensor)
+    tensor.data = data
+    tensor.grad = None
+    tensor.node = node
+    tensor.requires_grad = node is not None
+    return tensor
+
+
+def _failure(op: Op, values: list[Any], error: Exception, path: str, site: Site | None) -> OpError:
+    given = ", ".join(
+        f"{name} {_summary(value)}" for name, value in zip(op.parameters, values, strict=True) if value is not None
+    )
+    return OpError(f"{describe(op.name, path, site)}: {error}; it was given {given}")
+
+
+def _summary(value: Any) -> str:
+    if is_array(value):
+        return f"{value.dtype}[{', '.join(map(str, value.shape))}]"
+    if isinstance(value, (tuple, list)) and any(map(is_array, value)):
+        return f"({', '.join(map(_summary, value))})"
+    return repr(value)
+
+
+State.new_tape = staticmethod(Tape)
+current().tape = Tape()
+Op.record = staticmethod(record)
+
+
+# -- modes
+
+
+class no_grad:  # noqa: N801 - a keyword-like context manager, named as in PyTorch
+    """Run the block without a tape (inference): nothing is saved, every value dies at its last use."""
+
+    def __init__(self) -> None:
+        self._outer: list[Tape | None] = []
+
+    def __enter__(self) -> None:
+        state = current()
+        self._outer.append(state.tape)
+        state.tape = None
+
+    def __exit__(self, *_: object) -> None:
+        current().tape = self._outer.pop()
+
+
+class detect_anomaly:  # noqa: N801 - as above
+    """Check every output and every gradient in the block; the first NaN or infinity raises :class:`AnomalyError`."""
+
+    def __enter__(self) -> None:
+        state = current()
+        self._before, state.anomaly = state.anomaly, True
+
+    def __exit__(self, *_: object) -> None:
+        current().anomaly = self._before
