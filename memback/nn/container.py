@@ -1,0 +1,65 @@
+"""Modules that hold modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from memback.nn.module import Module
+from memback.policy import Policy, run_chain
+
+__all__ = ["ModuleList", "Sequential"]
+
+
+class _Indexed(Module):
+    """Children by number."""
+
+    def __init__(self, modules: Iterable[Module]) -> None:
+        super().__init__()
+        for i, module in enumerate(modules):
+            self.add_module(str(i), module)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self._modules.values())
+
+    def __getitem__(self, index: int) -> Module:
+        return list(self._modules.values())[index]
+
+    def append(self, module: Module) -> None:
+        """Add a child at the end."""
+        self.add_module(str(len(self)), module)
+
+
+class Sequential(_Indexed):
+    """Layers that run one after the other.
+
+    Args:
+        *layers: the modules.
+        checkpoint: which segments to recompute in backward instead of keeping them: ``"none"``, ``"every:k"``,
+            ``"sqrt"``, ``"all"``, ``"selective"``.
+
+    Raises:
+        UsageError: an unknown policy.
+    """
+
+    is_chain = True
+
+    def __init__(self, *layers: Module, checkpoint: str | Policy = "none") -> None:
+        super().__init__(layers)
+        self.policy = Policy.parse(checkpoint)
+
+    def forward(self, x: Any) -> Any:
+        """The last layer's output."""
+        return run_chain(list(self), x, self.policy)
+
+
+class ModuleList(_Indexed):
+    """Modules in a list; the module that holds it decides how to call them."""
+
+    is_collection = True
+
+    def __init__(self, modules: Iterable[Module] = ()) -> None:
+        super().__init__(modules)

@@ -1,0 +1,194 @@
+"""Layers: named parameters, a path for every layer, train and eval."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+
+from memback.errors import MembackError
+from memback.state import current
+from memback.tape import Tensor
+
+__all__ = ["Module", "Parameter"]
+
+
+class Parameter(Tensor):
+    """A tensor that a :class:`Module` trains. ``requires_grad=False`` freezes it, and then it costs nothing."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Any, requires_grad: bool = True) -> None:
+        super().__init__(data, requires_grad)
+
+
+class Module:
+    """Base class of layers and models.
+
+    Assigning a :class:`Parameter`, a Module or (by :meth:`register_buffer`) an array to an attribute registers it. A
+    subclass calls ``super().__init__()`` first and defines ``forward``. While a module runs, ops are charged to its
+    ``path``: the attribute names that lead to it from the outermost module, joined by dots.
+    """
+
+    training = True
+    is_chain: ClassVar[bool] = False
+    """Whether the children (or steps) run one after the other, so that a policy may cut them into segments."""
+    is_collection: ClassVar[bool] = False
+    """Whether the children are units that a policy may checkpoint one by one."""
+
+    def __init__(self) -> None:
+        self._parameters: dict[str, Parameter] = {}
+        self._buffers: dict[str, Any] = {}
+        self._modules: dict[str, Module] = {}
+        self._name = ""
+        self._parent: weakref.ref[Module] | None = None
+        self._path: str | None = ""
+        self._runner: Callable[..., Any] | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the layer computes."""
+        raise NotImplementedError(f"{type(self).__name__} defines no forward")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        state = current()
+        before = state.path
+        state.path = self.path
+        try:
+            if self._runner is not None:
+                return self._runner(self.forward, args, kwargs)
+            return self.forward(*args, **kwargs)
+        finally:
+            state.path = before
+
+    # -- the tree
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, (Parameter, Module)) and "_parameters" not in self.__dict__:
+            raise MembackError(f"{type(self).__name__}.__init__ must call super().__init__() before it sets {name!r}")
+        if isinstance(value, Parameter):
+            self._parameters[name] = value
+        elif isinstance(value, Module):
+            self.add_module(name, value)
+        elif name in self.__dict__.get("_buffers", ()):
+            self._buffers[name] = value
+        object.__setattr__(self, name, value)
+
+    def add_module(self, name: str, module: Module) -> None:
+        """Register a child; one that is registered twice keeps the path of its first place."""
+        self._modules[name] = module
+        if module._parent is None or module._parent() is None:
+            module._name, module._parent = name, weakref.ref(self)
+            module._forget_paths()
+
+    def register_buffer(self, name: str, array: Any) -> None:
+        """Register an array that belongs to the state but is not trained (running statistics)."""
+        self._buffers[name] = array
+        object.__setattr__(self, name, array)
+
+    def _forget_paths(self) -> None:
+        self._path = None
+        for child in self._modules.values():
+            child._forget_paths()
+
+    @property
+    def path(self) -> str:
+        """Where this module sits in the outermost one: ``blocks.3.mlp``; empty for the outermost."""
+        if self._path is None:
+            parent = None if self._parent is None else self._parent()
+            above = "" if parent is None else parent.path
+            self._path = f"{above}.{self._name}" if above else self._name
+        return self._path
+
+    def children(self) -> Iterator[Module]:
+        """The modules registered directly in this one."""
+        yield from self._modules.values()
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and all below it, each once, with their names."""
+        seen: set[int] = set()
+
+        def visit(module: Module, name: str) -> Iterator[tuple[str, Module]]:
+            if id(module) in seen:
+                return
+            seen.add(id(module))
+            yield name, module
+            for child_name, child in module._modules.items():
+                yield from visit(child, f"{name}.{child_name}" if name else child_name)
+
+        yield from visit(self, prefix)
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it, each once."""
+        for _, module in self.named_modules():
+            yield module
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """All parameters with their names, each once (a tied one under its first name)."""
+        seen: set[int] = set()
+        for prefix, module in self.named_modules():
+            for name, parameter in module._parameters.items():
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield (f"{prefix}.{name}" if prefix else name), parameter
+
+    def parameters(self) -> Iterator[Parameter]:
+        """All parameters, each once."""
+        for _, parameter in self.named_parameters():
+            yield parameter
+
+    def named_buffers(self) -> Iterator[tuple[str, Any]]:
+        """All registered arrays with their names."""
+        for prefix, module in self.named_modules():
+            for name, array in module._buffers.items():
+                yield (f"{prefix}.{name}" if prefix else name), array
+
+    # -- training
+
+    def train(self, mode: bool = True) -> Module:
+        """Switch to training (dropout drops, batch norm uses the batch), or with ``False`` to evaluation."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        """Switch to evaluation."""
+        return self.train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Module:
+        """Freeze or unfreeze every parameter below."""
+        for parameter in self.parameters():
+            parameter.requires_grad = requires_grad
+        return self
+
+    def zero_grad(self) -> None:
+        """Drop every gradient."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    # -- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Parameters and buffers by name, as the arrays themselves."""
+        return {**{name: p.data for name, p in self.named_parameters()}, **dict(self.named_buffers())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copy a state into this module's arrays.
+
+        Raises:
+            MembackError: names are missing or unknown, or a shape differs; nothing is changed then.
+        """
+        mine = self.state_dict()
+        missing, unknown = sorted(mine.keys() - state.keys()), sorted(state.keys() - mine.keys())
+        if missing or unknown:
+            raise MembackError(f"the state does not belong to this model: it misses {missing}, has unknown {unknown}")
+        for name, array in mine.items():
+            if np.shape(state[name]) != array.shape:
+                raise MembackError(f"{name!r} has shape {np.shape(state[name])} in the state, {array.shape} in the model")
+        parameters = dict(self.named_parameters())
+        for name, array in mine.items():
+            if name in parameters:
+                parameters[name].copy_(state[name])
+            else:
+                array[...] = state[name]
