@@ -1,0 +1,54 @@
+# `make help` lists what there is. Everything is installed into $(VENV), nothing outside of it is touched.
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= build
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+MANIFEST := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help profile test test-torch lint clean
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+profile: $(VENV)/.installed ## profile the digits network, write the report as JSON and Markdown
+	@mkdir -p $(OUT)
+	$(BIN)/memback profile digits -o $(OUT)/digits.json -o $(OUT)/digits.md --force
+	@printf 'The report: %s\n' "$(OUT)/digits.json" "$(OUT)/digits.md"
+
+test: $(VENV)/.installed-test ## run the tests that do not need PyTorch
+	$(BIN)/python -m pytest -m "not torch"
+
+test-torch: $(VENV)/.installed-torch ## install PyTorch and run the comparisons with it
+	$(BIN)/python -m pytest -m torch
+
+lint: $(VENV)/.installed-test ## ruff, its formatter and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+
+clean: ## remove the environment, caches and what was built
+	rm -rf $(VENV) $(OUT) dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+# A stamp a set of dependencies: each is newer than the files that it was installed from.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "memback needs Python 3.11 or newer; '$(PYTHON)' is not." \
+	    "Name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created $(MANIFEST)
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.created $(MANIFEST)
+	$(PIP) -e '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-torch: $(VENV)/.installed-test
+	$(PIP) torch==2.13.0
+	@touch $@

@@ -1,0 +1,3 @@
+from memback.commands import main
+
+raise SystemExit(main())
