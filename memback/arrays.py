@@ -11,15 +11,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from memback.shape_array import Root, ShapeArray
+from memback.shape_array import ShapeArray
 
 __all__ = ["Array", "Buffer", "buffer_bytes", "distinct_bytes", "is_array", "leaves", "root"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-"""What ops are written in. On a dry run it is a :class:`ShapeArray`, which quacks like one."""
+"""What ops are written in. On a dry run it is a :class:`ShapeArray`, which answers to the same functions."""
 
-Buffer: TypeAlias = "Array | Root"
-"""A root allocation: the owning ndarray, or a dry run's token for it. Its identity is the buffer's."""
+Buffer: TypeAlias = Array
+"""A root allocation, named by the array that owns it."""
 
 
 def is_array(value: object) -> bool:
@@ -28,12 +28,10 @@ def is_array(value: object) -> bool:
 
 
 def root(array: Array) -> Buffer:
-    """The allocation that ``array`` keeps alive: ``.base`` followed to the end."""
-    if isinstance(array, ShapeArray):
-        return array.root
+    """The array that owns the allocation which ``array`` keeps alive: ``.base`` followed to the end."""
     base = array.base
-    while isinstance(base, np.ndarray):
-        array, base = base, base.base
+    while is_array(base):
+        array, base = base, base.base  # type: ignore[assignment, union-attr]
     return array
 
 

@@ -52,6 +52,8 @@ class CheckpointWarning(UserWarning):
 class Sketch(Tape):
     """The tape of a segment's first run: which calls were recorded, and the outputs to keep; no saved values."""
 
+    transient = True
+
     def __init__(self, keep: Collection[str]) -> None:
         super().__init__()
         self._keep = keep

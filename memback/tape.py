@@ -546,6 +546,8 @@ class Tape:
             forward pass stays until the backward pass is over (section 4.3 of the notes, read literally).
     """
 
+    transient = False
+    """Whether what runs on this tape will be run again for its backward, so that nothing is kept now."""
     complete = False
     """Whether the tape has all that it wants, so that the code running on it need not go on."""
 

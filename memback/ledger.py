@@ -1,0 +1,461 @@
+"""The ledger: it watches a step and knows every buffer that backprop keeps, who keeps it, and until when.
+
+Ops and layers know nothing of it; it is an :class:`~memback.tape.Observer`. It follows root buffers by weak references,
+so it never prolongs a life. Every buffer is in exactly one category at any moment (the words of the glossary):
+
+saved
+    held by a call of the forward pass for its backward;
+recomputed
+    held by a call that a checkpoint has run again;
+gradients
+    dL/d(something), of a parameter or an activation;
+outputs
+    results of ops that somebody still refers to, without being any of the above.
+
+Arguments (parameters, buffers and inputs: whatever no op of the step has made) are in none. What remains of a measured
+or predicted peak is workspace.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from memback import tape as engine
+from memback.arrays import Array, Buffer, buffer_bytes, is_array, leaves, root
+from memback.op import Op
+from memback.state import current
+from memback.tape import Call, Edge, Node, Observer, Site, short_path
+
+__all__ = ["CATEGORIES", "Account", "Event", "Interval", "Ledger", "Row", "SavedValue", "Tape", "peak_of"]
+
+Category: TypeAlias = Literal["saved", "gradients", "recomputed", "outputs"]
+Phase: TypeAlias = Literal["forward", "backward", "recompute"]
+
+CATEGORIES: tuple[Category, ...] = ("saved", "gradients", "recomputed", "outputs")
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One call of an op in the forward pass.
+
+    ``saved_bytes`` counts the distinct saved buffers that this call has made, whoever saves them; ``shared_bytes``
+    those that it saves and another call has made. Sizes are in bytes, ``seconds`` is None where time was not taken.
+    """
+
+    path: str
+    op: str
+    call: int
+    output_shape: tuple[int, ...]
+    dtype: str
+    site: Site | None
+    flops: int = 0
+    seconds: float | None = None
+    recomputed: bool = False
+    parameter_bytes: int = 0
+    saved_bytes: int = 0
+    shared_bytes: int = 0
+    saved: list[SavedValue] = field(default_factory=list)
+
+    @property
+    def source(self) -> str:
+        """The line outside the engine that made the call."""
+        return short_path(self.site)
+
+
+class SavedValue(NamedTuple):
+    """A value that a call keeps: its name in the op's declaration, its buffer's bytes, who made it, and where."""
+
+    name: str
+    bytes: int
+    origin: str
+    source: str
+
+
+class Event(NamedTuple):
+    """Something happened to a buffer. ``live_bytes`` is the sum over all categories after it."""
+
+    time: int
+    kind: str
+    buffer: int
+    bytes: int
+    live_bytes: int
+    path: str
+    op: str
+    phase: Phase
+
+
+class Interval(NamedTuple):
+    """The stretch between two things that the ledger was told of; ``start`` and ``end`` give bytes by category."""
+
+    phase: Phase
+    path: str
+    op: str
+    start: tuple[int, ...]
+    end: tuple[int, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Account:
+    """What the ledger knows of one root buffer."""
+
+    number: int
+    bytes: int
+    owner: Row | None
+    origin: str
+    ref: weakref.ref[Any] | None = None
+    holders: int = 0
+    recomputed_holders: int = 0
+    gradient: bool = False
+    category: Category | None = None
+
+    @property
+    def argument(self) -> bool:
+        """Whether the memory was there before the step."""
+        return self.owner is None and not self.gradient
+
+
+class Ledger(Observer):
+    """Keeps the account of everything that happens while it is the thread's observer.
+
+    Args:
+        names: what parameters, buffers and inputs are called, by the id of their root buffer.
+        timed: whether to take each call's time.
+        events: whether to keep the timeline.
+    """
+
+    def __init__(self, names: Mapping[int, str] | None = None, timed: bool = False, events: bool = True) -> None:
+        self.rows: list[Row] = []
+        self.events: list[Event] = []
+        self.intervals: list[Interval] = []
+        self.flops = 0
+        self.recomputed_flops = 0
+        self.saved_at_end_of_forward: int | None = None
+        self._names = dict(names or {})
+        self._timed = timed
+        self._keep_events = events
+        self._accounts: dict[int, Account] = {}
+        self._holdings: dict[int, tuple[weakref.ref[Node], Row, list[Account], bool]] = {}
+        self._totals: dict[Category, int] = dict.fromkeys(CATEGORIES, 0)
+        self._live = 0
+        self._calls: dict[tuple[str, str], int] = {}
+        self._phase: Phase = "forward"
+        self._depth = 0
+        self._where = ("", "")
+        self._mark = self._snapshot()
+        self._began = 0.0
+        self._born = 0
+
+    # -- what the engine tells
+
+    def forward_begins(self, op: Op) -> None:
+        self._close()
+        self._where = (current().path, op.name)
+        self._began = time.perf_counter()
+
+    def forward_ended(self, call: Call) -> None:
+        seconds = time.perf_counter() - self._began if self._timed else None
+        row = self._row(call, seconds)
+        self._meet_inputs(row, call)
+        outs = call.out if call.op.multiple else (call.out,)
+        for out in outs:
+            self._meet(out, row, f"output of {call.op.name}" + (f" ({call.path})" if call.path else ""))
+        if call.node is not None:
+            self._hold(call.node, row)
+        if call.tape is not None and call.tape.retain == "all":
+            self._retain(outs, row)
+        self._close()
+
+    def forward_failed(self) -> None:
+        self._close()
+
+    def held(self, node: Node) -> None:
+        row = Row(node.path, node.name, self._count(node.path, node.name), (), "", node.site)
+        if self._phase == "forward" and not node.tape.transient:
+            self.rows.append(row)
+        self._hold(node, row)
+
+    def backward_pass_begins(self) -> None:
+        self._close()
+        if self._phase == "forward":
+            self._charge()
+        self._phase = "backward"
+
+    def backward_begins(self, node: Node) -> None:
+        self._close()
+        self._where = (node.path, node.name)
+
+    def backward_ended(self, node: Node, edges: Sequence[Edge | None]) -> None:
+        self._where = (node.path, node.name)
+        for edge in edges:
+            if edge is not None and edge.grad is not None and is_array(edge.grad):
+                self._meet_gradient(edge.grad, node)
+        if node.kept is None:
+            self._let_go(id(node))
+        self._close()
+
+    def recompute_begins(self, node: Node) -> None:
+        self._close()
+        self._depth += 1
+        self._phase = "recompute"
+
+    def recompute_ended(self, node: Node) -> None:
+        self._close()
+        self._depth -= 1
+        if self._depth == 0:
+            self._phase = "backward"
+
+    def finish(self) -> None:
+        """The step is over: close the last interval, and charge the rows if there was no backward."""
+        self._close()
+        if self._phase == "forward":
+            self._charge()
+
+    # -- what is known
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes of the distinct buffers saved for backward at this moment."""
+        for key, (ref, _, _, _) in list(self._holdings.items()):
+            node = ref()
+            if node is None or node.kept is None:
+                self._let_go(key)
+        return self._totals["saved"]
+
+    def live(self, category: Category) -> int:
+        """Bytes in a category at this moment."""
+        return self._totals[category]
+
+    # -- rows
+
+    def _row(self, call: Call, seconds: float | None) -> Row:
+        out = call.out[0] if call.op.multiple else call.out
+        repeated = self._phase == "recompute"
+        flops = 0 if call.recalled else call.op.count_flops(call.values, call.out)
+        if repeated:
+            self.recomputed_flops += flops
+        else:
+            self.flops += flops
+        number = 0 if repeated else self._count(call.path, call.op.name)
+        row = Row(call.path, call.op.name, number, out.shape, out.dtype.name, call.site, flops, seconds)
+        row.recomputed = call.tape is not None and call.tape.transient
+        if not repeated:
+            self.rows.append(row)
+        return row
+
+    def _count(self, path: str, op: str) -> int:
+        number = self._calls.get((path, op), 0)
+        self._calls[path, op] = number + 1
+        return number
+
+    def _charge(self) -> None:
+        """Charge each saved buffer to the call that made it, and note at the others that they share it."""
+        for row in self.rows:
+            row.saved_bytes = row.shared_bytes = 0
+        for account in self._accounts.values():
+            if account.category == "saved" and account.owner is not None:
+                account.owner.saved_bytes += account.bytes
+        for ref, row, accounts, _ in self._holdings.values():
+            if ref() is not None:
+                others = {a.number: a.bytes for a in accounts if a.owner is not row and not a.argument}
+                row.shared_bytes = sum(others.values())
+        self.saved_at_end_of_forward = self._totals["saved"]
+
+    # -- buffers
+
+    def _meet_inputs(self, row: Row, call: Call) -> None:
+        parameters: dict[int, int] = {}
+        for value in call.values:
+            for array in leaves(value):
+                account = self._meet(array, None, "")
+                if account.argument and account.origin.startswith("parameter"):
+                    parameters[account.number] = account.bytes
+        row.parameter_bytes = sum(parameters.values())
+
+    def _meet(self, array: Array, owner: Row | None, origin: str) -> Account:
+        buffer = root(array)
+        key = id(buffer)
+        account = self._accounts.get(key)
+        if account is None:
+            account = self._open(key, buffer, owner, origin)
+        return account
+
+    def _open(self, key: int, buffer: Buffer, owner: Row | None, origin: str) -> Account:
+        account = Account(self._born, buffer_bytes(buffer), owner, origin or self._names.get(key, "input"))
+        self._born += 1
+        account.ref = weakref.ref(buffer, lambda _: self._died(key, account))
+        self._accounts[key] = account
+        self._sort(account, "new")
+        return account
+
+    def _died(self, key: int, account: Account) -> None:
+        if self._accounts.get(key) is account:
+            del self._accounts[key]
+        if account.category is not None:
+            self._totals[account.category] -= account.bytes
+            self._live -= account.bytes
+            account.category = None
+            self._tell("free", account)
+
+    def _meet_gradient(self, grad: Array, node: Node) -> None:
+        buffer = root(grad)
+        key = id(buffer)
+        account = self._accounts.get(key)
+        if account is None:
+            owner = Row(node.path, node.name, 0, grad.shape, grad.dtype.name, node.site)
+            account = self._open(key, buffer, owner, f"gradient from {node.name}" + (f" ({node.path})" if node.path else ""))
+        if not account.gradient and not account.argument:
+            account.gradient = True
+            self._sort(account, "gradient")
+
+    def _sort(self, account: Account, kind: str) -> None:
+        """Put a buffer into the category where it belongs now."""
+        category: Category | None
+        if account.argument:
+            category = None
+        elif account.holders:
+            category = "saved"
+        elif account.recomputed_holders:
+            category = "recomputed"
+        else:
+            category = "gradients" if account.gradient else "outputs"
+        before, account.category = account.category, category
+        if before is not None:
+            self._totals[before] -= account.bytes
+            self._live -= account.bytes
+        if category is not None:
+            self._totals[category] += account.bytes
+            self._live += account.bytes
+            self._tell(kind, account)
+
+    def _hold(self, node: Node, row: Row) -> None:
+        if node.tape.transient:
+            return
+        repeated = self._phase == "recompute"
+        accounts = []
+        for name, value in node.saved():
+            for array in leaves(value):
+                origin = f"{name} of {row.op}" + (f" ({row.path})" if row.path else "")
+                residual = node.op is not None and name in node.op.residuals
+                account = self._meet(array, row if residual else None, origin if residual else "")
+                accounts.append(account)
+                if not account.argument and not repeated:
+                    source = account.owner.source if account.owner is not None else ""
+                    row.saved.append(SavedValue(name, account.bytes, account.origin, source))
+                if repeated:
+                    account.recomputed_holders += 1
+                else:
+                    account.holders += 1
+                self._sort(account, "hold")
+        key = id(node)
+        self._holdings[key] = (weakref.ref(node, lambda _: self._let_go(key)), row, accounts, repeated)
+
+    def _retain(self, outs: Iterable[Array], row: Row) -> None:
+        for out in outs:
+            account = self._meet(out, row, "")
+            if account.argument:
+                continue
+            if not account.holders:
+                source = account.owner.source if account.owner is not None else ""
+                row.saved.append(SavedValue("out", account.bytes, account.origin, source))
+            account.holders += 1
+            self._sort(account, "hold")
+
+    def _let_go(self, key: int) -> None:
+        holding = self._holdings.pop(key, None)
+        if holding is None:
+            return
+        _, _, accounts, repeated = holding
+        for account in accounts:
+            if repeated:
+                account.recomputed_holders -= 1
+            else:
+                account.holders -= 1
+            if account.category is not None:
+                self._sort(account, "drop")
+
+    # -- time
+
+    def _snapshot(self) -> tuple[int, ...]:
+        return tuple(self._totals.values())
+
+    def _close(self) -> None:
+        end = self._snapshot()
+        self.intervals.append(Interval(self._phase, *self._where, self._mark, end))
+        self._mark = end
+
+    def _tell(self, kind: str, account: Account) -> None:
+        if self._keep_events:
+            number = len(self.events)
+            event = Event(number, kind, account.number, account.bytes, self._live, *self._where, self._phase)
+            self.events.append(event)
+
+
+def peak_of(intervals: Sequence[Interval], peaks: Sequence[int]) -> tuple[int, dict[str, int]]:
+    """Which interval has the highest peak, and what it is made of.
+
+    Args:
+        intervals: the ledger's.
+        peaks: the highest number of live bytes in each, measured or predicted.
+
+    Returns:
+        the interval's number, and bytes by category and ``workspace``, which add up to its peak. A buffer that appeared
+        in the interval counts under its category as far as the peak has room for it: it was being made.
+    """
+    number = max(range(len(peaks)), key=peaks.__getitem__)
+    interval = intervals[number]
+    parts = dict(zip(CATEGORIES, interval.start, strict=True))
+    room = peaks[number] - sum(parts.values())
+    for category, before, after in zip(CATEGORIES, interval.start, interval.end, strict=True):
+        new = min(max(after - before, 0), max(room, 0))
+        parts[category] += new
+        room -= new
+    parts["workspace"] = room
+    return number, parts
+
+
+class Tape(engine.Tape):
+    """A tape with a ledger: an explicit ``with mb.Tape() as tape:`` shows what it holds.
+
+    Args:
+        retain: as in :class:`memback.tape.Tape`.
+
+    Attributes:
+        ledger: the :class:`Ledger` that watched the block.
+    """
+
+    def __init__(self, retain: Literal["needed", "all"] = "needed") -> None:
+        super().__init__(retain)
+        self.ledger = Ledger()
+        self._watched: list[Observer | None] = []
+
+    def __enter__(self) -> Tape:
+        super().__enter__()
+        state = current()
+        self._watched.append(state.observer)
+        state.observer = self.ledger
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        current().observer = self._watched.pop()
+        super().__exit__(*details)
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes of the distinct buffers saved for backward now, arguments excluded."""
+        return self.ledger.saved_bytes
+
+    @property
+    def events(self) -> list[Event]:
+        """What happened to every buffer, in order."""
+        return self.ledger.events
+
+    def rows(self) -> list[Row]:
+        """One row for each call of the forward pass; until backward begins, as of now."""
+        if self.ledger.saved_at_end_of_forward is None:
+            self.ledger._charge()
+            self.ledger.saved_at_end_of_forward = None
+        return self.ledger.rows
