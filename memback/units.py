@@ -76,7 +76,7 @@ def format_bytes_short(size: int) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration to three digits: ``1.25 s``, ``93.1 ms``, ``4.20 µs``; from two minutes up ``2 min 05 s``."""
+    """A duration to three digits: ``1.25 s``, ``93.1 ms``, ``4.20 µs``; then ``2 min 05 s``."""
     if round(seconds) >= 120:
         minutes, rest = divmod(round(seconds), 60)
         hours, minutes = divmod(minutes, 60)

@@ -1,0 +1,85 @@
+"""Samples in memory, and the batches that a training run takes from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from memback.arrays import Array
+
+__all__ = ["Dataset", "floating"]
+
+Batch: TypeAlias = tuple[Array, Array]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Inputs ``x`` and targets ``y``, one sample a row of the first axis, split into training and test.
+
+    Floating arrays have the dtype that was asked for. Integers may be stored in fewer bits than the int64 in
+    which a batch gives them.
+    """
+
+    name: str
+    x_train: Array
+    y_train: Array
+    x_test: Array
+    y_test: Array
+
+    def batch(self, size: int, seed: int, step: int) -> Batch:
+        """The ``size`` training samples of one step, as ``(x, y)``.
+
+        The steps of a run cut an endless row of epochs, each a permutation that derives from (seed, epoch)
+        alone, into batches. So every batch is full, every sample comes up equally often, and a run that
+        resumes at a step sees the batches that it would have seen.
+        """
+        chosen = _choose(len(self.x_train), size, seed, step)
+        return _wide(self.x_train[chosen]), _wide(self.y_train[chosen])
+
+    def batches(self, size: int, seed: int, start: int = 0) -> Iterator[Batch]:
+        """The training batches from step ``start`` on, without end."""
+        for step in count(start):
+            yield self.batch(size, seed, step)
+
+    def test_batches(self, size: int) -> Iterator[Batch]:
+        """The test samples once, in their order; the last batch may be smaller."""
+        for start in range(0, len(self.x_test), size):
+            stop = start + size
+            yield _wide(self.x_test[start:stop]), _wide(self.y_test[start:stop])
+
+    def batch_layout(self, size: int) -> tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]:
+        """(shape, dtype) of ``x`` and of ``y`` in a batch, for a run that holds no memory."""
+        return tuple(((size, *a.shape[1:]), _wide(a[:0]).dtype) for a in (self.x_train, self.y_train))
+
+
+def floating(name: str) -> np.dtype[Any]:
+    """The floating dtype of this name, bfloat16 among them."""
+    if name == "bfloat16":
+        import ml_dtypes  # noqa: F401 - teaches NumPy the name
+
+    return np.dtype(name)
+
+
+def _wide(array: Array) -> Array:
+    return array.astype(np.int64) if array.dtype.kind in "biu" else array
+
+
+def _choose(samples: int, size: int, seed: int, step: int) -> Array:
+    first, last = step * size, (step + 1) * size
+    parts = [
+        _permutation(samples, seed, epoch)[max(first - epoch * samples, 0) : last - epoch * samples]
+        for epoch in range(first // samples, (last - 1) // samples + 1)
+    ]
+    return np.concatenate(parts)
+
+
+@lru_cache(maxsize=2)
+def _permutation(samples: int, seed: int, epoch: int) -> Array:
+    order = np.random.default_rng((seed, epoch)).permutation(samples)
+    order.flags.writeable = False
+    return order

@@ -1,0 +1,48 @@
+"""Random numbers in any shape: there is nothing to learn in them, but they cost the memory of real data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+from msgspec import Meta
+
+from memback.arrays import Array
+from memback.data.dataset import Dataset, floating
+
+__all__ = ["load_random"]
+
+Positive = Annotated[int, Meta(ge=1)]
+
+
+def load_random(
+    dtype: str = "float32",
+    *,
+    shape: list[Positive],
+    task: Literal["classification", "regression", "segmentation", "sequence"] = "classification",
+    outputs: list[Positive] | None = None,
+    classes: Positive = 10,
+    samples: Annotated[int, Meta(ge=2)] = 64,
+    seed: Annotated[int, Meta(ge=0)] = 0,
+) -> Dataset:
+    """Seeded noise of a given sample shape, for any task; a fifth are test samples.
+
+    ``x`` is (n, *shape), standard normal. ``y`` is (n,) in [0, classes) for classification, (n, *shape[1:])
+    likewise for segmentation of images (channels first), and standard normal of shape (n, *outputs), by
+    default that of x, for regression. For sequences both are classes, in shape (n, *shape).
+    """
+    random = np.random.default_rng(seed)
+
+    def normal(size: list[int]) -> Array:
+        return random.standard_normal((samples, *size), np.float32).astype(floating(dtype))
+
+    def label(size: list[int]) -> Array:
+        return random.integers(classes, size=(samples, *size))
+
+    x = label(shape) if task == "sequence" else normal(shape)
+    if task == "regression":
+        y = normal(shape if outputs is None else outputs)
+    else:
+        y = label({"classification": [], "segmentation": shape[1:], "sequence": shape}[task])
+    train = samples - max(1, samples // 5)
+    return Dataset("random", x[:train], y[:train], x[train:], y[train:])

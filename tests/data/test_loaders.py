@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from memback.data import REGISTRY
+from memback.data.source import _sources
+from memback.errors import MembackError, UsageError
+
+SMALLEST = {"random": {"shape": [3]}}
+
+
+@pytest.mark.parametrize("name", [name for name in REGISTRY if name != "npz"])
+def test_every_data_set_is_the_same_each_time_and_split_into_distinct_parts(name: str) -> None:
+    first, second = (REGISTRY[name]("float32", **SMALLEST.get(name, {})) for _ in range(2))
+    assert first.name == name
+    for part in ("x_train", "y_train", "x_test", "y_test"):
+        np.testing.assert_array_equal(getattr(first, part), getattr(second, part))
+    assert len(first.x_train) == len(first.y_train) > len(first.x_test) == len(first.y_test) > 0
+
+
+def test_digits_are_the_published_ones() -> None:
+    digits = REGISTRY["digits"]("float64")
+    assert digits.x_train.shape == (1438, 64)
+    assert digits.x_test.shape == (359, 64)
+    counts = np.bincount(np.concatenate([digits.y_train, digits.y_test]))
+    assert counts.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert digits.y_train[:4].tolist() == [0, 1, 2, 3]
+    assert (digits.x_train[0, :8] * 16).tolist() == [0, 0, 5, 13, 9, 1, 0, 0]
+    assert digits.x_train.min() == 0
+    assert digits.x_train.max() == 1
+
+
+def test_digits_as_enlarged_images() -> None:
+    flat = REGISTRY["digits"]()
+    images = REGISTRY["digits"](layout="image", size=24)
+    assert images.x_train.shape == (1438, 1, 24, 24)
+    np.testing.assert_array_equal(images.x_train[:, 0, ::3, ::3].reshape(1438, 64), flat.x_train)
+    np.testing.assert_array_equal(images.x_train[:, :, 1::3, 2::3], images.x_train[:, :, ::3, ::3])
+
+
+def test_digits_masks_mark_the_ink_with_the_digit() -> None:
+    masks = REGISTRY["digits"](layout="image", target="mask")
+    labels = REGISTRY["digits"]().y_train
+    ink = masks.x_train[:, 0] >= 0.5
+    assert masks.y_train.shape == (1438, 8, 8)
+    assert not masks.y_train[~ink].any()
+    np.testing.assert_array_equal(masks.y_train.max(axis=(1, 2)), labels + 1)
+
+
+def test_digits_refuse_a_size_that_cuts_pixels() -> None:
+    with pytest.raises(UsageError, match=r"data.size \(=12\) must be a multiple of 8"):
+        REGISTRY["digits"](size=12)
+
+
+def test_python_source_targets_are_the_next_bytes() -> None:
+    data = REGISTRY["python-source"](sequence=50, limit=5_001)
+    text = np.concatenate([data.x_train.ravel(), data.x_test.ravel()])
+    following = np.concatenate([data.y_train.ravel(), data.y_test.ravel()])
+    np.testing.assert_array_equal(text[1:], following[:-1])
+    assert data.x_train.shape == (90, 50)
+    assert data.x_test.shape == (10, 50)
+    x, _ = data.batch(4, seed=0, step=0)
+    assert x.dtype == np.int64
+
+
+def test_python_source_reads_files_in_one_order_and_leaves_out_what_is_not_pythons(tmp_path: Path) -> None:
+    for name in (
+        "b.py",
+        "a.py",
+        "z/c.py",
+        "m/d.py",
+        "site-packages/x.py",
+        "m/__pycache__/y.py",
+        "m/notes.txt",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in _sources(tmp_path)]
+    assert found == ["a.py", "b.py", "m/d.py", "z/c.py"]
+
+
+def test_python_source_refuses_a_sequence_that_does_not_fit_twice() -> None:
+    with pytest.raises(UsageError, match=r"data.sequence \(=600\) is too long .* use at most 499"):
+        REGISTRY["python-source"](sequence=600, limit=1000)
+
+
+def test_python_source_says_when_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    with pytest.raises(MembackError, match="There are no .py files in .*; install Python's standard library"):
+        REGISTRY["python-source"]()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "x_shape", "y_shape", "integers"),
+    [
+        ({"shape": [5]}, (5,), (), (False, True)),
+        ({"shape": [5], "task": "regression"}, (5,), (5,), (False, False)),
+        ({"shape": [5], "task": "regression", "outputs": [2]}, (5,), (2,), (False, False)),
+        ({"shape": [3, 4, 6], "task": "segmentation"}, (3, 4, 6), (4, 6), (False, True)),
+        ({"shape": [7], "task": "sequence"}, (7,), (7,), (True, True)),
+    ],
+)
+def test_random_data_has_the_shapes_of_its_task(
+    arguments: dict[str, object],
+    x_shape: tuple[int, ...],
+    y_shape: tuple[int, ...],
+    integers: tuple[bool, bool],
+) -> None:
+    data = REGISTRY["random"]("float16", classes=3, samples=40, **arguments)
+    assert data.x_train.shape == (32, *x_shape)
+    assert data.y_train.shape == (32, *y_shape)
+    for array, integer in zip((data.x_train, data.y_train), integers, strict=True):
+        assert array.dtype == (np.int64 if integer else np.float16)
+        if integer:
+            assert set(np.unique(array)) == {0, 1, 2}
+
+
+def test_random_data_changes_with_the_seed() -> None:
+    first, second = (REGISTRY["random"](shape=[4], seed=seed) for seed in (0, 1))
+    assert not np.array_equal(first.x_train, second.x_train)
+
+
+def test_an_archive_is_split_or_brings_its_own_test_samples(tmp_path: Path) -> None:
+    x, y = np.arange(20.0).reshape(10, 2), np.arange(10)
+    np.savez(tmp_path / "one.npz", x=x, y=y)
+    np.savez(tmp_path / "two.npz", x=x, y=y, x_test=x[:3], y_test=y[:3])
+    one, two = (REGISTRY["npz"]("float32", path=str(tmp_path / name)) for name in ("one.npz", "two.npz"))
+    assert one.y_test.tolist() == [4, 9]
+    assert one.x_train.shape == (8, 2)
+    assert one.x_train.dtype == np.float32
+    assert two.y_train.tolist() == list(range(10))
+    assert two.y_test.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.ones((3, 2))}, "has no array 'y'; it has x"),
+        ({}, "has no array 'x'; it has none"),
+        ({"x": np.ones((3, 2)), "y": np.ones(4)}, "x has 3 samples, y has 4"),
+        ({"x": np.ones((0, 2)), "y": np.ones(0)}, "x has 0 samples, y has 0"),
+        ({"x": np.ones((1, 2)), "y": np.ones(1)}, "one sample can't be split"),
+        (
+            {"x": np.ones((3, 2)), "y": np.array(["a", "b", "c"])},
+            "y is a <U1 array .* must hold integers or floats",
+        ),
+        ({"x": np.ones((3, 2)), "y": np.array(1)}, "one sample a row"),
+        ({"x": np.ones((3, 2)), "y": np.ones(3), "x_test": np.ones((3, 2))}, "has no array 'y_test'"),
+        (
+            {"x": np.ones((3, 2)), "y": np.ones(3), "x_test": np.ones((3, 4)), "y_test": np.ones(3)},
+            r"test samples have shapes \(4,\)",
+        ),
+        ({"x": np.array([{}, {}]), "y": np.ones(2)}, "can't be read .* plain arrays"),
+    ],
+)
+def test_an_archive_that_does_not_fit_is_refused(
+    arrays: dict[str, np.ndarray], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "data.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(UsageError, match=message):
+        REGISTRY["npz"](path=str(path))
+
+
+def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "single.npy", np.ones(3))
+    np.savez_compressed(tmp_path / "whole.npz", x=np.ones((50, 50)), y=np.ones(50))
+    whole = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.npz").write_text("x = 1")
+    (tmp_path / "empty.npz").touch()
+    for name, message in {
+        "single.npy": "is a single array; save x and y with numpy.savez",
+        "cut.npz": "can't be read",
+        "text.npz": "can't be read",
+        "empty.npz": "can't be read",
+        "missing.npz": "There is no data file .*missing.npz",
+        ".": "can't be read",
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            REGISTRY["npz"](path=str(tmp_path / name))
