@@ -1,0 +1,78 @@
+"""memback: a tape-based backprop engine on NumPy that knows every byte it keeps.
+
+>>> import numpy as np
+>>> import memback as mb
+>>> from memback import nn, ops
+>>> model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10), checkpoint="sqrt")
+>>> with mb.Tape() as tape:
+...     loss = ops.sqerr(model(mb.Tensor(np.ones((32, 64), np.float32))), np.zeros((32, 10), np.float32))
+>>> tape.saved_bytes
+17664
+>>> loss.backward()
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from memback import nn, ops
+from memback._version import __version__
+from memback.checkpoint import CheckpointWarning, checkpoint
+from memback.derivatives import UndefinedDerivativeError, partial, total
+from memback.dry import dry_run
+from memback.errors import MembackError, UsageError
+from memback.ledger import Tape
+from memback.op import OpError
+from memback.shape_array import NoValuesError, ShapeArray
+from memback.state import is_recomputing, manual_seed
+from memback.tape import AnomalyError, TapeError, Tensor, detect_anomaly, no_grad
+
+if TYPE_CHECKING:
+    from memback import models, optim
+    from memback.profiling.run import profile
+
+__all__ = [
+    "AnomalyError",
+    "CheckpointWarning",
+    "MembackError",
+    "NoValuesError",
+    "OpError",
+    "ShapeArray",
+    "Tape",
+    "TapeError",
+    "Tensor",
+    "UndefinedDerivativeError",
+    "UsageError",
+    "__version__",
+    "checkpoint",
+    "detect_anomaly",
+    "dry_run",
+    "is_recomputing",
+    "manual_seed",
+    "models",
+    "nn",
+    "no_grad",
+    "ops",
+    "optim",
+    "partial",
+    "profile",
+    "total",
+]
+
+_LAZY = {"models": "memback.models", "optim": "memback.optim", "profile": "memback.profiling.run"}
+
+
+def __getattr__(name: str) -> Any:
+    """Load what few programs need when it is first used, so that ``import memback`` stays light."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'memback' has no attribute {name!r}")
+    from importlib import import_module
+
+    module = import_module(_LAZY[name])
+    value = getattr(module, name) if name == "profile" else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

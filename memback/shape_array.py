@@ -101,6 +101,19 @@ class ShapeArray(NDArrayOperatorsMixin):
             self._memory = _local.memory
             self._memory.allocate(self.nbytes)
 
+    @classmethod
+    def argument(cls, shape: int | Sequence[int], dtype: Any = "float32") -> ShapeArray:
+        """An array that counts nowhere: it stands for memory that is there before the step."""
+        array = cls.__new__(cls)
+        array._memory = DryMemory()
+        array.base = None
+        array.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        array.dtype = np.dtype(dtype)
+        array.size = math.prod(array.shape)
+        array.nbytes = array.size * array.dtype.itemsize
+        array.strides = row_major(array.shape, array.dtype.itemsize)
+        return array
+
     def __del__(self) -> None:
         if self.base is None:
             self._memory.free(self.nbytes)

@@ -23,7 +23,7 @@ class State:
     recomputation that sets ``draws`` back draws the same bits again, whatever ran in between.
     """
 
-    __slots__ = ("anomaly", "draws", "observer", "path", "recomputing", "seed", "tape")
+    __slots__ = ("anomaly", "draws", "dry", "observer", "path", "recomputing", "seed", "tape")
 
     new_tape: ClassVar[Callable[[], Tape] | None] = None
     """Makes a thread's default tape; set by :mod:`memback.tape`, which this module may not import."""
@@ -34,6 +34,7 @@ class State:
         self.path = ""
         self.anomaly = False
         self.recomputing = False
+        self.dry = False
         self.seed = 0
         self.draws = 0
 

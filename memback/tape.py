@@ -18,6 +18,7 @@ import numpy as np
 from memback.arrays import Array, is_array, leaves, root
 from memback.errors import MembackError
 from memback.op import Op, OpError, Saving
+from memback.shape_array import ShapeArray
 from memback.state import State, current
 
 __all__ = [
@@ -136,7 +137,7 @@ def _add(mine: list[Any], other: Any) -> Any:
         sys.getrefcount(old) == _SOLE
         and old.base is None
         and old.dtype == other.dtype
-        and old.shape == other.shape
+        and old.shape == other.shape != ()  # NumPy gives scalars, not arrays, for those
     ):
         np.add(old, other, out=old)
         return old
@@ -414,6 +415,8 @@ class Tensor:
             grad = grad.astype(self.data.dtype)
         if self.grad is None:
             # an array that somebody else also sees would change under their hands when this one is added to
+            if grad.shape == ():
+                grad = np.array(grad) if isinstance(grad, np.generic) else grad
             self.grad = grad if sys.getrefcount(grad) == _SOLE and grad.base is None else grad.copy()
         else:
             mine = [self.grad]
@@ -685,6 +688,8 @@ def record(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     tape, observer = state.tape, state.observer
     values = op.bind(args, kwargs)
     edges, needs, tensors = _unwrap(op, values)
+    if state.dry:
+        _forget_values(op, values)
     if tape is None:
         needs = 0
     keep = needs != 0 and tape is not None and tape.keeps(op)
@@ -745,6 +750,18 @@ def _unwrap_slots(values: list[Any], slots: Sequence[tuple[int, int]]) -> tuple[
             values[i] = np.asarray(value)
         edges.append(edge)
     return tuple(edges), needs, tensors
+
+
+def _forget_values(op: Op, values: list[Any]) -> None:
+    """On a dry run an op is given no real array: what the caller holds counts as an argument, without its values."""
+    if op.variadic is not None:
+        values[op.variadic] = [_without_values(v) for v in values[op.variadic]]
+    for _, i in op.array_slots:
+        values[i] = _without_values(values[i])
+
+
+def _without_values(value: Any) -> Any:
+    return ShapeArray.argument(value.shape, value.dtype) if isinstance(value, np.ndarray) else value
 
 
 def _wrap(out: Any, node: Node | None, multiple: bool) -> Any:

@@ -1,0 +1,437 @@
+"""Running a step under watch: for its account, its time, its measured peak, and the operating system's view.
+
+Each of these disturbs the others (a ledger takes time, tracemalloc takes memory), so each has a run of its own; the
+step repeats itself exactly, since the random stream, the gradients and the running statistics are put back in between.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+import statistics
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+
+from memback.arrays import root
+from memback.errors import MembackError, UsageError
+from memback.ledger import Interval, Ledger, peak_of
+from memback.op import Op
+from memback.policy import applied
+from memback.shape_array import ShapeArray, dry_memory
+from memback.state import current
+from memback.tape import Call, Edge, Node, Observer, Tape, Tensor, no_grad
+
+if TYPE_CHECKING:
+    from memback.nn.module import Module
+
+__all__ = ["MODES", "Mode", "Peak", "Prediction", "Seconds", "Step", "dry_arguments"]
+
+MODES = ("retain-all", "full", "checkpoint", "inference")
+"""The ways to run a step, from the most memory to the least."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to run a step: one of :data:`MODES`, with a policy where it is ``checkpoint``."""
+
+    name: str
+    policy: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in MODES:
+            raise UsageError(f"unknown mode {self.name!r}; there are {', '.join(MODES)}")
+        if (self.policy is not None) != (self.name == "checkpoint"):
+            raise UsageError(
+                "mode 'checkpoint' needs a policy, such as 'sqrt'"
+                if self.name == "checkpoint"
+                else f"mode {self.name!r} takes no policy"
+            )
+
+    def __str__(self) -> str:
+        return self.name if self.policy is None else f"{self.name}:{self.policy}"
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is a backward pass."""
+        return self.name != "inference"
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Time of one step in seconds: forward, backward without recomputation, and recomputation."""
+
+    forward: float
+    backward: float
+    recompute: float
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The largest number of live bytes, in which interval, and what it is made of (the parts sum to it)."""
+
+    bytes: int
+    interval: Interval
+    parts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a dry run says: the peak, and the ledger that watched it."""
+
+    peak: Peak
+    ledger: Ledger
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a watched real run showed."""
+
+    ledger: Ledger
+    loss: float
+    gradient_sha256: str | None
+    gradient_bytes: int
+    rss_growth: int
+
+
+# -- observers of one thing each
+
+
+class _PhaseClock(Observer):
+    """Takes the time at which each phase begins; costs next to nothing an op."""
+
+    def __init__(self) -> None:
+        self.recompute = 0.0
+        self._depth = 0
+        self._began = 0.0
+
+    def recompute_begins(self, node: Node) -> None:
+        if self._depth == 0:
+            self._began = time.perf_counter()
+        self._depth += 1
+
+    def recompute_ended(self, node: Node) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self.recompute += time.perf_counter() - self._began
+
+
+class _AtEveryInterval(Observer):
+    """Calls ``close`` wherever the ledger closes an interval, in the same order."""
+
+    def close(self) -> None:
+        """An interval ends."""
+        raise NotImplementedError
+
+    def forward_begins(self, op: Op) -> None:
+        self.close()
+
+    def forward_ended(self, call: Call) -> None:
+        self.close()
+
+    def forward_failed(self) -> None:
+        self.close()
+
+    def backward_pass_begins(self) -> None:
+        self.close()
+
+    def backward_begins(self, node: Node) -> None:
+        self.close()
+
+    def backward_ended(self, node: Node, edges: Sequence[Edge | None]) -> None:
+        self.close()
+
+    def recompute_begins(self, node: Node) -> None:
+        self.close()
+
+    def recompute_ended(self, node: Node) -> None:
+        self.close()
+
+    def finish(self) -> None:
+        """The step is over."""
+        self.close()
+
+
+class _TracedPeaks(_AtEveryInterval):
+    """``tracemalloc``'s peak in every interval, written into memory that was there before."""
+
+    def __init__(self, intervals: int) -> None:
+        self.peaks = np.zeros(intervals, np.int64)
+        self._next = 0
+
+    def close(self) -> None:
+        self.peaks[self._next] = tracemalloc.get_traced_memory()[1]
+        self._next += 1
+        tracemalloc.reset_peak()
+
+
+class _Bookkeeping(_AtEveryInterval):
+    """Bytes of Python's own objects (everything traced that is not array data) at the end of one interval."""
+
+    def __init__(self, interval: int) -> None:
+        self._left = interval
+        self.bytes = 0
+
+    def close(self) -> None:
+        if self._left == 0:
+            self.bytes = _traced_objects()
+        self._left -= 1
+
+
+def _traced_objects() -> int:
+    snapshot = tracemalloc.take_snapshot()
+    return sum(t.size for t in snapshot.traces if t.domain != np.lib.tracemalloc_domain)
+
+
+class _DryPeaks(Ledger):
+    """A ledger that also notes the dry memory's peak in every interval."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        self.peaks: list[int] = []
+        self._memory = dry_memory()
+        self._base = self._memory.live
+        self._memory.reset_peak()
+        super().__init__(names)
+
+    def _close(self) -> None:
+        super()._close()
+        self.peaks.append(self._memory.peak - self._base)
+        self._memory.reset_peak()
+
+
+class _RssSampler:
+    """The growth of the process's resident set while a block runs, looked at every two milliseconds."""
+
+    def __enter__(self) -> _RssSampler:
+        _give_back_free_memory()
+        self._process = psutil.Process()
+        self._before = self._highest = self._process.memory_info().rss
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def _sample(self) -> None:
+        while not self._stop.wait(0.002):
+            self._look()
+
+    def _look(self) -> None:
+        self._highest = max(self._highest, self._process.memory_info().rss)
+
+    def __exit__(self, *_: object) -> None:
+        self._look()
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def growth(self) -> int:
+        """Bytes."""
+        return self._highest - self._before
+
+
+def _give_back_free_memory() -> None:
+    """Where the C library can, return freed pages to the system, so that runs before this one do not hide its growth."""
+    gc.collect()
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+        except (OSError, AttributeError):
+            return
+
+
+# -- arguments without memory
+
+
+def stand_in(array: Any) -> ShapeArray:
+    """An array of the same shape and dtype without memory, which counts nowhere: it stands for an argument."""
+    if isinstance(array, ShapeArray):
+        return array
+    return ShapeArray.argument(array.shape, array.dtype)
+
+
+@contextmanager
+def dry_arguments(module: Module | None) -> Iterator[None]:
+    """In the block, the module's parameters and buffers hold no memory, and so does whatever an op is given."""
+    state = current()
+    before = state.dry
+    with ExitStack() as stack:
+        for owner in () if module is None else module.modules():
+            for parameter in owner._parameters.values():
+                stack.callback(setattr, parameter, "data", parameter.data)
+                parameter.data = stand_in(parameter.data)
+            for name, array in owner._buffers.items():
+                stack.callback(setattr, owner, name, array)
+                object.__setattr__(owner, name, stand_in(array))
+        state.dry = True
+        try:
+            yield
+        finally:
+            state.dry = before
+
+
+# -- a step
+
+
+class Step:
+    """A training step that can be run again and again, each time to the same bits.
+
+    Args:
+        function: runs forward and returns the scalar loss.
+        module: whose parameters are trained; its gradients and buffers are as before after every run.
+    """
+
+    def __init__(self, function: Callable[[], Tensor], module: Module | None) -> None:
+        self.function = function
+        self.module = module
+        state = current()
+        self._random = (state.seed, state.draws)
+
+    def run(self, mode: Mode, observer: Observer | None, clock: Callable[[], None] = lambda: None) -> Tensor:
+        """Run once; ``clock`` is called between forward and backward. Returns the loss."""
+        state = current()
+        state.seed, state.draws = self._random
+        before, state.observer = state.observer, observer
+        try:
+            with applied(self.module, mode.policy) if self.module is not None else _no_policy(mode):
+                if not mode.trains:
+                    with no_grad():
+                        loss = self._forward()
+                    clock()
+                else:
+                    with Tape("all" if mode.name == "retain-all" else "needed"):
+                        loss = self._forward()
+                        clock()
+                        loss.backward()
+        finally:
+            state.observer = before
+        return loss
+
+    def _forward(self) -> Tensor:
+        loss = self.function()
+        if not isinstance(loss, Tensor) or loss.size != 1:
+            raise UsageError(f"a step must return its scalar loss as a Tensor, not {loss!r:.80}")
+        return loss
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """The block starts without gradients; afterwards gradients, buffers and the random stream are as before."""
+        state = current()
+        random = (state.seed, state.draws)
+        parameters = [] if self.module is None else list(self.module.parameters())
+        gradients = [p.grad for p in parameters]
+        buffers = [] if self.module is None else [a for _, a in self.module.named_buffers()]
+        copies = [None if isinstance(a, ShapeArray) else a.copy() for a in buffers]
+        for parameter in parameters:
+            parameter.grad = None
+        try:
+            yield
+        finally:
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            for array, copy in zip(buffers, copies, strict=True):
+                if copy is not None:
+                    array[...] = copy
+            state.seed, state.draws = random
+
+    def names(self) -> dict[int, str]:
+        """What the arguments are called, by the id of their root buffer."""
+        if self.module is None:
+            return {}
+        names = {id(root(array)): f"buffer {name}" for name, array in self.module.named_buffers()}
+        names |= {id(root(p.data)): f"parameter {name}" for name, p in self.module.named_parameters()}
+        return names
+
+    # -- one run for each question
+
+    def account(self, mode: Mode) -> Account:
+        """Run under a ledger."""
+        with self.unchanged():
+            ledger = Ledger(self.names(), timed=True)
+            with _RssSampler() as rss:
+                loss = self.run(mode, ledger)
+            ledger.finish()
+            sha, size = self._gradients() if mode.trains else (None, 0)
+            return Account(ledger, float(loss.data), sha, size, rss.growth)
+
+    def time(self, mode: Mode) -> Seconds:
+        """Run for the time alone."""
+        with self.unchanged():
+            phases = _PhaseClock()
+            middle: list[float] = []
+            start = time.perf_counter()
+            self.run(mode, phases, lambda: middle.append(time.perf_counter()))
+            end = time.perf_counter()
+        return Seconds(middle[0] - start, end - middle[0] - phases.recompute, phases.recompute)
+
+    def measure(self, mode: Mode, ledger: Ledger) -> tuple[Peak, int]:
+        """Run twice under tracemalloc: the measured peak, and Python's own bytes at that moment (bookkeeping).
+
+        Raises:
+            MembackError: tracemalloc is in use already, so that its figures would not be this step's alone.
+        """
+        if tracemalloc.is_tracing():
+            raise MembackError(
+                "tracemalloc is tracing already: stop it before a profile, which measures with it"
+            )
+        recorder = _TracedPeaks(len(ledger.intervals))
+        self._traced(mode, recorder)
+        bookkeeping = _Bookkeeping(int(recorder.peaks.argmax()))
+        self._traced(mode, bookkeeping)
+        number, parts = peak_of(ledger.intervals, (recorder.peaks - bookkeeping.bytes).tolist())
+        return Peak(sum(parts.values()), ledger.intervals[number], parts), bookkeeping.bytes
+
+    def _traced(self, mode: Mode, observer: _AtEveryInterval) -> None:
+        with self.unchanged():
+            gc.collect()
+            tracemalloc.start()
+            try:
+                self.run(mode, observer)
+                observer.finish()
+            finally:
+                tracemalloc.stop()
+
+    def predict(self, mode: Mode) -> Prediction:
+        """Run dry: the same code on arrays that hold no memory.
+
+        Raises:
+            NoValuesError: the step takes decisions on values.
+        """
+        with dry_arguments(self.module), self.unchanged():
+            ledger = _DryPeaks(self.names())
+            self.run(mode, ledger)
+            ledger.finish()
+            number, parts = peak_of(ledger.intervals, ledger.peaks)
+            return Prediction(Peak(sum(parts.values()), ledger.intervals[number], parts), ledger)
+
+    def _gradients(self) -> tuple[str, int]:
+        digest, size = hashlib.sha256(), 0
+        parameters = {} if self.module is None else dict(self.module.named_parameters())
+        for name in sorted(parameters):
+            grad = parameters[name].grad
+            if grad is not None:
+                digest.update(np.ascontiguousarray(grad).tobytes())
+                size += grad.nbytes
+        return digest.hexdigest(), size
+
+
+@contextmanager
+def _no_policy(mode: Mode) -> Iterator[None]:
+    if mode.policy is not None:
+        raise UsageError(f"mode {mode} needs `module`, the model whose layers the policy is applied to")
+    yield
+
+
+def median(times: Sequence[Seconds]) -> Seconds:
+    """The median of each phase."""
+    return Seconds(
+        *(statistics.median(getattr(t, f) for t in times) for f in ("forward", "backward", "recompute"))
+    )
