@@ -28,7 +28,7 @@ from memback import tape as engine
 from memback.arrays import Array, Buffer, buffer_bytes, is_array, leaves, root
 from memback.op import Op
 from memback.state import current
-from memback.tape import Call, Edge, Node, Observer, Site, short_path
+from memback.tape import Call, Edge, Node, Observer, Site, Tensor, short_path
 
 __all__ = ["CATEGORIES", "Account", "Event", "Interval", "Ledger", "Row", "SavedValue", "Tape", "peak_of"]
 
@@ -67,12 +67,13 @@ class Row:
 
 
 class SavedValue(NamedTuple):
-    """A value that a call keeps: its name in the op's declaration, its buffer's bytes, who made it, and where."""
+    """A value that a call keeps: its name in the op's declaration, its buffer's bytes, who made it, where, and its id."""
 
     name: str
     bytes: int
     origin: str
     source: str
+    buffer: int
 
 
 class Event(NamedTuple):
@@ -117,6 +118,11 @@ class Account:
         """Whether the memory was there before the step."""
         return self.owner is None and not self.gradient
 
+    def as_saved(self, name: str) -> SavedValue:
+        """This buffer as a value that a call keeps under ``name``."""
+        source = "" if self.owner is None else self.owner.source
+        return SavedValue(name, self.bytes, self.origin, source, self.number)
+
 
 class Ledger(Observer):
     """Keeps the account of everything that happens while it is the thread's observer.
@@ -148,6 +154,8 @@ class Ledger(Observer):
         self._mark = self._snapshot()
         self._began = 0.0
         self._born = 0
+        self._input_bytes = 0
+        self._leaf_gradients: dict[int, int] = {}
 
     # -- what the engine tells
 
@@ -191,8 +199,10 @@ class Ledger(Observer):
     def backward_ended(self, node: Node, edges: Sequence[Edge | None]) -> None:
         self._where = (node.path, node.name)
         for edge in edges:
-            if edge is not None and edge.grad is not None and is_array(edge.grad):
+            if edge is not None and edge.grad is not None:
                 self._meet_gradient(edge.grad, node)
+                if isinstance(edge, Tensor):
+                    self._leaf_gradients[id(edge)] = edge.grad.nbytes
         if node.kept is None:
             self._let_go(id(node))
         self._close()
@@ -225,9 +235,15 @@ class Ledger(Observer):
                 self._let_go(key)
         return self._totals["saved"]
 
-    def live(self, category: Category) -> int:
-        """Bytes in a category at this moment."""
-        return self._totals[category]
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of the arguments that are neither parameters nor buffers: the step's inputs."""
+        return self._input_bytes
+
+    @property
+    def parameter_gradient_bytes(self) -> int:
+        """Bytes of the distinct gradients of leaves that backward has given so far."""
+        return sum(self._leaf_gradients.values())
 
     # -- rows
 
@@ -286,6 +302,8 @@ class Ledger(Observer):
     def _open(self, key: int, buffer: Buffer, owner: Row | None, origin: str) -> Account:
         account = Account(self._born, buffer_bytes(buffer), owner, origin or self._names.get(key, "input"))
         self._born += 1
+        if account.argument and account.origin == "input":
+            self._input_bytes += account.bytes
         account.ref = weakref.ref(buffer, lambda _: self._died(key, account))
         self._accounts[key] = account
         self._sort(account, "new")
@@ -301,6 +319,8 @@ class Ledger(Observer):
             self._tell("free", account)
 
     def _meet_gradient(self, grad: Array, node: Node) -> None:
+        if not is_array(grad):  # NumPy gives scalars instead of arrays of no dimensions
+            return
         buffer = root(grad)
         key = id(buffer)
         account = self._accounts.get(key)
@@ -343,8 +363,7 @@ class Ledger(Observer):
                 account = self._meet(array, row if residual else None, origin if residual else "")
                 accounts.append(account)
                 if not account.argument and not repeated:
-                    source = account.owner.source if account.owner is not None else ""
-                    row.saved.append(SavedValue(name, account.bytes, account.origin, source))
+                    row.saved.append(account.as_saved(name))
                 if repeated:
                     account.recomputed_holders += 1
                 else:
@@ -359,8 +378,7 @@ class Ledger(Observer):
             if account.argument:
                 continue
             if not account.holders:
-                source = account.owner.source if account.owner is not None else ""
-                row.saved.append(SavedValue("out", account.bytes, account.origin, source))
+                row.saved.append(account.as_saved("out"))
             account.holders += 1
             self._sort(account, "hold")
 
@@ -368,7 +386,9 @@ class Ledger(Observer):
         holding = self._holdings.pop(key, None)
         if holding is None:
             return
-        _, _, accounts, repeated = holding
+        _, row, accounts, repeated = holding
+        if self._phase == "forward":
+            row.saved.clear()  # nobody used the result, so nothing is kept for its backward
         for account in accounts:
             if repeated:
                 account.recomputed_holders -= 1

@@ -1,0 +1,112 @@
+"""``memback profile``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import rich_click as click
+
+from memback.commands.inputs import profile_argument, progress_bar
+from memback.commands.options import Output, output_options
+from memback.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from memback.profiling.definition import Profile
+    from memback.profiling.report import Report
+    from memback.profiling.workload import Workload
+    from memback.tape import Tensor
+
+__all__ = ["command"]
+
+
+@click.command("profile", epilog="Example: memback profile digits --policy sqrt")
+@profile_argument
+@click.option(
+    "--mode",
+    "modes",
+    multiple=True,
+    metavar="MODE",
+    help="retain-all, full, checkpoint or inference; give it again for several. Default: all four.",
+)
+@click.option("--policy", metavar="POLICY", help="For mode checkpoint: sqrt, every:4, ... Default: the profile's own.")
+@click.option("--dry", is_flag=True, help="Predict only: nothing is allocated or run.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Timed runs of each mode.")
+@click.option("--layers", is_flag=True, help="Show the per-layer table of every mode, no rows folded.")
+@click.option("-o", "--output", "files", multiple=True, metavar="FILE", help="Write the report: .json .md .csv .txt.")
+@output_options
+def command(
+    profile: Profile,
+    modes: tuple[str, ...],
+    policy: str | None,
+    dry: bool,
+    rounds: int,
+    layers: bool,
+    files: tuple[str, ...],
+    output: Output,
+) -> None:
+    """Run one training step of PROFILE in every mode, and show what each one keeps in memory.
+
+    PROFILE is the name of a shipped profile (`memback list`) or the path of a TOML file. A mode whose predicted peak
+    does not fit into the free memory is refused, unless --force.
+    """
+    from memback import reports
+
+    for file in files:
+        reports.check(file, output.force)
+    report = _report(profile, modes, policy, dry, rounds, output)
+    _show(report, layers, output)
+    for file in files:
+        report.save(file, output.force)
+        output.console.print(f"Wrote {file}", highlight=False, soft_wrap=True)
+    output.write_json(report.to_dict())
+
+
+def _report(
+    profile: Profile, modes: tuple[str, ...], policy: str | None, dry: bool, rounds: int, output: Output
+) -> Report:
+    from memback.dry import dry_run
+    from memback.profiling.guard import check_fits
+    from memback.profiling.passes import MODES, Step
+    from memback.profiling.run import modes_of
+    from memback.profiling.run import profile as run
+    from memback.profiling.workload import Workload
+
+    wanted = modes or MODES
+    if policy is not None and "checkpoint" not in wanted:
+        raise UsageError(f"--policy {policy} belongs to mode checkpoint: add --mode checkpoint")
+    if "checkpoint" in wanted:
+        policy = policy or profile.checkpoint.policy
+    chosen = modes_of(wanted, policy)
+    work = Workload.build(profile, dry=True)
+    if dry:
+        with progress_bar(output) as progress, dry_run():
+            return run(_step(work), work.model, wanted, policy, optimizer=work.optimizer, about=work.about(), progress=progress)
+    if not output.force:
+        check_fits(Step(_step(work), work.model), chosen, work.argument_bytes)
+    work = Workload.build(profile)
+    with progress_bar(output) as progress:
+        return run(
+            _step(work),
+            work.model,
+            wanted,
+            policy,
+            optimizer=work.optimizer,
+            rounds=rounds,
+            about=work.about(),
+            progress=progress,
+        )
+
+
+def _step(work: Workload) -> Callable[[], Tensor]:
+    x, y = work.batch(0)
+    return lambda: work.loss(x, y)
+
+
+def _show(report: Report, layers: bool, output: Output) -> None:
+    from memback.reports import text
+
+    output.console.print(report)
+    for run in report.runs if layers else ():
+        output.console.print(text.layers(run, fold=False))

@@ -1,0 +1,243 @@
+"""``mb.profile``: a training step in several modes, as one report."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+from msgspec.structs import replace
+
+from memback._version import __version__
+from memback.arrays import distinct_bytes
+from memback.ledger import Ledger, Row
+from memback.profiling import report as plain
+from memback.profiling.passes import Account, Mode, Peak, Prediction, Seconds, Step, median
+from memback.profiling.report import Report, Run
+from memback.shape_array import NoValuesError
+from memback.state import current
+from memback.tape import Tensor
+
+if TYPE_CHECKING:
+    from memback.nn.module import Module
+    from memback.optim import Optimizer
+
+__all__ = ["modes_of", "profile"]
+
+
+def profile(
+    step: Callable[[], Tensor],
+    module: Module | None = None,
+    modes: Sequence[str] = ("retain-all", "full", "inference"),
+    policy: str | None = None,
+    *,
+    optimizer: Optimizer | None = None,
+    rounds: int = 3,
+    predict: bool = True,
+    about: Mapping[str, Any] | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Report:
+    """Run a training step in several modes and report the memory of each, layer by layer.
+
+    Args:
+        step: runs forward and returns the scalar loss as a Tensor; backward is run by the profile. It must do the same
+            each time; memback's own random stream is set back for it.
+        module: the model, whose gradients, buffers and random stream are afterwards as they were before.
+        modes: of ``retain-all``, ``full``, ``checkpoint``, ``inference``; ``checkpoint`` is added where a policy is given.
+        policy: the checkpoint policy, such as ``"sqrt"``.
+        optimizer: whose state counts as training memory.
+        rounds: how often each mode is timed; the median is reported.
+        predict: whether to predict each mode by a dry run, beside the measurement.
+        about: what the report says of the profile (``name``, ``model``, ``data``, ``dtype``, ``sha256``).
+        progress: called with (what is done now, steps done, steps in all).
+
+    Inside ``with mb.dry_run():`` nothing is run for real: predictions alone are reported.
+
+    Returns:
+        the :class:`~memback.profiling.report.Report`; all sizes in bytes, times in seconds.
+
+    Raises:
+        UsageError: an unknown mode or policy, ``checkpoint`` without a policy, or a step that returns no scalar loss.
+        MembackError: tracemalloc is in use already.
+    """
+    chosen = modes_of(modes, policy)
+    repeatable = Step(step, module)
+    work = _Dry(repeatable) if current().dry else _Real(repeatable, rounds, predict)
+    runs = work.runs(chosen, progress)
+    report = Report(
+        memback=__version__,
+        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        machine=_machine(),
+        profile=plain.Profile(**{**_about(step, module), **(about or {})}),
+        arguments=_arguments(module, optimizer, work.input_bytes),
+        runs=tuple(runs),
+    )
+    report.validate()
+    return report
+
+
+def modes_of(modes: Sequence[str], policy: str | None) -> list[Mode]:
+    """The modes to run, each with its policy; ``checkpoint`` comes before ``inference`` where it is only implied.
+
+    Raises:
+        UsageError: an unknown mode, or ``checkpoint`` without a policy.
+    """
+    names = list(dict.fromkeys(modes))
+    if policy is not None and "checkpoint" not in names:
+        names.insert(names.index("inference") if "inference" in names else len(names), "checkpoint")
+    return [Mode(name, policy if name == "checkpoint" else None) for name in names]
+
+
+class _Dry:
+    """Every mode on arrays without memory."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.input_bytes = 0
+
+    def runs(self, modes: Sequence[Mode], progress: Callable[[str, int, int], None]) -> list[Run]:
+        runs = []
+        for done, mode in enumerate(modes):
+            progress(f"dry run of {mode}", done, len(modes))
+            prediction = self.step.predict(mode)
+            self.input_bytes = prediction.ledger.input_bytes
+            runs.append(_run(mode, prediction.ledger, prediction, prediction.peak))
+        return runs
+
+
+class _Real:
+    """Every mode for real, with a prediction beside it. Timed runs of the modes take turns: machines are noisy."""
+
+    def __init__(self, step: Step, rounds: int, predict: bool) -> None:
+        self.step = step
+        self.rounds = rounds
+        self.predict = predict
+        self.input_bytes = 0
+
+    def runs(self, modes: Sequence[Mode], progress: Callable[[str, int, int], None]) -> list[Run]:
+        total = len(modes) * (3 + self.rounds)
+        done = 0
+
+        def tell(what: str) -> None:
+            nonlocal done
+            progress(what, done, total)
+            done += 1
+
+        accounts: dict[Mode, Account] = {}
+        times: dict[Mode, list[Seconds]] = {mode: [] for mode in modes}
+        runs = []
+        for mode in modes:
+            tell(f"account of {mode}")
+            accounts[mode] = self.step.account(mode)
+        for _ in range(self.rounds):
+            for mode in modes:
+                tell(f"time of {mode}")
+                times[mode].append(self.step.time(mode))
+        for mode in modes:
+            tell(f"peak of {mode}")
+            measured, bookkeeping = self.step.measure(mode, accounts[mode].ledger)
+            tell(f"dry run of {mode}")
+            prediction = self._prediction(mode)
+            ledger = accounts[mode].ledger
+            self.input_bytes = max(self.input_bytes, ledger.input_bytes)
+            peak = measured if prediction is None else prediction.peak
+            run = _run(mode, ledger, prediction, peak)
+            runs.append(
+                replace(
+                    run,
+                    measured_peak_bytes=measured.bytes,
+                    bookkeeping_bytes=bookkeeping,
+                    rss_peak_bytes=accounts[mode].rss_growth,
+                    seconds=plain.Seconds(**vars(median(times[mode]))) if times[mode] else None,
+                    steps_timed=len(times[mode]),
+                    loss=accounts[mode].loss,
+                    gradient_sha256=accounts[mode].gradient_sha256,
+                )
+            )
+        return runs
+
+    def _prediction(self, mode: Mode) -> Prediction | None:
+        if not self.predict:
+            return None
+        try:
+            return self.step.predict(mode)
+        except NoValuesError:
+            return None
+
+
+def _run(mode: Mode, ledger: Ledger, prediction: Prediction | None, peak: Peak) -> Run:
+    return Run(
+        mode=mode.name,
+        policy=mode.policy,
+        saved_bytes=ledger.saved_at_end_of_forward or 0,
+        gradient_bytes=ledger.parameter_gradient_bytes,
+        predicted_peak_bytes=None if prediction is None else prediction.peak.bytes,
+        measured_peak_bytes=None,
+        rss_peak_bytes=None,
+        seconds=None,
+        flops=ledger.flops,
+        recomputed_flops=ledger.recomputed_flops,
+        loss=None,
+        gradient_sha256=None,
+        peak=_peak(peak),
+        layers=tuple(map(_layer, ledger.rows)),
+        timeline=tuple(plain.Event(*event) for event in ledger.events),
+    )
+
+
+def _peak(peak: Peak) -> plain.Peak:
+    interval = peak.interval
+    return plain.Peak(phase=interval.phase, path=interval.path, op=interval.op, **peak.parts)
+
+
+def _layer(row: Row) -> plain.Layer:
+    return plain.Layer(
+        path=row.path,
+        op=row.op,
+        call=row.call,
+        output_shape=row.output_shape,
+        dtype=row.dtype,
+        saved_bytes=row.saved_bytes,
+        shared_bytes=row.shared_bytes,
+        parameter_bytes=row.parameter_bytes,
+        flops=row.flops,
+        seconds=row.seconds,
+        recomputed=row.recomputed,
+        saved=tuple(plain.SavedValue(**value._asdict()) for value in row.saved),
+    )
+
+
+def _arguments(module: Module | None, optimizer: Optimizer | None, input_bytes: int) -> plain.Arguments:
+    parameters = [] if module is None else [p.data for p in module.parameters()]
+    buffers = [] if module is None else [array for _, array in module.named_buffers()]
+    return plain.Arguments(
+        parameter_bytes=distinct_bytes(parameters),
+        buffer_bytes=distinct_bytes(buffers),
+        input_bytes=input_bytes,
+        optimizer_bytes=0 if optimizer is None else optimizer.state_bytes,
+    )
+
+
+def _about(step: Callable[[], Tensor], module: Module | None) -> dict[str, Any]:
+    dtypes = {} if module is None else {p.dtype.name: None for p in module.parameters()}
+    return {
+        "name": getattr(step, "__name__", "step"),
+        "model": {} if module is None else {"name": type(module).__name__},
+        "data": {},
+        "dtype": ", ".join(dtypes),
+    }
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+    }

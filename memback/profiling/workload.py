@@ -1,0 +1,91 @@
+"""A profile definition brought to life: its model, its data, its optimiser and its step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from memback.arrays import distinct_bytes
+from memback.dry import dry_run
+from memback.profiling.definition import Profile, load_data, make_model
+from memback.shape_array import ShapeArray
+from memback.state import manual_seed
+from memback.tape import Tensor
+
+if TYPE_CHECKING:
+    from memback.data import Dataset
+    from memback.optim import Optimizer
+
+__all__ = ["Workload"]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a profile describes, ready to run."""
+
+    profile: Profile
+    model: Any
+    data: Dataset
+    optimizer: Optimizer
+    dry: bool
+
+    @classmethod
+    def build(cls, profile: Profile, dry: bool = False) -> Workload:
+        """Make the model (from the profile's seed), load the data, make the optimiser; without memory if ``dry``.
+
+        Raises:
+            UsageError: the model or the loader refuses its arguments.
+        """
+        manual_seed(profile.train.seed)
+        with dry_run() if dry else nullcontext():
+            model = make_model(profile)
+            optimizer = make_optimizer(profile, model)
+        return cls(profile, model, load_data(profile), optimizer, dry)
+
+    def batch(self, step: int) -> tuple[Any, Any]:
+        """Inputs and targets of a training step, counted from 0; without memory if the workload is dry."""
+        size = self.profile.data.batch
+        if self.dry:
+            x, y = (ShapeArray.argument(shape, dtype) for shape, dtype in self.data.batch_layout(size))
+            return x, y
+        return self.data.batch(size, self.profile.train.seed, step)
+
+    def loss(self, x: Any, y: Any) -> Tensor:
+        """The training loss of a batch."""
+        loss: Tensor = self.model.loss(x, y)
+        return loss
+
+    def test_batches(self) -> Iterator[tuple[Any, Any]]:
+        """The test samples in batches."""
+        return self.data.test_batches(self.profile.data.batch)
+
+    @property
+    def argument_bytes(self) -> int:
+        """Parameters, buffers, optimiser state and inputs in bytes: what is there before a step."""
+        arrays = [p.data for p in self.model.parameters()] + [a for _, a in self.model.named_buffers()]
+        return distinct_bytes([*arrays, *self.batch(0)]) + self.optimizer.state_bytes
+
+    def about(self) -> dict[str, Any]:
+        """What a report says of the profile."""
+        content = self.profile.to_dict()
+        return {
+            "name": self.profile.name,
+            "model": content["model"],
+            "data": content["data"],
+            "dtype": self.profile.dtype,
+            "sha256": self.profile.sha256,
+        }
+
+
+def make_optimizer(profile: Profile, model: Any) -> Optimizer:
+    """The optimiser that a profile asks for, on the model's parameters."""
+    from memback.optim import SGD, AdamW
+
+    train = profile.train
+    if train.optimizer == "sgd":
+        return SGD(
+            model.parameters(), lr=train.learning_rate, momentum=train.momentum, weight_decay=train.weight_decay
+        )
+    return AdamW(model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay)
