@@ -1,0 +1,78 @@
+"""The command line: one file a subcommand, imported only when it runs.
+
+To add a subcommand, write ``memback/commands/NAME.py`` with a function ``command`` (the shortest is
+``list.py``) and name it in the registry below. Its docstring is its help.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Any
+
+import rich_click as click
+
+from memback._version import __version__
+from memback.errors import MembackError, UsageError
+
+__all__ = ["main"]
+
+REGISTRY = {
+    "list": "What there is to run: shipped profiles, models, data, ops and policies.",
+}
+"""Every subcommand, which is the name of its module too, and its line in the help."""
+
+
+class _Lazy(click.RichCommand):
+    """Stands for a subcommand until it is run."""
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
+        module = import_module(f"memback.commands.{self.name}")
+        command: click.RichCommand = module.command
+        return command.make_context(info_name, args, *rest, **extra)
+
+
+@click.group(
+    commands=[_Lazy(name=name, help=line) for name, line in REGISTRY.items()],
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Try: memback list",
+)
+@click.version_option(__version__, prog_name="memback")
+def group() -> None:
+    """Know every byte that backprop keeps, who keeps it, until when, and what not keeping it would cost."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and give its exit code: 0 done, 1 failed, 2 wrong request, 130 interrupted."""
+    if arguments is None:
+        arguments = sys.argv[1:]
+    try:
+        result = group.main(arguments or ["--help"], prog_name="memback", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        _complain(error.format_message(), getattr(error, "ctx", None))
+        return error.exit_code
+    except MembackError as error:
+        _complain(str(error))
+        return 2 if isinstance(error, UsageError) else 1
+    except MemoryError as error:
+        _complain(f"Out of memory ({str(error) or 'no more to be had'}); use a smaller batch, or a dry run")
+        return 1
+    except (click.Abort, KeyboardInterrupt):
+        _complain("Interrupted")
+        return 130
+    except BrokenPipeError:
+        # What is left in the buffer has no reader; without this the interpreter would complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _complain(message: str, context: click.Context | None = None) -> None:
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"Error: {message}", style="red", markup=False)
+    if context is not None:
+        console.print(f"Try: {context.command_path} --help", markup=False)

@@ -1,0 +1,84 @@
+"""What subcommands have in common: where their output goes."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import rich_click as click
+from rich.console import Console
+
+from memback.files import check_target, write_atomically
+
+__all__ = ["Output", "output_options"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a subcommand's output goes."""
+
+    json: str | None
+    quiet: bool
+    force: bool
+
+    @property
+    def to_stdout(self) -> bool:
+        """Whether the JSON goes to standard output, which then gets nothing else."""
+        return self.json == "-"
+
+    @functools.cached_property
+    def console(self) -> Console:
+        """For tables and text; silent where ``--quiet`` or ``--json -`` ask for it."""
+        return Console(quiet=self.quiet or self.to_stdout)
+
+    def check(self, *files: str) -> None:
+        """Refuse files that could not be written, before the work begins.
+
+        Raises:
+            UsageError: as :func:`memback.files.check_target`.
+        """
+        for file in files:
+            check_target(file, self.force)
+
+    def write(self, file: str, content: bytes | str) -> None:
+        """Write a file, whole or not at all.
+
+        Raises:
+            MembackError: as :func:`memback.files.write_atomically`.
+        """
+        write_atomically(file, content, self.force)
+
+    def write_json(self, data: Any) -> None:
+        """Write ``data`` to where ``--json`` says, if it does.
+
+        Raises:
+            MembackError: as :func:`memback.files.write_atomically`.
+        """
+        if self.json is None:
+            return
+        text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        if self.to_stdout:
+            click.echo(text, nl=False)
+        else:
+            self.write(self.json, text)
+
+
+def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a subcommand ``--json``, ``--quiet`` and ``--force``, which it gets as ``output``."""
+
+    @click.option(
+        "--json", "json_file", metavar="FILE", help="Write the result as JSON; - is standard output."
+    )
+    @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+    @click.option("--force", is_flag=True, help="Overwrite files that exist.")
+    @functools.wraps(function)
+    def wrapper(*args: Any, json_file: str | None, quiet: bool, force: bool, **kwargs: Any) -> Any:
+        output = Output(json_file, quiet, force)
+        if json_file is not None and not output.to_stdout:
+            output.check(json_file)
+        return function(*args, output=output, **kwargs)
+
+    return wrapper

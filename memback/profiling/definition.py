@@ -1,0 +1,256 @@
+"""Profile definitions: what to run, written in TOML, checked in full before anything runs.
+
+```
+description = "one line"
+dtype = "float32"          # of parameters and floating inputs
+
+[model]
+name = "mlp"               # one of memback.models.REGISTRY; every other key is an argument of that model
+hidden = [128, 128]
+
+[data]
+name = "digits"            # one of memback.data.REGISTRY; or path = "data.npz", from the profile's own folder
+batch = 64                 # every other key is an argument of that loader
+
+[train]                    # see Train
+steps = 200
+
+[checkpoint]
+policy = "sqrt"            # one of memback.policy.POLICIES, for the checkpoint mode
+```
+
+A definition is data: reading one runs no code of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+import memback
+from memback.data import REGISTRY as DATA
+from memback.data import Dataset
+from memback.errors import UsageError
+from memback.profiling.schema import arguments_schema, check, choose, read_value
+
+__all__ = ["Checkpoint", "Data", "Model", "Profile", "Train", "load", "load_data", "make_model", "shipped"]
+
+_COMMON = ("dtype",)
+"""Arguments of models and loaders that the profile gives for all of them."""
+
+
+class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which model, and the arguments of its constructor."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which data, the samples of a batch, and the arguments of the loader."""
+
+    name: str
+    batch: Annotated[int, Meta(ge=1)]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to train: ``warmup`` steps of a linear rise to ``learning_rate``, then the schedule."""
+
+    steps: Annotated[int, Meta(ge=1)] = 100
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    learning_rate: Annotated[float, Meta(gt=0, le=1e6)] = 1e-3
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: Annotated[int, Meta(ge=0)] = 0
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0; a cosine reaches 0 just after the last one."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / (self.warmup + 1)
+        if self.schedule == "constant":
+            return self.learning_rate
+        done = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+class Checkpoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The policy of the checkpoint mode."""
+
+    policy: str = "sqrt"
+
+
+class _Content(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: str
+    description: str = ""
+    dtype: Literal["float16", "bfloat16", "float32", "float64"] = "float32"
+    model: Model
+    data: Data
+    train: Train = Train()
+    checkpoint: Checkpoint = Checkpoint()
+
+
+class Profile(_Content, frozen=True, kw_only=True):
+    """A checked profile definition. ``folder`` is where its relative paths start."""
+
+    folder: Path = Path()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The definition in full, defaults included, in the form of the file."""
+        content = {name: msgspec.to_builtins(getattr(self, name)) for name in _Content.__struct_fields__}
+        for section in ("model", "data"):
+            content[section].update(content[section].pop("arguments"))
+        return content
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the definition in full, whatever the order and the layout of the file."""
+        return hashlib.sha256(msgspec.json.encode(self.to_dict(), order="sorted")).hexdigest()
+
+    def with_overrides(self, overrides: Mapping[str, str]) -> Profile:
+        """This profile with some keys set from text, as in ``model.width=128``.
+
+        The text is read as the type of its key wants it. A new ``model.name`` or ``data.name`` starts without
+        the arguments of the old one; a ``data.path`` starts from the current folder.
+
+        Raises:
+            UsageError: there is no such key, or it can't have this value.
+        """
+        content = self.to_dict()
+        for key in sorted(overrides, key=lambda key: not key.endswith(".name")):
+            _set(content, key, overrides[key])
+        return _check(content, "--set", self.folder)
+
+
+def load(name_or_path: str | Path) -> Profile:
+    """Read a profile: a shipped one by name, or a TOML file by path.
+
+    Raises:
+        UsageError: there is no such profile, or it is not a valid one.
+    """
+    path = Path(name_or_path)
+    known = shipped()
+    if str(name_or_path) in known:
+        path = known[str(name_or_path)]
+    elif path.parent == Path() and path.suffix != ".toml" and not path.exists():
+        raise UsageError(choose("profile", str(name_or_path), known) + "; or give the path of a .toml file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(
+            f"There is no profile file {path}; `memback list` shows the shipped profiles"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} can't be read as a profile in TOML: {error}") from error
+    try:
+        content = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    return _check({"name": path.stem, **content}, str(path), path.parent)
+
+
+def shipped() -> dict[str, Path]:
+    """The files of the profiles that come with memback, by name."""
+    package = Path(memback.__file__).parent
+    folder = package / "profiles"
+    if not folder.is_dir():
+        folder = package.parent / "profiles"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"), key=lambda path: path.stem)}
+
+
+def load_data(profile: Profile) -> Dataset:
+    """The profile's data, in its dtype.
+
+    Raises:
+        UsageError: the loader refuses its arguments, or the file that they name.
+    """
+    arguments = dict(profile.data.arguments)
+    if profile.data.name == "npz":
+        arguments["path"] = str(profile.folder / arguments["path"])
+    return DATA[profile.data.name](profile.dtype, **arguments)
+
+
+def make_model(profile: Profile) -> Any:
+    """A new model as the profile describes it, in its dtype; its first parameters follow the thread's seed.
+
+    Raises:
+        UsageError: there is no such model, or it refuses its arguments.
+    """
+    return _models()[profile.model.name](**profile.model.arguments, dtype=profile.dtype)
+
+
+def _check(content: dict[str, Any], file: str, folder: Path) -> Profile:
+    """Check a definition in the form of the file, part by part; ``file`` is named in messages."""
+    content = dict(content)
+    for section, struct in (("model", Model), ("data", Data)):
+        if isinstance(content.get(section), dict):
+            content[section] = _split(content[section], struct)
+    checked = check(content, _Content, file)
+    _check_choice(checked.model, "model", _models(), file)
+    _check_choice(checked.data, "data", DATA, file)
+    _check_policy(checked.checkpoint.policy, file)
+    return Profile(**{name: getattr(checked, name) for name in _Content.__struct_fields__}, folder=folder)
+
+
+def _split(section: dict[str, Any], struct: type[Struct]) -> dict[str, Any]:
+    """Part a section's own keys from the arguments of what it names."""
+    own = set(struct.__struct_fields__) - {"arguments"}
+    split = {key: value for key, value in section.items() if key in own}
+    split["arguments"] = {key: value for key, value in section.items() if key not in own}
+    if "path" in section and "name" not in section and "batch" in own:
+        split["name"] = "npz"
+    return split
+
+
+def _check_choice(chosen: Model | Data, section: str, registry: Mapping[str, Any], file: str) -> None:
+    if chosen.name not in registry:
+        raise UsageError(f"{file}: {section}.name: {choose(section, chosen.name, registry)}")
+    own = tuple(name for name in type(chosen).__struct_fields__ if name != "arguments")
+    check(chosen.arguments, arguments_schema(registry[chosen.name], without=_COMMON), file, section, own)
+
+
+def _check_policy(policy: str, file: str) -> None:
+    from memback.policy import Policy
+
+    try:
+        Policy.parse(policy)
+    except UsageError as error:
+        raise UsageError(f"{file}: checkpoint.policy: {error}") from None
+
+
+def _models() -> Mapping[str, Any]:
+    from memback import models
+
+    registry: Mapping[str, Any] = models.REGISTRY
+    return registry
+
+
+def _set(content: dict[str, Any], key: str, text: str) -> None:
+    """Set one key of a definition in the form of the file, from text."""
+    section, _, name = key.rpartition(".")
+    schema: type[Any] = _Content
+    if section:
+        if not isinstance(content.get(section), dict):
+            raise UsageError(
+                f"--set {key}: there is no section {section}; write it as train.steps=10 or dtype=float64"
+            )
+        schema = {"model": Model, "data": Data, "train": Train, "checkpoint": Checkpoint}[section]
+        if name not in schema.__struct_fields__:
+            registry = {"model": _models(), "data": DATA}.get(section, {})
+            chosen = registry.get(content[section].get("name"))
+            schema = schema if chosen is None else arguments_schema(chosen, without=_COMMON)
+    target = content[section] if section else content
+    value = read_value(text, schema, name)
+    if name == "name" and section in ("model", "data") and value != target["name"]:
+        for argument in set(target) - {"name", "batch"}:
+            del target[argument]
+    target[name] = str(Path(value).absolute()) if key == "data.path" else value

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memback import commands
+from memback._version import __version__
+from memback.commands import REGISTRY, main
+from memback.errors import MembackError, UsageError
+
+ROOT = Path(commands.__file__).parents[2]
+
+
+def run(code: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        **options,
+    )
+
+
+def test_help_names_every_subcommand_and_imports_none() -> None:
+    code = (
+        "import sys; from memback.commands import main; code = main(sys.argv[1:]);"
+        "loaded = [m for m in sys.modules if m.startswith(('memback.commands.', 'memback.profiling', 'msgspec'))];"
+        "sys.exit(code or loaded or 0)"
+    )
+    result = run(code, "--help")
+    assert result.returncode == 0, result.stderr
+    for name in REGISTRY:
+        assert f" {name} " in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_no_request_gets_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "Usage: memback [OPTIONS] COMMAND" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_subcommand_has_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"memback {name}" in text
+    assert "Example: memback " in text
+    for option in ("--json", "--quiet"):
+        assert option in text
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"memback, version {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["lsit"], "No such command 'lsit'"),
+        (["list", "--jsn", "x"], "No such option"),
+        (["list", "surplus"], "unexpected extra argument"),
+        (["list", "--json"], "requires an argument"),
+    ],
+)
+def test_a_wrong_request_ends_in_one_message_and_exit_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UsageError("`width` (=3) must be even; use 4"), 2, "Error: `width` (=3) must be even; use 4\n"),
+        (MembackError("the disk [/dev/x] is full"), 1, "Error: the disk [/dev/x] is full\n"),
+        (KeyboardInterrupt(), 130, "Error: Interrupted\n"),
+        (MemoryError("2 GiB"), 1, "Error: Out of memory (2 GiB); use a smaller batch, or a dry run\n"),
+    ],
+)
+def test_an_error_becomes_one_line_and_its_exit_code(
+    error: BaseException,
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("memback.commands.list._collect", fail)
+    assert main(["list"]) == code
+    printed = capsys.readouterr()
+    assert printed.err.lstrip("\n") == message
+    assert printed.out == ""
+
+
+def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("memback.commands.list._collect", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["list"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell's pipe")
+def test_a_reader_that_goes_away_is_no_error_message() -> None:
+    code = "import sys; from memback.commands import main; sys.exit(main(sys.argv[1:]))"
+    command = f'"{sys.executable}" -c "{code}" list --json - | true'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment, check=False)
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("way", [["-m", "memback"], [str(ROOT / "cli.py")]])
+def test_module_and_script_are_the_same_command(way: list[str]) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, *way, "--version"], capture_output=True, text=True, env=environment, check=True
+    )
+    assert result.stdout == f"memback, version {__version__}\n"
