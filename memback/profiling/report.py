@@ -1,0 +1,352 @@
+"""The one result of a profile: plain data with one JSON schema, from which everything is shown and written.
+
+Sizes are in bytes, times in seconds, FLOPs count a multiply-add as 2. The words are the glossary's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from memback.errors import MembackError, UsageError
+from memback.ledger import Event
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = [
+    "SCHEMA",
+    "Arguments",
+    "Event",
+    "Layer",
+    "Peak",
+    "Report",
+    "Run",
+    "SavedValue",
+    "Seconds",
+]
+
+SCHEMA = "memback.report/1"
+
+Count = Annotated[int, Meta(ge=0)]
+Duration = Annotated[float, Meta(ge=0)]
+
+
+class Profile(Struct, frozen=True, kw_only=True):
+    """What was run; ``sha256`` is that of the definition in full, None where there was none."""
+
+    name: str
+    model: Mapping[str, Any]
+    data: Mapping[str, Any]
+    dtype: str
+    sha256: str | None = None
+
+
+class Arguments(Struct, frozen=True, kw_only=True):
+    """Memory that exists before the step begins; never counted as an activation, nor in a peak."""
+
+    parameter_bytes: Count
+    buffer_bytes: Count
+    input_bytes: Count
+    optimizer_bytes: Count = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """All of them."""
+        return self.parameter_bytes + self.buffer_bytes + self.input_bytes + self.optimizer_bytes
+
+
+class Seconds(Struct, frozen=True, kw_only=True):
+    """Time of one step; ``backward`` is without recomputation."""
+
+    forward: Duration
+    backward: Duration
+    recompute: Duration
+
+
+class Peak(Struct, frozen=True, kw_only=True):
+    """When the most bytes were live (above the arguments), and what they were."""
+
+    phase: Literal["forward", "backward", "recompute"]
+    path: str
+    op: str
+    saved: Count
+    gradients: Count
+    recomputed: Count
+    workspace: Count
+    outputs: Count
+
+    @property
+    def total_bytes(self) -> int:
+        """The peak: the sum of its parts."""
+        return self.saved + self.gradients + self.recomputed + self.workspace + self.outputs
+
+
+class SavedValue(Struct, frozen=True, kw_only=True):
+    """A value that a call keeps for backward.
+
+    ``name`` is the op's own, ``bytes`` those of the whole buffer that it keeps alive, ``origin`` what made
+    that buffer (``from`` in JSON), ``source`` on which line. ``buffer`` tells buffers apart within a run, by
+    the timeline's buffer id: two values with the same one keep the same memory. None where it is not known.
+    """
+
+    name: str
+    bytes: Count
+    origin: str = field(name="from")
+    source: str
+    buffer: int | None = None
+
+
+class Layer(Struct, frozen=True, kw_only=True):
+    """One row: a call of an op in the forward pass, or ``count`` of them.
+
+    ``saved_bytes`` are distinct saved buffers that it has made, whoever saves them, ``shared_bytes`` those
+    that it saves and another call has made, and is charged for. ``saved`` lists what it saves, of both kinds.
+    """
+
+    path: str
+    op: str
+    call: Count
+    output_shape: tuple[Count, ...]
+    dtype: str
+    saved_bytes: Count
+    shared_bytes: Count
+    parameter_bytes: Count
+    flops: Count
+    seconds: Duration | None
+    recomputed: bool
+    saved: tuple[SavedValue, ...]
+    count: Annotated[int, Meta(ge=1)] = 1
+
+    def describe(self) -> str:
+        """The row as messages name it."""
+        return f"layer {self.path or '(top)'} ({self.op}, call {self.call})"
+
+
+class Run(Struct, frozen=True, kw_only=True):
+    """One way to run the step. None stands for what was not predicted, not measured, or does not exist.
+
+    ``peak`` is made up of the predicted peak's bytes, or of the measured one's where nothing was predicted.
+    ``gradient_bytes`` are the parameters' gradients at the end of the step, ``bookkeeping_bytes`` Python's
+    own small objects at the measured peak (and no part of it), ``rss_peak_bytes`` the growth of the process
+    as the operating system sees it. ``seconds`` is the median of ``steps_timed`` steps. ``loss`` is null in
+    JSON where it is not finite.
+    """
+
+    mode: Literal["retain-all", "full", "checkpoint", "inference"]
+    policy: str | None
+    saved_bytes: Count
+    predicted_peak_bytes: Count | None
+    measured_peak_bytes: Count | None
+    rss_peak_bytes: Count | None
+    bookkeeping_bytes: Count | None = None
+    gradient_bytes: Count = 0
+    seconds: Seconds | None
+    steps_timed: Count = 0
+    flops: Count
+    recomputed_flops: Count
+    loss: float | None
+    gradient_sha256: str | None
+    peak: Peak
+    layers: tuple[Layer, ...]
+    timeline: tuple[Event, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The mode, with its policy where it has one: ``checkpoint:sqrt``."""
+        return self.mode if self.policy is None else f"{self.mode}:{self.policy}"
+
+    def validate(self) -> None:
+        """Raise unless rows add up to totals, nothing is counted twice, and the peak's parts sum to it.
+
+        Raises:
+            MembackError: they do not; it names the run, and the layer where it is one layer's fault.
+        """
+        if (self.policy is not None) != (self.mode == "checkpoint"):
+            raise MembackError(f"run {self.label}: a policy belongs to mode checkpoint, and to no other")
+        self._check_sharing()
+        rows = sum(layer.saved_bytes for layer in self.layers)
+        if rows != self.saved_bytes:
+            raise MembackError(
+                f"run {self.label}: its layers' saved bytes sum to {rows:,} B, but its total is"
+                f" {self.saved_bytes:,} B"
+            )
+        self._check_distinct()
+        known = (
+            self.predicted_peak_bytes if self.predicted_peak_bytes is not None else self.measured_peak_bytes
+        )
+        if known is not None and self.peak.total_bytes != known:
+            raise MembackError(
+                f"run {self.label}: what is alive at its peak ({self.peak.phase} of {self.peak.op}, layer"
+                f" {self.peak.path or '(top)'}) sums to {self.peak.total_bytes:,} B, but the peak is"
+                f" {known:,} B"
+            )
+
+    def _check_sharing(self) -> None:
+        """A buffer that an earlier row lists was made there or before: here it must be shared."""
+        known: dict[int, tuple[int, Layer]] = {}
+        for layer in self.layers:
+            where = f"run {self.label}: {layer.describe()}"
+            again = 0
+            listed = {value.buffer: value.bytes for value in layer.saved}
+            for value in layer.saved:
+                if value.buffer is None:
+                    continue
+                size, first = known.get(value.buffer, (listed[value.buffer], layer))
+                if value.bytes != size:
+                    raise MembackError(
+                        f"{where}: {value.name} keeps buffer {value.buffer} of {value.bytes:,} B, which has"
+                        f" {size:,} B in {first.describe()}"
+                    )
+            for buffer, size in listed.items():
+                if buffer is not None:
+                    again += size if buffer in known else 0
+                    known.setdefault(buffer, (size, layer))
+            if again > layer.shared_bytes:
+                raise MembackError(
+                    f"{where} shares {layer.shared_bytes:,} B, but {again:,} B of what it saves are"
+                    " counted in an earlier layer: they would be counted twice"
+                )
+
+    def _check_distinct(self) -> None:
+        """Where every saved value tells its buffer, the distinct ones are the saved bytes."""
+        values = [value for layer in self.layers for value in layer.saved]
+        if not values or any(value.buffer is None for value in values):
+            return
+        distinct = sum({value.buffer: value.bytes for value in values}.values())
+        if distinct != self.saved_bytes:
+            raise MembackError(
+                f"run {self.label}: the distinct buffers that its layers save have {distinct:,} B, but"
+                f" its total is {self.saved_bytes:,} B"
+            )
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """The result of a profile. Shows itself in a terminal, and is written by :meth:`save` in any format."""
+
+    schema: Literal["memback.report/1"] = SCHEMA
+    memback: str
+    created: str
+    machine: Mapping[str, Any]
+    profile: Profile
+    arguments: Arguments
+    runs: tuple[Run, ...]
+
+    @property
+    def reference(self) -> Run | None:
+        """The run that the others are compared with: ``full``, else the first that has gradients."""
+        trained = [run for run in self.runs if run.gradient_sha256 is not None]
+        return next((run for run in self.runs if run.mode == "full"), trained[0] if trained else None)
+
+    def training_memory(self, run: Run) -> dict[str, int]:
+        """What memory consists of at the run's peak, arguments included, in bytes; the total is their sum."""
+        arguments, peak = self.arguments, run.peak
+        return {
+            "parameters": arguments.parameter_bytes,
+            "buffers": arguments.buffer_bytes,
+            "inputs": arguments.input_bytes,
+            "optimiser state": arguments.optimizer_bytes,
+            "gradients": peak.gradients,
+            "saved activations": peak.saved,
+            "recomputed activations": peak.recomputed,
+            "outputs": peak.outputs,
+            "workspace": peak.workspace,
+        }
+
+    def validate(self) -> None:
+        """Raise unless every run's numbers add up; see :meth:`Run.validate`.
+
+        Raises:
+            MembackError: they do not.
+        """
+        for run in self.runs:
+            run.validate()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON has it: dicts, lists, strings, numbers and None."""
+        content: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        return content
+
+    @classmethod
+    def from_json(cls, data: bytes | str, source: str = "the report") -> Report:
+        """Read a report, and check that its numbers add up. It is data: nothing in it is run.
+
+        Args:
+            data: JSON as UTF-8.
+            source: what messages call it, such as the file's name.
+
+        Raises:
+            UsageError: it is not a whole JSON document, no report of memback's, of a schema that is not known
+                here, or its numbers do not add up.
+        """
+        try:
+            _check_schema(msgspec.json.decode(data, type=_Header).schema, source)
+            report = msgspec.json.decode(data, type=cls)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"{source} is not a report of memback's: {error}") from None
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            raise UsageError(f"{source} is not a whole JSON document: {error}; was it cut off?") from None
+        try:
+            report.validate()
+        except MembackError as error:
+            raise UsageError(f"{source} contradicts itself: {error}") from None
+        return report
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Report:
+        """Read a report from a JSON file.
+
+        Raises:
+            UsageError: the file can't be read, or as :meth:`from_json`.
+        """
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise UsageError(
+                f"Could not read the report {path}: {(error.strerror or str(error)).lower()}"
+            ) from error
+        return cls.from_json(data, str(path))
+
+    def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
+        """Write the report in the format that the file's suffix names; an existing file only with ``force``.
+
+        Raises:
+            UsageError: no format has this suffix, the file exists, or its folder does not.
+            MembackError: the system does not let it be written.
+        """
+        from memback.reports import write  # formats are built on this module, and imported when one is wanted
+
+        write(self, path, force)
+
+    def __rich__(self) -> RenderableType:
+        from memback.reports.text import summary
+
+        return summary(self)
+
+    def __repr__(self) -> str:
+        runs = ", ".join(f"{run.label} {run.saved_bytes:,} B" for run in self.runs)
+        return f"<Report {self.profile.name!r}, saved: {runs or 'no runs'}>"
+
+
+class _Header(Struct):
+    schema: Any = None
+
+
+def _check_schema(schema: Any, source: str) -> None:
+    if schema == SCHEMA:
+        return
+    family, _, version = SCHEMA.rpartition("/")
+    if not isinstance(schema, str) or schema.rpartition("/")[0] != family:
+        found = "it has no `schema`" if schema is None else f"its `schema` is {schema!r:.80}"
+        raise UsageError(f"{source} is not a report of memback's: {found} where {SCHEMA!r} is expected")
+    given = schema.rpartition("/")[2]
+    if given.isdecimal() and int(given[:9]) > int(version):
+        raise UsageError(
+            f"{source} has the newer schema {schema!r:.80}; this memback reads {SCHEMA!r}: update memback"
+        )
+    raise UsageError(f"{source} has the unknown schema {schema!r:.80}; this memback reads {SCHEMA!r}")
