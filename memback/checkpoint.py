@@ -32,7 +32,6 @@ from memback.tape import (
     TapeError,
     Tensor,
     call_site,
-    describe,
     make,
     node_of,
     short_path,
@@ -220,6 +219,10 @@ class CheckpointNode(Node):
         """What the record calls it."""
         return "checkpoint"
 
+    @property
+    def residuals(self) -> tuple[str, ...]:
+        return ()
+
     def adopt(self, sketch: Sketch, out: Any) -> Any:
         """Take over what the first run showed, and give the outputs as the surrounding graph sees them."""
         self.calls, self.outputs, self.stand_in = sketch.calls, sketch.outputs, sketch.stand_in
@@ -318,7 +321,8 @@ def checkpoint(function: Callable[..., Any], *args: Any, keep: Collection[str] =
 
     Args:
         function: what to run. It must do the same when called again, and return every tensor that is used outside.
-        *args, **kwargs: its arguments; tensors may be nested in tuples, lists and dicts.
+        *args: its arguments; tensors may be nested in tuples, lists and dicts.
+        **kwargs: likewise.
         keep: names of ops whose outputs are kept as well and not computed again (selective recomputation,
             Korthikanti et al. 2022).
 

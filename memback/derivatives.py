@@ -23,8 +23,8 @@ class UndefinedDerivativeError(TapeError):
 def partial(f: Tensor, x: Tensor) -> Any:
     """df/dx holding the other arguments of the function that made ``f`` fixed (Eq. 1).
 
-    The function is the op whose output ``f`` is, and ``x`` must be one of the tensors that it was called on. Backward can
-    still be run afterwards.
+    The function is the op whose output ``f`` is, and ``x`` must be one of the tensors that it was called on.
+    Backward can still be run afterwards.
 
     Args:
         f: output of an op, recorded on a tape.
@@ -121,7 +121,9 @@ class _Borrowed:
 
 def _recorded(f: Tensor) -> Node:
     if f.node is None:
-        raise TapeError("f is the output of no recorded op: compute it, on a tape, from a tensor with requires_grad=True")
+        raise TapeError(
+            "f is the output of no recorded op: compute it, on a tape, from a tensor with requires_grad=True"
+        )
     return node_of(f.node)
 
 

@@ -7,7 +7,7 @@ from memback.state import current
 __all__ = ["dry_run"]
 
 
-class dry_run:  # noqa: N801 - a keyword-like context manager, as no_grad
+class dry_run:
     """Everything in the block allocates nothing: parameters are made without memory, ops get no values.
 
     Models and optimisers that are built in the block stay memory-less afterwards.

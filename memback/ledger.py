@@ -67,7 +67,7 @@ class Row:
 
 
 class SavedValue(NamedTuple):
-    """A value that a call keeps: its name in the op's declaration, its buffer's bytes, who made it, where, and its id."""
+    """A value that a call keeps: its name in the op, its buffer's bytes, who made that, where, and its id."""
 
     name: str
     bytes: int
@@ -326,7 +326,9 @@ class Ledger(Observer):
         account = self._accounts.get(key)
         if account is None:
             owner = Row(node.path, node.name, 0, grad.shape, grad.dtype.name, node.site)
-            account = self._open(key, buffer, owner, f"gradient from {node.name}" + (f" ({node.path})" if node.path else ""))
+            account = self._open(
+                key, buffer, owner, f"gradient from {node.name}" + (f" ({node.path})" if node.path else "")
+            )
         if not account.gradient and not account.argument:
             account.gradient = True
             self._sort(account, "gradient")
@@ -359,7 +361,7 @@ class Ledger(Observer):
         for name, value in node.saved():
             for array in leaves(value):
                 origin = f"{name} of {row.op}" + (f" ({row.path})" if row.path else "")
-                residual = node.op is not None and name in node.op.residuals
+                residual = name in node.residuals
                 account = self._meet(array, row if residual else None, origin if residual else "")
                 accounts.append(account)
                 if not account.argument and not repeated:
@@ -427,7 +429,7 @@ def peak_of(intervals: Sequence[Interval], peaks: Sequence[int]) -> tuple[int, d
     """
     number = max(range(len(peaks)), key=peaks.__getitem__)
     interval = intervals[number]
-    parts = dict(zip(CATEGORIES, interval.start, strict=True))
+    parts: dict[str, int] = dict(zip(CATEGORIES, interval.start, strict=True))
     room = peaks[number] - sum(parts.values())
     for category, before, after in zip(CATEGORIES, interval.start, interval.end, strict=True):
         new = min(max(after - before, 0), max(room, 0))

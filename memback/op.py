@@ -33,7 +33,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from memback.arrays import Array, is_array
+from memback.arrays import is_array
 from memback.errors import MembackError
 
 __all__ = ["REGISTRY", "Op", "OpDefinitionError", "OpError", "Saving"]
@@ -200,7 +200,7 @@ class Op:
         layout, names, slots = [], [], []
         for slot, name in enumerate(self._vjp_names):
             dropped = name in values and name not in kept
-            layout.append(self._places[None if dropped else name])  # type: ignore[index]
+            layout.append(self._places[None if dropped else name])
             if name in kept:
                 names.append(name)
                 slots.append(slot)
@@ -208,7 +208,7 @@ class Op:
 
     @cached_property
     def _needs_type(self) -> Any:
-        return namedtuple(f"{self.name}_needs", self.inputs)  # noqa: PYI024 - made per op from its inputs
+        return namedtuple(f"{self.name}_needs", self.inputs)
 
     def input_arrays(self, values: list[Any]) -> list[Any]:
         """The array inputs among bound values, in the order in which ``vjp`` gives gradients."""

@@ -12,6 +12,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -128,10 +129,10 @@ class ShapeArray(NDArrayOperatorsMixin):
     @property
     def itemsize(self) -> int:
         """Bytes of an element."""
-        return self.dtype.itemsize
+        return int(self.dtype.itemsize)
 
     @property
-    def T(self) -> ShapeArray:  # noqa: N802 - NumPy's name
+    def T(self) -> ShapeArray:
         """The transpose, a view."""
         return self.transpose()
 
@@ -237,15 +238,15 @@ class ShapeArray(NDArrayOperatorsMixin):
 
     def sum(self, *args: Any, **kwargs: Any) -> ShapeArray:
         """As ``np.sum``."""
-        return np.sum(self, *args, **kwargs)  # type: ignore[no-any-return, arg-type]
+        return np.sum(self, *args, **kwargs)
 
     def mean(self, *args: Any, **kwargs: Any) -> ShapeArray:
         """As ``np.mean``."""
-        return np.mean(self, *args, **kwargs)  # type: ignore[no-any-return, arg-type]
+        return np.mean(self, *args, **kwargs)
 
     def max(self, *args: Any, **kwargs: Any) -> ShapeArray:
         """As ``np.max``."""
-        return np.max(self, *args, **kwargs)  # type: ignore[no-any-return, call-overload]
+        return np.max(self, *args, **kwargs)
 
     def fill(self, value: Any) -> None:
         """Sets every element; nothing to do."""
@@ -274,7 +275,7 @@ class ShapeArray(NDArrayOperatorsMixin):
         return handler(*args, **kwargs)
 
 
-class _uncounted:  # noqa: N801 - a keyword-like context manager
+class _uncounted:
     """Leaves the peak alone: what is made in the block would not be made for real."""
 
     def __enter__(self) -> None:
@@ -355,21 +356,26 @@ def _order(miniatures: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]) -> t
     """In which order NumPy lays out the dimensions of a new result of these operands, outermost first."""
     ground = np.zeros(8 * 4 ** max((len(s) for s, _ in miniatures), default=0) + 8, np.uint8)
     operands = [as_strided(ground[:1], s, t) for s, t in miniatures]
-    iterator = np.nditer(
-        [*operands, None], flags=["external_loop", "refs_ok"], op_flags=[["readonly"]] * len(operands) + [["writeonly", "allocate"]]
-    )
+    flags: Any = [["readonly"]] * len(operands) + [["writeonly", "allocate"]]
+    everything: Any = [*operands, None]
+    iterator = np.nditer(everything, flags=["external_loop", "refs_ok"], op_flags=flags)
     made = iterator.operands[-1]
     return tuple(sorted(range(made.ndim), key=lambda d: -abs(made.strides[d]) if made.shape[d] != 1 else -math.inf))
 
 
 def like_operands(operands: Sequence[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> ShapeArray:
     """A new array of ``shape``, laid out as NumPy lays out the result of an elementwise function of ``operands``."""
-    if all(getattr(o, "contiguous", True) for o in operands if shape_of(o)):
-        if all(o.flags.c_contiguous for o in operands if isinstance(o, np.ndarray)):
-            return ShapeArray(shape, dtype)
+    if all(map(_is_plain, operands)):
+        return ShapeArray(shape, dtype)
     arrays = [o for o in operands if shape_of(o)]
     order = _order(tuple(_miniature(o, len(shape)) for o in arrays))
     return ShapeArray(shape, dtype, _strides_in_order(shape, order, dtype.itemsize))
+
+
+def _is_plain(operand: Any) -> bool:
+    if isinstance(operand, ShapeArray):
+        return operand.contiguous
+    return not isinstance(operand, np.ndarray) or operand.flags.c_contiguous
 
 
 def _strides_in_order(shape: tuple[int, ...], order: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
@@ -437,9 +443,9 @@ def _axes(axis: Any, ndim: int) -> tuple[int, ...]:
     return tuple(a % ndim for a in axes)
 
 
-def _reduced(shape: tuple[int, ...], axis: Any, keepdims: bool) -> tuple[int, ...]:
+def _reduced(shape: tuple[int, ...], axis: Any, keepdims: Any) -> tuple[int, ...]:
     axes = _axes(axis, len(shape))
-    if keepdims:
+    if keepdims is True:  # NumPy passes on a marker where the caller gave nothing
         return tuple(1 if d in axes else n for d, n in enumerate(shape))
     return tuple(n for d, n in enumerate(shape) if d not in axes)
 
@@ -453,7 +459,7 @@ def _reduced_dtype(ufunc: np.ufunc, kind: Any, dtype: Any) -> np.dtype[Any]:
 def _reduce(
     ufunc: np.ufunc, x: Any, axis: Any = 0, dtype: Any = None, out: Any = None, keepdims: bool = False, **_: Any
 ) -> Any:
-    shape = _reduced(x.shape, axis, bool(keepdims) and keepdims is not np._NoValue)
+    shape = _reduced(x.shape, axis, keepdims)
     result = np.dtype(dtype) if dtype is not None else _reduced_dtype(ufunc, x.dtype, None)
     if out is not None:
         _check_out(ufunc.__name__, out, shape, result)
@@ -507,7 +513,9 @@ def _mean(a: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims
 
 
 @_implements(np.var, np.std)
-def _var(a: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: Any = 0, keepdims: Any = False, **k: Any) -> Any:
+def _var(
+    a: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: Any = 0, keepdims: Any = False, **_: Any
+) -> Any:
     mean = _mean(a, axis, dtype, None, True)
     deviations = _elementwise(np.subtract, (a, mean), None, {})  # NumPy makes these, and squares them in place
     return _reduce(np.add, deviations, axis, mean.dtype, out, keepdims)
@@ -517,7 +525,7 @@ def _var(a: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: Any
 def _argmax(a: Any, axis: Any = None, out: Any = None, *, keepdims: Any = False) -> Any:
     if out is not None:
         return out
-    return ShapeArray(_reduced(a.shape, axis, bool(keepdims) and keepdims is not np._NoValue), np.intp)
+    return ShapeArray(_reduced(a.shape, axis, keepdims), np.intp)
 
 
 @_implements(np.cumsum, np.cumprod)
@@ -547,7 +555,9 @@ def _new_like(a: Any, dtype: Any = None, order: str = "K", subok: bool = True, s
 
 
 @_implements(np.full_like)
-def _full_like(a: Any, fill_value: Any, dtype: Any = None, order: str = "K", subok: bool = True, shape: Any = None, **_: Any) -> Any:
+def _full_like(
+    a: Any, fill_value: Any, dtype: Any = None, order: str = "K", subok: bool = True, shape: Any = None, **_: Any
+) -> Any:
     return _new_like(a, dtype, order, subok, shape)
 
 
@@ -762,11 +772,11 @@ def _split(ary: Any, indices_or_sections: Any, axis: int = 0) -> Any:
     else:
         cuts = [int(i) for i in indices_or_sections]
     edges = [0, *cuts, n]
-    return [ary[(slice(None),) * d + (slice(a, b),)] for a, b in zip(edges, edges[1:], strict=False)]
+    return [ary[(slice(None),) * d + (slice(a, b),)] for a, b in pairwise(edges)]
 
 
 @_implements(np.tile)
-def _tile(A: Any, reps: Any) -> Any:  # noqa: N803 - NumPy's name
+def _tile(A: Any, reps: Any) -> Any:
     reps = (reps,) if isinstance(reps, int) else tuple(reps)
     ndim = max(len(reps), A.ndim)
     reps, shape = (1,) * (ndim - len(reps)) + reps, (1,) * (ndim - A.ndim) + A.shape

@@ -25,11 +25,11 @@ class State:
 
     __slots__ = ("anomaly", "draws", "dry", "observer", "path", "recomputing", "seed", "tape")
 
-    new_tape: ClassVar[Callable[[], Tape] | None] = None
-    """Makes a thread's default tape; set by :mod:`memback.tape`, which this module may not import."""
+    new_tape: ClassVar[list[Callable[[], Tape]]] = []
+    """Makes a thread's default tape; filled in by :mod:`memback.tape`, which this module may not import."""
 
     def __init__(self) -> None:
-        self.tape: Tape | None = None if self.new_tape is None else self.new_tape()
+        self.tape: Tape | None = self.new_tape[0]() if self.new_tape else None
         self.observer: Observer | None = None
         self.path = ""
         self.anomaly = False

@@ -188,6 +188,11 @@ class Node:
         """The op's name."""
         return self.op.name
 
+    @property
+    def residuals(self) -> tuple[str, ...]:
+        """Names of the values that the call made besides its output."""
+        return self.op.residuals
+
     def port(self, index: Any) -> Edge:
         """The edge of output ``index``."""
         return self
@@ -466,7 +471,7 @@ Edge: TypeAlias = "Node | Port | Tensor"
 
 
 def _is_floating(dtype: Any) -> bool:
-    return dtype.kind == "f" or dtype.name == "bfloat16"
+    return bool(dtype.kind == "f" or dtype.name == "bfloat16")
 
 
 def node_of(edge: Node | Port) -> Node:
@@ -795,7 +800,7 @@ def _summary(value: Any) -> str:
     return repr(value)
 
 
-State.new_tape = staticmethod(Tape)
+State.new_tape.append(Tape)
 current().tape = Tape()
 Op.record = staticmethod(record)
 
@@ -803,7 +808,7 @@ Op.record = staticmethod(record)
 # -- modes
 
 
-class no_grad:  # noqa: N801 - a keyword-like context manager, named as in PyTorch
+class no_grad:
     """Run the block without a tape (inference): nothing is saved, every value dies at its last use."""
 
     def __init__(self) -> None:
@@ -818,7 +823,7 @@ class no_grad:  # noqa: N801 - a keyword-like context manager, named as in PyTor
         current().tape = self._outer.pop()
 
 
-class detect_anomaly:  # noqa: N801 - as above
+class detect_anomaly:
     """Check every output and every gradient in the block; the first NaN or infinity raises :class:`AnomalyError`."""
 
     def __enter__(self) -> None:

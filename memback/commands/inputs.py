@@ -17,7 +17,7 @@ __all__ = ["profile_argument", "progress_bar"]
 
 
 def profile_argument(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a subcommand PROFILE, ``--batch``, ``--dtype`` and ``--set``; it gets the changed definition as ``profile``."""
+    """Give a subcommand PROFILE, ``--batch``, ``--dtype`` and ``--set``: it gets the definition as ``profile``."""
 
     @click.argument("profile", metavar="PROFILE")
     @click.option("--batch", metavar="N", help="Samples of a batch (data.batch).")

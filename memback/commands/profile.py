@@ -82,7 +82,9 @@ def _report(
     work = Workload.build(profile, dry=True)
     if dry:
         with progress_bar(output) as progress, dry_run():
-            return run(_step(work), work.model, wanted, policy, optimizer=work.optimizer, about=work.about(), progress=progress)
+            return run(
+                _step(work), work.model, wanted, policy, optimizer=work.optimizer, about=work.about(), progress=progress
+            )
     if not output.force:
         check_fits(Step(_step(work), work.model), chosen, work.argument_bytes)
     work = Workload.build(profile)

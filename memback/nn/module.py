@@ -185,7 +185,9 @@ class Module:
             raise MembackError(f"the state does not belong to this model: it misses {missing}, has unknown {unknown}")
         for name, array in mine.items():
             if np.shape(state[name]) != array.shape:
-                raise MembackError(f"{name!r} has shape {np.shape(state[name])} in the state, {array.shape} in the model")
+                raise MembackError(
+                    f"{name!r} has shape {np.shape(state[name])} in the state, {array.shape} in the model"
+                )
         parameters = dict(self.named_parameters())
         for name, array in mine.items():
             if name in parameters:

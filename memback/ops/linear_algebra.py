@@ -24,13 +24,13 @@ class Linear(Op):
     saves = {"h": ("W",), "W": ("h",), "b": ()}
     matrix_product = True
 
-    def forward(self, h: Array, W: Array, b: Array | None = None) -> Array:  # noqa: N803 - the notes' name
+    def forward(self, h: Array, W: Array, b: Array | None = None) -> Array:
         out = np.matmul(h, W)
         if b is not None:
             np.add(out, b, out=out)
         return out
 
-    def vjp(self, d_out: Array, needs: Any, h: Array, W: Array) -> tuple[Array | None, ...]:  # noqa: N803
+    def vjp(self, d_out: Array, needs: Any, h: Array, W: Array) -> tuple[Array | None, ...]:
         flat = np.reshape(d_out, (-1, d_out.shape[-1]))
         return (
             np.matmul(d_out, W.T) if needs.h else None,
@@ -38,16 +38,16 @@ class Linear(Op):
             np.sum(flat, axis=0) if needs.b else None,
         )
 
-    def flops(self, h: Array, W: Array, b: Array | None, out: Array) -> int:  # noqa: N803
+    def flops(self, h: Array, W: Array, b: Array | None, out: Array) -> int:
         return 2 * h.size * W.shape[-1] + (0 if b is None else out.size)
 
-    def closed_jacobian(self, h: Array, W: Array, b: Array | None = None) -> tuple[Array | None, ...]:  # noqa: N803
+    def closed_jacobian(self, h: Array, W: Array, b: Array | None = None) -> tuple[Array | None, ...]:
         """W_{alpha j} (Eq. 39), h_alpha delta_{j beta} (Eq. 43) and delta_{j alpha} (Eq. 46), for each row of h."""
-        (n_in, n_out), rows = W.shape, h.reshape(-1, h.shape[-1])
+        n_out, rows = W.shape[1], h.reshape(-1, h.shape[-1])
         a_shape = (*h.shape[:-1], n_out)
         same_row, same_out = np.eye(len(rows), dtype=W.dtype), np.eye(n_out, dtype=W.dtype)
         by_h = np.einsum("ij,rs->rjsi", W, same_row).reshape(a_shape + h.shape)
-        by_W = np.einsum("ra,jb->rjab", rows, same_out).reshape(a_shape + W.shape)  # noqa: N806
+        by_W = np.einsum("ra,jb->rjab", rows, same_out).reshape(a_shape + W.shape)
         by_b = None if b is None else np.broadcast_to(same_out, (len(rows), n_out, n_out)).reshape(a_shape + b.shape)
         return by_h, by_W, by_b
 

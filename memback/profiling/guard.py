@@ -26,7 +26,9 @@ class Available:
     limit: str
 
 
-def available_memory(cgroup_root: Path = Path("/sys/fs/cgroup"), self_cgroup: Path = Path("/proc/self/cgroup")) -> Available:
+def available_memory(
+    cgroup_root: Path = Path("/sys/fs/cgroup"), self_cgroup: Path = Path("/proc/self/cgroup")
+) -> Available:
     """What is free on the machine, or what the process's control groups still allow, whichever is less."""
     best = Available(psutil.virtual_memory().available, "free memory of the machine")
     for folder in _cgroups(cgroup_root, self_cgroup):
@@ -46,7 +48,9 @@ def _cgroups(cgroup_root: Path, self_cgroup: Path) -> list[Path]:
     for line in lines:
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        base = cgroup_root if not controllers else cgroup_root / "memory" if "memory" in controllers.split(",") else None
+        base = (
+            cgroup_root if not controllers else cgroup_root / "memory" if "memory" in controllers.split(",") else None
+        )
         if base is None:
             continue
         inside = [p for p in path.split("/") if p and p != ".."]
@@ -55,7 +59,10 @@ def _cgroups(cgroup_root: Path, self_cgroup: Path) -> list[Path]:
 
 
 def _left(folder: Path) -> int | None:
-    for limit_name, usage_name in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+    for limit_name, usage_name in (
+        ("memory.max", "memory.current"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
         try:
             limit = (folder / limit_name).read_text().strip()
             if limit == "max":

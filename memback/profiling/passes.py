@@ -239,7 +239,7 @@ class _RssSampler:
 
 
 def _give_back_free_memory() -> None:
-    """Where the C library can, return freed pages to the system, so that runs before this one do not hide its growth."""
+    """Where the C library can, return freed pages to the system, so that earlier runs do not hide a run's growth."""
     gc.collect()
     if sys.platform == "linux":
         try:
@@ -316,7 +316,7 @@ class Step:
         return loss
 
     def _forward(self) -> Tensor:
-        loss = self.function()
+        loss: object = self.function()
         if not isinstance(loss, Tensor) or loss.size != 1:
             raise UsageError(f"a step must return its scalar loss as a Tensor, not {loss!r:.80}")
         return loss
@@ -379,9 +379,7 @@ class Step:
             MembackError: tracemalloc is in use already, so that its figures would not be this step's alone.
         """
         if tracemalloc.is_tracing():
-            raise MembackError(
-                "tracemalloc is tracing already: stop it before a profile, which measures with it"
-            )
+            raise MembackError("tracemalloc is tracing already: stop it before a profile, which measures with it")
         recorder = _TracedPeaks(len(ledger.intervals))
         self._traced(mode, recorder)
         bookkeeping = _Bookkeeping(int(recorder.peaks.argmax()))
@@ -432,6 +430,4 @@ def _no_policy(mode: Mode) -> Iterator[None]:
 
 def median(times: Sequence[Seconds]) -> Seconds:
     """The median of each phase."""
-    return Seconds(
-        *(statistics.median(getattr(t, f) for t in times) for f in ("forward", "backward", "recompute"))
-    )
+    return Seconds(*(statistics.median(getattr(t, f) for t in times) for f in ("forward", "backward", "recompute")))

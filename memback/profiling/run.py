@@ -6,7 +6,7 @@ import datetime
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import psutil
@@ -44,8 +44,8 @@ def profile(
     """Run a training step in several modes and report the memory of each, layer by layer.
 
     Args:
-        step: runs forward and returns the scalar loss as a Tensor; backward is run by the profile. It must do the same
-            each time; memback's own random stream is set back for it.
+        step: runs forward and returns the scalar loss as a Tensor; the profile runs backward. It must do the same each
+            time; memback's own random stream is set back for it.
         module: the model, whose gradients, buffers and random stream are afterwards as they were before.
         modes: of ``retain-all``, ``full``, ``checkpoint``, ``inference``; ``checkpoint`` is added where a policy is given.
         policy: the checkpoint policy, such as ``"sqrt"``.
@@ -171,7 +171,7 @@ class _Real:
 
 def _run(mode: Mode, ledger: Ledger, prediction: Prediction | None, peak: Peak) -> Run:
     return Run(
-        mode=mode.name,
+        mode=cast(Any, mode.name),  # Mode has checked it
         policy=mode.policy,
         saved_bytes=ledger.saved_at_end_of_forward or 0,
         gradient_bytes=ledger.parameter_gradient_bytes,

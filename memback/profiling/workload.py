@@ -65,7 +65,7 @@ class Workload:
     def argument_bytes(self) -> int:
         """Parameters, buffers, optimiser state and inputs in bytes: what is there before a step."""
         arrays = [p.data for p in self.model.parameters()] + [a for _, a in self.model.named_buffers()]
-        return distinct_bytes([*arrays, *self.batch(0)]) + self.optimizer.state_bytes
+        return distinct_bytes([*arrays, *self.batch(0)]) + int(self.optimizer.state_bytes)
 
     def about(self) -> dict[str, Any]:
         """What a report says of the profile."""
@@ -85,7 +85,5 @@ def make_optimizer(profile: Profile, model: Any) -> Optimizer:
 
     train = profile.train
     if train.optimizer == "sgd":
-        return SGD(
-            model.parameters(), lr=train.learning_rate, momentum=train.momentum, weight_decay=train.weight_decay
-        )
+        return SGD(model.parameters(), lr=train.learning_rate, momentum=train.momentum, weight_decay=train.weight_decay)
     return AdamW(model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay)
