@@ -35,9 +35,7 @@ def load_npz(dtype: str = "float32", *, path: str) -> Dataset:
             )
         return Dataset("npz", x, y, x_test, y_test)
     if len(x) < 2:
-        raise UsageError(
-            f"{path}: one sample can't be split into training and test; add some, or x_test and y_test"
-        )
+        raise UsageError(f"{path}: one sample can't be split into training and test; add some, or x_test and y_test")
     test = np.arange(len(x)) % 5 == min(4, len(x) - 1)
     return Dataset("npz", x[~test], y[~test], x[test], y[test])
 
@@ -47,14 +45,10 @@ def _read(path: Path) -> dict[str, Array]:
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
-                raise UsageError(
-                    f"{path} is a single array; save x and y with numpy.savez(path, x=..., y=...)"
-                )
+                raise UsageError(f"{path} is a single array; save x and y with numpy.savez(path, x=..., y=...)")
             return dict(archive)
     except FileNotFoundError:
-        raise UsageError(
-            f"There is no data file {path}; a relative path starts from the profile's folder"
-        ) from None
+        raise UsageError(f"There is no data file {path}; a relative path starts from the profile's folder") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(f"{path} can't be read as an .npz archive of plain arrays: {error}") from error
 

@@ -55,9 +55,7 @@ def _read(folder: Path, limit: int) -> bytes:
         if len(text) >= limit:
             break
     if len(text) < 2:
-        raise MembackError(
-            f"There are no .py files in {folder}; install Python's standard library with its source"
-        )
+        raise MembackError(f"There are no .py files in {folder}; install Python's standard library with its source")
     return bytes(text[:limit])
 
 

@@ -57,8 +57,6 @@ def test_test_samples_come_once_in_order() -> None:
     assert np.concatenate([y for _, y in batches]).tolist() == list(range(7))
 
 
-@pytest.mark.parametrize(
-    ("name", "bits"), [("float16", 16), ("bfloat16", 16), ("float32", 32), ("float64", 64)]
-)
+@pytest.mark.parametrize(("name", "bits"), [("float16", 16), ("bfloat16", 16), ("float32", 32), ("float64", 64)])
 def test_floating_dtypes_are_known_by_name(name: str, bits: int) -> None:
     assert floating(name).itemsize * 8 == bits

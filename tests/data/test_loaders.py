@@ -23,10 +23,11 @@ def test_every_data_set_is_the_same_each_time_and_split_into_distinct_parts(name
 
 def test_digits_are_the_published_ones() -> None:
     digits = REGISTRY["digits"]("float64")
-    assert digits.x_train.shape == (1438, 64)
-    assert digits.x_test.shape == (359, 64)
+    assert digits.x_train.shape == (1442, 64)
+    assert digits.x_test.shape == (355, 64)
     counts = np.bincount(np.concatenate([digits.y_train, digits.y_test]))
     assert counts.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert np.bincount(digits.y_test).tolist() == [count // 5 for count in counts]
     assert digits.y_train[:4].tolist() == [0, 1, 2, 3]
     assert (digits.x_train[0, :8] * 16).tolist() == [0, 0, 5, 13, 9, 1, 0, 0]
     assert digits.x_train.min() == 0
@@ -36,8 +37,8 @@ def test_digits_are_the_published_ones() -> None:
 def test_digits_as_enlarged_images() -> None:
     flat = REGISTRY["digits"]()
     images = REGISTRY["digits"](layout="image", size=24)
-    assert images.x_train.shape == (1438, 1, 24, 24)
-    np.testing.assert_array_equal(images.x_train[:, 0, ::3, ::3].reshape(1438, 64), flat.x_train)
+    assert images.x_train.shape == (1442, 1, 24, 24)
+    np.testing.assert_array_equal(images.x_train[:, 0, ::3, ::3].reshape(1442, 64), flat.x_train)
     np.testing.assert_array_equal(images.x_train[:, :, 1::3, 2::3], images.x_train[:, :, ::3, ::3])
 
 
@@ -45,7 +46,7 @@ def test_digits_masks_mark_the_ink_with_the_digit() -> None:
     masks = REGISTRY["digits"](layout="image", target="mask")
     labels = REGISTRY["digits"]().y_train
     ink = masks.x_train[:, 0] >= 0.5
-    assert masks.y_train.shape == (1438, 8, 8)
+    assert masks.y_train.shape == (1442, 8, 8)
     assert not masks.y_train[~ink].any()
     np.testing.assert_array_equal(masks.y_train.max(axis=(1, 2)), labels + 1)
 
@@ -157,9 +158,7 @@ def test_an_archive_is_split_or_brings_its_own_test_samples(tmp_path: Path) -> N
         ({"x": np.array([{}, {}]), "y": np.ones(2)}, "can't be read .* plain arrays"),
     ],
 )
-def test_an_archive_that_does_not_fit_is_refused(
-    arrays: dict[str, np.ndarray], message: str, tmp_path: Path
-) -> None:
+def test_an_archive_that_does_not_fit_is_refused(arrays: dict[str, np.ndarray], message: str, tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     np.savez(path, **arrays)
     with pytest.raises(UsageError, match=message):
