@@ -62,8 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         _complain("Interrupted")
         return 130
-    except BrokenPipeError:
-        # What is left in the buffer has no reader; without this the interpreter would complain at its end.
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            _complain(f"{error.filename or 'Standard output'}: {error.strerror or error}")
+        # What is left in the buffer can't be written; without this the interpreter would try again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return result if isinstance(result, int) else 0

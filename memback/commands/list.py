@@ -20,9 +20,7 @@ def command(output: Output) -> None:
     """List the shipped profiles, models, data sets, ops and checkpoint policies, each with one line."""
     found = _collect()
     for kind, entries in found.items():
-        table = Table(
-            title=kind, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_header=False
-        )
+        table = Table(title=kind, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_header=False)
         table.add_column(style="cyan", no_wrap=True)
         table.add_column()
         for entry in entries:
@@ -49,7 +47,8 @@ def _collect() -> dict[str, list[dict[str, str]]]:
 
 
 def _described(registry: Mapping[str, Any]) -> dict[str, str]:
-    return {name: (entry.__doc__ or "").strip().partition("\n")[0] for name, entry in registry.items()}
+    summaries = {name: (entry.__doc__ or "").strip().partition("\n")[0] for name, entry in registry.items()}
+    return {name: summary.removesuffix(".") for name, summary in summaries.items()}
 
 
 def _rows(described: Mapping[str, str]) -> list[dict[str, str]]:

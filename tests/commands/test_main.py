@@ -120,10 +120,26 @@ def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="a shell's pipe")
 def test_a_reader_that_goes_away_is_no_error_message() -> None:
     code = "import sys; from memback.commands import main; sys.exit(main(sys.argv[1:]))"
-    command = f'"{sys.executable}" -c "{code}" list --json - | true'
+    command = f'"{sys.executable}" -c "{code}" --help | true'
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment, check=False)
     assert result.stderr == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no device that is always full")
+def test_a_full_disk_under_standard_output_is_one_message() -> None:
+    code = "import sys; from memback.commands import main; sys.exit(main(sys.argv[1:]))"
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", code, "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=False,
+        )
+    assert result.returncode == 1
+    assert result.stderr == "Error: Standard output: No space left on device\n"
 
 
 @pytest.mark.parametrize("way", [["-m", "memback"], [str(ROOT / "cli.py")]])
