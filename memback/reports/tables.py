@@ -1,0 +1,384 @@
+"""What the tables of a report say, cell by cell, for every format that shows tables; how it looks is the format's.
+
+All numbers are exact bytes with MiB beside them, unless the column's title says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from memback.profiling.report import Layer, Report, Run, SavedValue, Seconds
+from memback.reports.folding import Fold, fold, span
+from memback.units import KIB, MIB, format_flops, format_seconds
+
+__all__ = [
+    "Cell",
+    "Column",
+    "Detail",
+    "Row",
+    "Table",
+    "comparison",
+    "composition",
+    "headline",
+    "layers",
+    "peaks",
+]
+
+NONE = "–"
+"""Stands in a cell for what was not predicted, not measured, or does not exist."""
+
+Kind = Literal["key", "text", "number", "bar"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column. Columns of one ``group`` belong side by side; ``optional`` ones may be left out where it is tight."""
+
+    title: str
+    kind: Kind = "number"
+    group: int = 0
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell's text; in a column of bars, ``share`` of the full length is shown instead."""
+
+    text: str
+    mark: Literal["", "good", "bad", "faint"] = ""
+    share: float = 0.0
+
+
+@dataclass(frozen=True)
+class Detail:
+    """A saved value below its row: its name in the op, bytes (of each, where rows are folded), and where it is from."""
+
+    name: str
+    bytes: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """Cells in the order of the columns."""
+
+    cells: Sequence[Cell]
+    details: Sequence[Detail] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table. ``total`` is a last row that sums the others; ``notes`` are sentences below it, ``bad`` ones first."""
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    total: Row | None = None
+    bad: Sequence[str] = field(default=())
+    notes: Sequence[str] = field(default=())
+
+
+def headline(report: Report) -> str:
+    """What was run, with which memback, when."""
+    profile = report.profile
+    model = profile.model.get("name", profile.model.get("class", ""))
+    batch = f"batch {profile.data['batch']}" if "batch" in profile.data else ""
+    about = [str(part) for part in (model, profile.dtype, batch) if part]
+    return f"{profile.name}: {', '.join(about)} (memback {report.memback}, {report.created})"
+
+
+# -- one row a mode
+
+
+def comparison(report: Report) -> Table:
+    """The modes side by side: saved bytes, peak, the process, time, and whether gradients are the same."""
+    runs = report.runs
+    columns = [
+        (Column("mode", "key"), [Cell(run.label) for run in runs]),
+        *_saved_columns(report),
+        *_peak_columns(runs),
+        *_process_columns(runs),
+        *_time_columns(runs),
+        (Column("gradients", "text", 4), [_gradients(run, report.reference) for run in runs]),
+    ]
+    bad = [*map(_apart_note, filter(_is_apart, runs)), *_gradient_notes(report)]
+    shown = [(column, cells) for column, cells in columns if any(cell.text != NONE for cell in cells)]
+    rows = [Row(cells) for cells in zip(*(cells for _, cells in shown), strict=True)]
+    titles = {column.title for column, _ in shown}
+    notes = [note for title, note in _PROCESS_NOTES.items() if title in titles]
+    return Table("Modes", [column for column, _ in shown], rows, bad=bad, notes=notes)
+
+
+_PROCESS_NOTES = {
+    "bookkeeping": "Bookkeeping: Python's own small objects at the measured peak, and no part of it.",
+    "RSS growth": "RSS growth: the operating system's view of the process, allocator and interpreter included.",
+}
+
+
+def _saved_columns(report: Report) -> list[tuple[Column, list[Cell]]]:
+    saved = [run.saved_bytes for run in report.runs]
+    full = next((run.saved_bytes for run in report.runs if run.mode == "full"), 0)
+    return [
+        (Column("saved bytes", group=1), [_bytes(n) for n in saved]),
+        (Column("MiB", group=1), _mebibytes(saved)),
+        (Column("", "bar", 1), _bars(saved)),
+        (Column("of full", group=1), [Cell(f"{n / full:.2f}×" if full else NONE) for n in saved]),
+    ]
+
+
+def _peak_columns(runs: Sequence[Run]) -> list[tuple[Column, list[Cell]]]:
+    return [
+        (Column("predicted peak", group=2), [_bytes(run.predicted_peak_bytes) for run in runs]),
+        (Column("measured peak", group=2), [_bytes(run.measured_peak_bytes) for run in runs]),
+        (Column("apart", group=2), [_apart(run, "{:+,}") for run in runs]),
+        (Column("%", group=2), [_apart_percent(run) for run in runs]),
+    ]
+
+
+def _process_columns(runs: Sequence[Run]) -> list[tuple[Column, list[Cell]]]:
+    return [
+        (Column("bookkeeping", group=3), [_bytes(run.bookkeeping_bytes) for run in runs]),
+        (Column("RSS growth", group=3), [_bytes(run.rss_peak_bytes) for run in runs]),
+    ]
+
+
+def _time_columns(runs: Sequence[Run]) -> list[tuple[Column, list[Cell]]]:
+    return [
+        *((Column(phase, group=4), [_phase(run, phase) for run in runs]) for phase in Seconds.__struct_fields__),
+        (Column("recomputed FLOPs", group=4), [_recomputed(run) for run in runs]),
+    ]
+
+
+def _phase(run: Run, phase: str) -> Cell:
+    seconds = 0.0 if run.seconds is None else getattr(run.seconds, phase)
+    return Cell(format_seconds(seconds) if seconds else NONE)
+
+
+def _recomputed(run: Run) -> Cell:
+    return Cell(format_flops(run.recomputed_flops) if run.recomputed_flops else NONE)
+
+
+def _difference(run: Run) -> int | None:
+    if run.predicted_peak_bytes is None or run.measured_peak_bytes is None:
+        return None
+    return run.measured_peak_bytes - run.predicted_peak_bytes
+
+
+def _is_apart(run: Run) -> bool:
+    """Whether prediction and measurement are more than 1 % + 256 KiB apart, in exact arithmetic."""
+    difference, predicted = _difference(run), run.predicted_peak_bytes
+    if difference is None or predicted is None:
+        return False
+    return 100 * abs(difference) > predicted + 100 * 256 * KIB
+
+
+def _apart(run: Run, form: str) -> Cell:
+    difference = _difference(run)
+    return Cell(NONE) if difference is None else Cell(form.format(difference), "bad" if _is_apart(run) else "")
+
+
+def _apart_percent(run: Run) -> Cell:
+    difference, predicted = _difference(run), run.predicted_peak_bytes
+    if difference is None or not predicted:
+        return Cell(NONE)
+    return Cell(f"{100 * difference / predicted:+.2f} %", "bad" if _is_apart(run) else "")
+
+
+def _apart_note(run: Run) -> str:
+    return (
+        f"{run.label}: predicted and measured peak are {abs(_difference(run) or 0):,} B apart, more than"
+        " 1 % + 256 KiB: the prediction does not hold for this run."
+    )
+
+
+def _gradients(run: Run, reference: Run | None) -> Cell:
+    if run.gradient_sha256 is None or reference is None or reference.gradient_sha256 is None:
+        return Cell(NONE)
+    if run.gradient_sha256 != reference.gradient_sha256:
+        return Cell("DIFFERENT", "bad")
+    return Cell("reference", "faint") if run is reference else Cell("same bits", "good")
+
+
+def _gradient_notes(report: Report) -> list[str]:
+    return [
+        f"{run.label}: its gradients DIFFER from those of {report.reference.label}."
+        for run in report.runs
+        if report.reference is not None and _gradients(run, report.reference).text == "DIFFERENT"
+    ]
+
+
+def peaks(report: Report) -> Table:
+    """What is alive at each mode's peak, and where that is."""
+    parts = ("saved", "gradients", "recomputed", "outputs", "workspace")
+    used = [part for part in parts if any(getattr(run.peak, part) for run in report.runs)]
+    columns = [
+        Column("mode", "key"),
+        Column("peak bytes", group=1),
+        Column("at", "text", 1),
+        *(Column(part, group=2) for part in used),
+    ]
+    rows = [
+        Row(
+            [
+                Cell(run.label),
+                _bytes(run.peak.total_bytes),
+                Cell(_place(run)),
+                *(_bytes(getattr(run.peak, part)) for part in used),
+            ]
+        )
+        for run in report.runs
+    ]
+    measured = [run.label for run in report.runs if run.predicted_peak_bytes is None]
+    notes = [f"Measured, since nothing was predicted: {', '.join(measured)}."] if measured else []
+    return Table("Alive at the peak, above the arguments", columns, rows, notes=notes)
+
+
+def _place(run: Run) -> str:
+    peak = run.peak
+    return f"{peak.phase} of {peak.op}" + (f", {peak.path}" if peak.path else "")
+
+
+# -- what training memory consists of
+
+
+def composition(report: Report, run: Run) -> Table:
+    """What memory consists of at a run's peak; the shares add up to 100 % of the total in the last row."""
+    always = ("parameters", "gradients", "optimiser state", "saved activations", "workspace")
+    parts = {name: n for name, n in report.training_memory(run).items() if n or name in always}
+    sizes = list(parts.values())
+    total = sum(sizes)
+    shares = _percentages(sizes)
+    mebibytes = _mebibytes([*sizes, total])
+    columns = [
+        Column("memory", "key"),
+        Column("bytes"),
+        Column("MiB"),
+        Column("share"),
+        Column("", "bar", optional=True),
+    ]
+    rows = [
+        Row([Cell(name), _bytes(size), mib, Cell(share), bar])
+        for name, size, mib, share, bar in zip(parts, sizes, mebibytes, shares, _bars(sizes), strict=False)
+    ]
+    whole = "100.0 %" if total else NONE
+    last = Row([Cell("total"), _bytes(total), mebibytes[-1], Cell(whole), Cell("")])
+    notes = [f"Parameter gradients at the end of the step: {run.gradient_bytes:,} B."] if run.gradient_bytes else []
+    return Table(f"Memory at the peak of {run.label}: {_place(run)}", columns, rows, last, notes=notes)
+
+
+def _percentages(sizes: Sequence[int]) -> list[str]:
+    """Shares to a tenth of a percent that add up to 100.0 exactly: the largest remainders are rounded up."""
+    total = sum(sizes)
+    if total == 0:
+        return [NONE] * len(sizes)
+    tenths = [1000 * size // total for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: 1000 * sizes[i] % total, reverse=True)
+    for i in by_remainder[: 1000 - sum(tenths)]:
+        tenths[i] += 1
+    return [f"{n // 10}.{n % 10} %" for n in tenths]
+
+
+# -- one row a layer
+
+
+def layers(run: Run, folded: bool = True) -> Table:
+    """The run's layers with all that they save, and a total that is the sum of the rows."""
+    folds = fold(run.layers) if folded else [Fold((layer,)) for layer in run.layers]
+    timed = any(layer.seconds is not None for layer in run.layers)
+    repeated = any(row.calls > 1 for row in folds)
+    columns = [
+        Column("layer", "key"),
+        Column("op", "text"),
+        *([Column("calls")] if repeated else []),
+        Column("output", "text", optional=True),
+        Column("saved bytes"),
+        Column("shared bytes"),
+        Column("parameter bytes", optional=True),
+        Column("FLOPs"),
+        *([Column("time", optional=True)] if timed else []),
+    ]
+    rows = [_layer_row(row, repeated, timed) for row in folds]
+    return Table(f"Layers of {run.label}", columns, rows, _layer_total(run, repeated, timed), notes=_layer_notes(folds))
+
+
+def _layer_row(row: Fold, repeated: bool, timed: bool) -> Row:
+    first = row.layers[0]
+    path = (row.path or "(top)") + (" *" if first.recomputed else "")
+    shape = ", ".join(map(str, first.output_shape))
+    cells = [
+        Cell(path),
+        Cell(first.op),
+        *([Cell(str(row.calls))] if repeated else []),
+        Cell(f"{first.dtype}[{shape}]" if first.dtype else ""),
+        _bytes(sum(layer.saved_bytes for layer in row.layers)),
+        _bytes(sum(layer.shared_bytes for layer in row.layers)),
+        _bytes(sum(layer.parameter_bytes for layer in row.layers)),
+        _flops(row.layers),
+        *([_seconds(row.layers)] if timed else []),
+    ]
+    return Row(cells, [_detail(row, number) for number in range(len(first.saved))])
+
+
+def _layer_total(run: Run, repeated: bool, timed: bool) -> Row:
+    cells = [
+        Cell("total"),
+        Cell(""),
+        *([Cell(str(sum(layer.count for layer in run.layers)))] if repeated else []),
+        Cell(""),
+        _bytes(sum(layer.saved_bytes for layer in run.layers)),
+        Cell(""),
+        Cell(""),
+        _flops(run.layers),
+        *([_seconds(run.layers)] if timed else []),
+    ]
+    return Row(cells)
+
+
+def _detail(row: Fold, number: int) -> Detail:
+    first, last = row.layers[0].saved[number], row.layers[-1].saved[number]
+    each = " each" if len(row.layers) > 1 else ""
+    return Detail(first.name, f"{first.bytes:,} B{each}", span(_from(first), _from(last)))
+
+
+def _from(value: SavedValue) -> str:
+    return ", ".join(part for part in (value.origin, value.source) if part)
+
+
+def _layer_notes(folds: Sequence[Fold]) -> list[str]:
+    notes = ["Shared bytes are charged to the layer that made them; they are not in the sum."]
+    if any(len(row.layers) > 1 for row in folds):
+        notes.append("Alike layers are folded into one row, whose numbers are their sums.")
+    if any(row.layers[0].recomputed for row in folds):
+        notes.append("* recomputed in backward.")
+    return notes
+
+
+# -- cells
+
+
+def _bytes(size: int | None) -> Cell:
+    return Cell(NONE if size is None else f"{size:,}", "" if size else "faint")
+
+
+def _mebibytes(sizes: Sequence[int]) -> list[Cell]:
+    """All with as many places as the smallest needs for two digits, but not more than four."""
+    smallest = min((size for size in sizes if size), default=MIB) / MIB
+    places = 2 if smallest >= 0.1 else 3 if smallest >= 0.01 else 4
+    return [Cell(f"{size / MIB:,.{places}f}", "" if size else "faint") for size in sizes]
+
+
+def _bars(sizes: Sequence[int]) -> list[Cell]:
+    most = max(sizes, default=0)
+    return [Cell("", share=size / most if most else 0.0) for size in sizes]
+
+
+def _flops(rows: Sequence[Layer]) -> Cell:
+    flops = sum(layer.flops for layer in rows)
+    return Cell(format_flops(flops) if flops else "0", "" if flops else "faint")
+
+
+def _seconds(rows: Sequence[Layer]) -> Cell:
+    taken = [layer.seconds for layer in rows if layer.seconds is not None]
+    return Cell(format_seconds(sum(taken)) if taken else NONE)
