@@ -5,5 +5,6 @@ from __future__ import annotations
 from memback.ops.elementwise import add, multiply, relu
 from memback.ops.linear_algebra import linear
 from memback.ops.loss import sqerr
+from memback.ops.normalisation import batch_norm, group_norm, layer_norm, rms_norm
 
 __all__ = ["add", "linear", "multiply", "relu", "sqerr"]

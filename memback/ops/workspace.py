@@ -1,0 +1,33 @@
+"""Keeping an op's workspace small: work in pieces that fit into the processor's cache, in a type wide enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+
+from memback.shape_array import ShapeArray
+
+__all__ = ["pieces", "slices", "wide"]
+
+T = TypeVar("T")
+
+
+def wide(dtype: Any) -> Any:
+    """The type in which sums of ``dtype`` are accumulated: float32 for float16 and bfloat16, otherwise itself."""
+    return np.dtype(np.float32) if dtype.itemsize < 4 else dtype
+
+
+def slices(n: int, step: int) -> Iterator[slice]:
+    """The range 0..n in pieces of ``step``; the last one may be shorter."""
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))
+
+
+def pieces(steps: Iterable[T], like: Any) -> Iterator[T]:
+    """The steps of a loop of which none takes more memory than the first, and none keeps any for the next.
+
+    Without memory (``like`` is a :class:`~memback.shape_array.ShapeArray`) the first stands for all of them.
+    """
+    return islice(steps, 1) if isinstance(like, ShapeArray) else iter(steps)
