@@ -7,4 +7,4 @@ from memback.ops.linear_algebra import linear
 from memback.ops.loss import sqerr
 from memback.ops.normalisation import batch_norm, group_norm, layer_norm, rms_norm
 
-__all__ = ["add", "linear", "multiply", "relu", "sqerr"]
+__all__ = ["add", "batch_norm", "group_norm", "layer_norm", "linear", "multiply", "relu", "rms_norm", "sqerr"]
