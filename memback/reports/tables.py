@@ -24,6 +24,7 @@ __all__ = [
     "headline",
     "layers",
     "peaks",
+    "printable",
 ]
 
 NONE = "–"
@@ -87,6 +88,13 @@ def headline(report: Report) -> str:
     batch = f"batch {profile.data['batch']}" if "batch" in profile.data else ""
     about = [str(part) for part in (model, profile.dtype, batch) if part]
     return f"{profile.name}: {', '.join(about)} (memback {report.memback}, {report.created})"
+
+
+def printable(text: str) -> str:
+    """Text with control characters escaped: names in a report may come from anywhere."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 # -- one row a mode

@@ -95,8 +95,7 @@ def _arguments(report: Report) -> str:
 
 def _text(content: str, options: ConsoleOptions, style: str = "") -> Text:
     """Text as it may be printed: control characters escaped, and ASCII where nothing else can be shown."""
-    if not content.isprintable():
-        content = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in content)
+    content = tables.printable(content)
     if options.ascii_only:
         content = content.translate(_ASCII).encode("ascii", "backslashreplace").decode()
     return Text(content, style)
@@ -273,10 +272,11 @@ class _Layout:
     def _details(self, details: Sequence[Detail]) -> Iterator[Text]:
         if not details:
             return
-        names = max(_text(detail.name, self.options).cell_len for detail in details)
+        texts = [_text(detail.name, self.options).plain for detail in details]
+        names = max(map(len, texts))
         sizes = max(len(detail.bytes) for detail in details)
-        for detail in details:
-            start = f"    {detail.name:<{names}}  {detail.bytes:>{sizes}}  "
+        for name, detail in zip(texts, details, strict=True):
+            start = f"    {name:<{names}}  {detail.bytes:>{sizes}}  "
             text = _text(start + detail.origin, self.options, "dim")
             yield from _wrap(text, self.console, self.width, min(len(start), self.width // 2))
 

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+
+from hypothesis import given
+
+from memback.profiling.report import Report
+from memback.reports.csv import render
+from tests.reports import sample
+from tests.reports.strategies import reports
+
+
+def read(report: Report) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(render(report), newline="")))
+
+
+def test_the_lines_of_a_run_sum_to_its_total() -> None:
+    sums: Counter[str] = Counter()
+    for line in read(sample.report()):
+        sums[line["mode"]] += int(line["saved_bytes"])
+    assert sums == {run.mode: run.saved_bytes for run in sample.report().runs}
+
+
+def test_a_line_says_what_its_layer_saves() -> None:
+    line = next(line for line in read(sample.report()) if line["mode"] == "full" and line["path"] == "head")
+    assert line["saved"] == "h 524288 B, output of relu (blocks.3.act), mlp.py:12"
+    assert line["output_shape"] == "512x10"
+    assert line["run_saved_bytes"] == "2117632"
+
+
+@given(reports)
+def test_any_names_leave_one_line_a_layer_with_its_exact_bytes(report: Report) -> None:
+    layers = [layer for run in report.runs for layer in run.layers]
+    assert [int(line["saved_bytes"]) for line in read(report)] == [layer.saved_bytes for layer in layers]
