@@ -92,6 +92,8 @@ class Op:
         unused = {name for names in self.saves.values() for name in names} - set(self._vjp_names)
         if unused:
             raise OpDefinitionError(f"op {self.name!r} saves {sorted(unused)}, which its vjp does not take")
+        self._wants_shapes = "shapes" in self._vjp_names
+        self._no_residuals = (None,) * len(self.residuals)
         self._savings: dict[int, Saving] = {}
         if self.name in REGISTRY:
             raise OpDefinitionError(f"two ops are called {self.name!r}")
@@ -105,6 +107,7 @@ class Op:
         self.takes_keep = parameters.pop("keep", None) is not None
         self.parameters = tuple(parameters)
         self.defaults = tuple(p.default for p in parameters.values())
+        self._required = sum(default is _REQUIRED for default in self.defaults)
         kinds = [str(p.annotation) for p in parameters.values()]
         self.variadic = next((i for i, kind in enumerate(kinds) if kind == "Sequence[Array]"), None)
         array_slots = [i for i, kind in enumerate(kinds) if kind in ("Array", "Array | None")]
@@ -157,6 +160,8 @@ class Op:
         if len(args) > len(self.parameters):
             raise OpError(f"{self.name}() takes {len(self.parameters)} arguments {self.parameters}, got {len(args)}")
         values = [*args, *self.defaults[len(args) :]]
+        if not kwargs and len(args) >= self._required:
+            return values
         for name, value in kwargs.items():
             place = self._places.get(name, len(values))
             if place >= len(values):
@@ -218,9 +223,8 @@ class Op:
 
     def arguments(self, saving: Saving, values: list[Any], out: Any, residuals: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments of ``vjp`` after ``d_out``, which is all that the call keeps."""
-        shapes = [np.shape(value) if value is not None else None for value in self.input_arrays(values)]
-        filled = residuals or (None,) * len(self.residuals)
-        everything = [*values, out, *filled, None, saving.needs, shapes]
+        shapes = [getattr(value, "shape", ()) for value in self.input_arrays(values)] if self._wants_shapes else None
+        everything = [*values, out, *(residuals or self._no_residuals), None, saving.needs, shapes]
         return tuple([everything[i] for i in saving.layout])
 
     def count_flops(self, values: list[Any], out: Any) -> int:
@@ -279,7 +283,7 @@ class Op:
         single = self.single
         return lambda d_out: (self.vjp(d_out, *kept),) if single else tuple(self.vjp(d_out, *kept))
 
-    @property
+    @cached_property
     def single(self) -> bool:
         """Whether there is exactly one input, so that ``vjp`` gives a bare array."""
         return self.variadic is None and len(self.inputs) == 1

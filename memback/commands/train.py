@@ -1,0 +1,196 @@
+"""``memback train``."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from memback.commands.inputs import profile_argument
+from memback.commands.options import Output, output_options
+from memback.units import format_bytes_short
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from memback.profiling.definition import Profile
+    from memback.profiling.training import StepResult, Training
+
+__all__ = ["command"]
+
+_REFRESH_SECONDS = 0.2
+
+
+@click.command("train", epilog="Example: memback train digits --steps 200")
+@profile_argument
+@click.option("--steps", type=click.IntRange(1), metavar="N", help="Train up to step N. Default: the profile's own.")
+@click.option("--policy", metavar="POLICY", help="Checkpoint policy, such as sqrt. Default: full retention.")
+@click.option("--save", "save", metavar="FILE", help="Write everything to resume from, at the end and on Ctrl-C.")
+@click.option("--save-every", type=click.IntRange(1), metavar="N", help="Besides, write --save FILE every N steps.")
+@click.option("--resume", metavar="FILE", help="Go on from a file that --save wrote, to the same bits.")
+@output_options
+def command(
+    profile: Profile,
+    steps: int | None,
+    policy: str | None,
+    save: str | None,
+    save_every: int | None,
+    resume: str | None,
+    output: Output,
+) -> None:
+    """Train PROFILE for real, and show loss, accuracy, throughput and live memory.
+
+    PROFILE is the name of a shipped profile (`memback list`) or the path of a TOML file. A policy changes memory and
+    time, and no bit of the result.
+    """
+    from memback.errors import UsageError
+    from memback.profiling.training import Training
+    from memback.profiling.workload import Workload
+
+    if save_every is not None and save is None:
+        raise UsageError("--save-every needs --save FILE, where to write")
+    if save is not None and save != resume:
+        output.check(save)
+    training = Training(Workload.build(profile), policy)
+    if resume is not None:
+        training.resume(resume)
+    until = profile.train.steps if steps is None else steps
+    if training.next_step >= until:
+        raise UsageError(f"{resume} has done {training.next_step} steps already; ask for more than --steps {until}")
+    history, seconds = _train(training, until, save, save_every, output)
+    accuracy = training.accuracy()
+    if save is not None:
+        training.save(save)
+    _conclude(training, history, seconds, accuracy, save, output)
+
+
+def _train(
+    training: Training, until: int, save: str | None, save_every: int | None, output: Output
+) -> tuple[list[StepResult], float]:
+    """Run the steps under a live display; on Ctrl-C write what there is before giving way to it."""
+    from rich.live import Live
+
+    history: list[StepResult] = []
+    began = time.perf_counter()
+    shown = 0.0
+    live = output.console.is_terminal and not output.console.quiet
+    try:
+        with Live(console=output.console, transient=True, auto_refresh=False) if live else _Silent() as display:
+            for result in training.steps(until):
+                history.append(result)
+                now = time.perf_counter()
+                if live and now - shown > _REFRESH_SECONDS:
+                    display.update(_picture(training, history, until), refresh=True)
+                    shown = now
+                elif not live and _worth_a_line(result.step, until):
+                    output.console.print(_line(history), highlight=False, soft_wrap=True)
+                if save_every is not None and save is not None and training.next_step % save_every == 0:
+                    training.save(save)
+    except KeyboardInterrupt:
+        if save is not None:
+            training.save(save)
+            output.console.print(f"Interrupted after step {training.next_step}; go on with --resume {save}")
+        raise
+    return history, time.perf_counter() - began
+
+
+class _Silent:
+    """A live display that shows nothing, for output that is no terminal."""
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+
+def _worth_a_line(step: int, until: int) -> bool:
+    return (step + 1) % max(1, until // 10) == 0
+
+
+def _smooth(history: list[StepResult]) -> float:
+    recent = [result.loss for result in history[-20:]]
+    return sum(recent) / len(recent)
+
+
+def _speed(history: list[StepResult]) -> float:
+    recent = history[-20:]
+    return sum(r.samples for r in recent) / sum(r.seconds for r in recent)
+
+
+def _line(history: list[StepResult]) -> str:
+    last = history[-1]
+    live = last.live["saved"]
+    return (
+        f"step {last.step + 1}  loss {_smooth(history):.4f}  {_speed(history):,.0f} samples/s"
+        f"  saved activations {format_bytes_short(live)}"
+    )
+
+
+def _picture(training: Training, history: list[StepResult], until: int) -> Table:
+    """What the terminal shows while it runs."""
+    import psutil
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    last = history[-1]
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    grid.add_column()
+    bar = Table.grid(padding=(0, 1))
+    bar.add_row(ProgressBar(until, last.step + 1, width=40), f"{last.step + 1}/{until}")
+    grid.add_row("step", bar)
+    grid.add_row("loss", f"{_smooth(history):.4f}")
+    grid.add_row("speed", f"{_speed(history):,.0f} samples/s, {last.seconds * 1e3:.1f} ms a step")
+    for name, size in _memory(training, last).items():
+        grid.add_row(name, format_bytes_short(size))
+    grid.add_row("process (RSS)", format_bytes_short(psutil.Process().memory_info().rss))
+    return grid
+
+
+def _memory(training: Training, last: StepResult) -> dict[str, int]:
+    """Training memory by category, in bytes: at the end of the forward pass, and what is there all the time."""
+    from memback.arrays import distinct_bytes
+
+    parameters = distinct_bytes(p.data for p in training.work.model.parameters())
+    gradients = sum(p.grad.nbytes for p in training.work.model.parameters() if p.grad is not None)
+    return {
+        "parameters": parameters,
+        "optimiser state": training.work.optimizer.state_bytes,
+        "gradients": gradients,
+        "saved activations": last.live["saved"],
+    }
+
+
+def _conclude(
+    training: Training,
+    history: list[StepResult],
+    seconds: float,
+    accuracy: float | None,
+    save: str | None,
+    output: Output,
+) -> None:
+    """Print and write what came out."""
+    samples = sum(r.samples for r in history)
+    result = {
+        "profile": training.work.profile.name,
+        "policy": None if training.policy is None else training.policy.name,
+        "first_step": history[0].step,
+        "steps": training.next_step,
+        "loss": _smooth(history),
+        "losses": [r.loss for r in history],
+        "accuracy": accuracy,
+        "seconds": seconds,
+        "samples_per_second": samples / seconds,
+        "memory": _memory(training, history[-1]),
+    }
+    line = f"{result['profile']}: step {training.next_step}, loss {result['loss']:.4f}"
+    if accuracy is not None:
+        line += f", test accuracy {100 * accuracy:.2f} %"
+    output.console.print(f"{line}; {seconds:.1f} s, {samples / seconds:,.0f} samples/s", highlight=False)
+    memory = ", ".join(f"{name} {format_bytes_short(size)}" for name, size in result["memory"].items())
+    output.console.print(f"Memory: {memory}", highlight=False)
+    if save is not None:
+        output.console.print(f"Saved {save}", highlight=False, soft_wrap=True)
+    output.write_json(result)

@@ -1,0 +1,172 @@
+"""Training a profile for real, step by step, so that it can be stopped and resumed to the same bits."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memback.errors import MembackError, UsageError
+from memback.files import write_atomically
+from memback.ledger import CATEGORIES, Ledger
+from memback.policy import Policy, applied
+from memback.profiling.workload import Workload
+from memback.state import current
+from memback.tape import Tape, no_grad
+
+__all__ = ["StepResult", "Training"]
+
+_SCHEMA = "memback.training/1"
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One training step: its number from 0, loss, seconds, and bytes by category at the end of its forward pass."""
+
+    step: int
+    loss: float
+    seconds: float
+    samples: int
+    live: Mapping[str, int]
+
+
+class Training:
+    """A run of a profile.
+
+    Args:
+        work: the workload, not dry.
+        policy: the checkpoint policy, or None for full retention. It changes memory and time, and no bit of the result.
+    """
+
+    def __init__(self, work: Workload, policy: str | None = None) -> None:
+        self.work = work
+        self.policy = None if policy is None else Policy.parse(policy)
+        self.next_step = 0
+
+    def steps(self, until: int) -> Iterator[StepResult]:
+        """Train up to step ``until`` (exclusive), giving each step's result.
+
+        Raises:
+            MembackError: the loss is not finite any more.
+        """
+        self.work.model.train()
+        while self.next_step < until:
+            yield self._step()
+
+    def _step(self) -> StepResult:
+        work, step = self.work, self.next_step
+        work.optimizer.lr = work.profile.train.rate(step)
+        x, y = work.batch(step)
+        began = time.perf_counter()
+        work.optimizer.zero_grad()
+        live: dict[str, int] = {}
+        with ExitStack() as stack:
+            stack.enter_context(applied(work.model, self.policy))
+            stack.enter_context(Tape())
+            state = current()
+            before, state.observer = state.observer, Ledger(events=False)
+            stack.callback(setattr, state, "observer", before)
+            loss = work.loss(x, y)
+            live = {name: state.observer.live(name) for name in CATEGORIES}
+            loss.backward()
+        value = float(loss.data)
+        if not math.isfinite(value):
+            raise MembackError(
+                f"the loss of step {step} is {value}: training has diverged. Lower train.learning_rate"
+                f" (={work.profile.train.learning_rate}) or lengthen train.warmup (={work.profile.train.warmup})"
+            )
+        work.optimizer.step()
+        self.next_step += 1
+        return StepResult(step, value, time.perf_counter() - began, len(x), live)
+
+    def accuracy(self) -> float | None:
+        """The share of test targets that the model gets right; None where the model has no such notion."""
+        model = self.work.model
+        if not hasattr(model, "correct"):
+            return None
+        right = total = 0
+        model.eval()
+        try:
+            with no_grad():
+                for x, y in self.work.test_batches():
+                    hits = np.asarray(model.correct(x, y))
+                    right, total = right + int(hits.sum()), total + hits.size
+        finally:
+            model.train()
+        return right / total if total else None
+
+    # -- stopping and resuming
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything that the next step depends on, whole or not at all; an older file is replaced.
+
+        Raises:
+            MembackError: the system does not let it be written.
+        """
+        from safetensors.numpy import save
+
+        state = current()
+        optimizer = self.work.optimizer.state_dict()
+        tensors = {f"model.{name}": np.ascontiguousarray(a) for name, a in self.work.model.state_dict().items()}
+        tensors |= {f"optimizer.{name}": np.ascontiguousarray(a) for name, a in optimizer.items() if np.ndim(a)}
+        about = {
+            "schema": _SCHEMA,
+            "profile": self.work.profile.name,
+            "training": _fingerprint(self.work),
+            "step": self.next_step,
+            "random": [state.seed, state.draws],
+            "optimizer": {name: value for name, value in optimizer.items() if not np.ndim(value)},
+        }
+        write_atomically(path, save(tensors, {"memback": json.dumps(about)}), overwrite=True)
+
+    def resume(self, path: str | os.PathLike[str]) -> None:
+        """Go on where :meth:`save` left off: the following steps have the bits that an uninterrupted run has.
+
+        Raises:
+            UsageError: there is no such file, it is none of memback's, or it was made by another training.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise UsageError(f"There is no file {path} to resume from; memback train --save FILE makes one")
+        try:
+            with safe_open(path, "numpy") as file:
+                about = json.loads((file.metadata() or {}).get("memback", "null"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UsageError(f"{path} can't be read as a saved training: {error}") from error
+        if not isinstance(about, dict) or about.get("schema") != _SCHEMA:
+            raise UsageError(f"{path} is no training saved by this version of memback ({_SCHEMA})")
+        if about["training"] != _fingerprint(self.work):
+            raise UsageError(
+                f"{path} belongs to another training (profile {about['profile']!r}): model, data, dtype or [train]"
+                " differ. Resume with the profile and the --set values that it was started with"
+            )
+        self.work.model.load_state_dict(_part(tensors, "model."))
+        self.work.optimizer.load_state_dict({**_part(tensors, "optimizer."), **about["optimizer"]})
+        self.next_step = about["step"]
+        state = current()
+        state.seed, state.draws = about["random"]
+
+
+def _part(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _fingerprint(work: Workload) -> str:
+    """Tells trainings apart whose steps would differ; a constant learning rate does not depend on the last step."""
+    train = work.profile.train
+    steps = {} if train.schedule == "constant" else {"steps": train.steps}
+    content = work.profile.to_dict()
+    for name in ("description", "checkpoint", "name"):
+        content.pop(name)
+    content["train"].pop("steps")
+    return json.dumps({**content, **steps}, sort_keys=True)

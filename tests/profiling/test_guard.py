@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from memback import nn, ops
+from memback.errors import MembackError
+from memback.profiling.guard import Available, available_memory, check_fits
+from memback.profiling.passes import Mode, Step
+from memback.tape import Tensor
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(np.ones((64, 64), np.float32) / 64)
+
+    def forward(self, x):
+        return ops.relu(ops.linear(x, self.weight))
+
+
+@pytest.fixture
+def step():
+    model = nn.Sequential(*[Layer() for _ in range(36)])
+    x = np.ones((1024, 64), np.float32)
+    return Step(lambda: ops.sqerr(model(Tensor(x)), np.zeros_like(x)), model)
+
+
+def cgroup(tmp_path, version, limit, used, cache=0):
+    """A control group tree as Linux shows it, for a process in /pod/task, limited at /pod."""
+    root = tmp_path / "cgroup"
+    folder = root / "pod" if version == 2 else root / "memory" / "pod"
+    (folder / "task").mkdir(parents=True)
+    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    for name, value in zip(names, (limit, used), strict=True):
+        (folder / name).write_text(f"{value}\n")
+    key = "inactive_file" if version == 2 else "total_inactive_file"
+    (folder / "memory.stat").write_text(f"anon 1\n{key} {cache}\n")
+    listing = tmp_path / "self"
+    listing.write_text("0::/pod/task\n" if version == 2 else "7:cpu:/\n9:memory,misc:/pod/task\n")
+    return root, listing
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_control_groups_limit_counts_what_is_used_but_not_the_page_cache(tmp_path, version):
+    root, listing = cgroup(tmp_path, version, limit=1_000_000, used=400_000, cache=100_000)
+    available = available_memory(root, listing)
+    assert available.bytes == 700_000
+    assert "control group" in available.limit
+
+
+def test_without_a_limit_the_machines_free_memory_counts(tmp_path):
+    root, listing = cgroup(tmp_path, 2, limit="max", used=10)
+    assert available_memory(root, listing).limit == "free memory of the machine"
+    assert available_memory(root, tmp_path / "missing").limit == "free memory of the machine"
+
+
+def test_a_step_that_fits_passes(step):
+    check_fits(step, [Mode("full"), Mode("inference")], available=Available(2**40, "test"))
+
+
+def test_a_step_that_does_not_fit_names_prediction_limit_and_policies_that_do(step):
+    need = step.predict(Mode("full")).peak.bytes
+    smaller = step.predict(Mode("checkpoint", "sqrt")).peak.bytes
+    with pytest.raises(MembackError) as error:
+        check_fits(step, [Mode("full")], available=Available((need + smaller) // 2, "limit of the test"))
+    message = str(error.value)
+    assert f"{need:,} B" in message
+    assert "limit of the test" in message
+    assert f"sqrt ({smaller:,} B" in message
+    assert "--force" in message
+
+
+def test_arguments_that_are_still_to_be_made_count(step):
+    need = step.predict(Mode("inference")).peak.bytes
+    check_fits(step, [Mode("inference")], available=Available(need, "test"))
+    with pytest.raises(MembackError, match="No checkpoint policy"):
+        check_fits(step, [Mode("inference")], extra_bytes=1, available=Available(need, "test"))
