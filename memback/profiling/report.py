@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -31,7 +31,7 @@ __all__ = [
     "Seconds",
 ]
 
-SCHEMA = "memback.report/1"
+SCHEMA: Final = "memback.report/1"
 
 Count = Annotated[int, Meta(ge=0)]
 Duration = Annotated[float, Meta(ge=0)]
