@@ -6,5 +6,17 @@ from memback.ops.elementwise import add, multiply, relu
 from memback.ops.linear_algebra import linear
 from memback.ops.loss import sqerr
 from memback.ops.normalisation import batch_norm, group_norm, layer_norm, rms_norm
+from memback.ops.random import dropout
 
-__all__ = ["add", "batch_norm", "group_norm", "layer_norm", "linear", "multiply", "relu", "rms_norm", "sqerr"]
+__all__ = [
+    "add",
+    "batch_norm",
+    "dropout",
+    "group_norm",
+    "layer_norm",
+    "linear",
+    "multiply",
+    "relu",
+    "rms_norm",
+    "sqerr",
+]
