@@ -160,7 +160,9 @@ def _time_columns(runs: Sequence[Run]) -> list[tuple[Column, list[Cell]]]:
 
 
 def _phase(run: Run, phase: str) -> Cell:
-    seconds = 0.0 if run.seconds is None else getattr(run.seconds, phase)
+    """The time of a phase, where the run has that phase at all."""
+    absent = run.seconds is None or (run.mode == "inference" and phase != "forward")
+    seconds = 0.0 if absent else getattr(run.seconds, phase)
     return Cell(format_seconds(seconds) if seconds else NONE)
 
 
@@ -355,7 +357,9 @@ def _from(value: SavedValue) -> str:
 
 
 def _layer_notes(folds: Sequence[Fold]) -> list[str]:
-    notes = ["Shared bytes are charged to the layer that made them; they are not in the sum."]
+    notes = []
+    if any(layer.shared_bytes for row in folds for layer in row.layers):
+        notes.append("Shared bytes are charged to the layer that made them; they are not in the sum.")
     if any(len(row.layers) > 1 for row in folds):
         notes.append("Alike layers are folded into one row, whose numbers are their sums.")
     if any(row.layers[0].recomputed for row in folds):
@@ -371,9 +375,9 @@ def _bytes(size: int | None) -> Cell:
 
 
 def _mebibytes(sizes: Sequence[int]) -> list[Cell]:
-    """All with as many places as the smallest needs for two digits, but not more than four."""
-    smallest = min((size for size in sizes if size), default=MIB) / MIB
-    places = 2 if smallest >= 0.1 else 3 if smallest >= 0.01 else 4
+    """All with the same number of places: two, or what the largest needs for two digits, but at most four."""
+    largest = max(sizes, default=0) / MIB
+    places = 2 if largest >= 0.1 or largest == 0 else 3 if largest >= 0.01 else 4
     return [Cell(f"{size / MIB:,.{places}f}", "" if size else "faint") for size in sizes]
 
 

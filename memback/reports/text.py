@@ -16,7 +16,7 @@ from rich.text import Text
 from memback.profiling.report import Report, Run
 from memback.reports import tables
 from memback.reports.tables import Cell, Column, Detail, Row, Table
-from memback.units import format_bytes
+from memback.units import format_bytes, format_bytes_short
 
 __all__ = ["comparison", "composition", "layers", "peaks", "render", "summary"]
 
@@ -75,7 +75,13 @@ def render(report: Report) -> str:
 
 
 def _machine(report: Report) -> str:
-    return ", ".join(f"{name} {value}" for name, value in report.machine.items())
+    return ", ".join(_fact(name, value) for name, value in report.machine.items())
+
+
+def _fact(name: str, value: object) -> str:
+    if name.endswith("_bytes") and isinstance(value, int):
+        return f"{name.removesuffix('_bytes')} {format_bytes_short(value)}"
+    return f"{name} {value}"
 
 
 def _arguments(report: Report) -> str:
@@ -189,7 +195,7 @@ class _Layout:
         for _, group in groupby(others, key=lambda i: self.table.columns[i].group):
             whole = list(group)
             for part in [whole] if self._fits([key, *whole], self.least) else [[i] for i in whole]:
-                if sheets and self._fits(sheets[-1] + part, self.least):
+                if sheets and self._fits(sheets[-1] + part, self.natural):
                     sheets[-1] += part
                 else:
                     sheets.append([key, *part])

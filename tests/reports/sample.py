@@ -27,7 +27,14 @@ def report() -> Report:
     return Report(
         memback="0.1.0",
         created="2025-06-01T09:30:00Z",
-        machine={"system": "Linux", "machine": "x86_64", "python": "3.12.4", "numpy": "2.2.1", "cores": 8},
+        machine={
+            "system": "Linux",
+            "machine": "x86_64",
+            "python": "3.12.4",
+            "numpy": "2.2.1",
+            "cores": 8,
+            "memory_bytes": 2**35,
+        },
         profile=Profile(
             name="mlp",
             model={"name": "mlp", "hidden": [WIDTH] * DEPTH},
