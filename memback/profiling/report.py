@@ -173,13 +173,10 @@ class Run(Struct, frozen=True, kw_only=True):
         rows = sum(layer.saved_bytes for layer in self.layers)
         if rows != self.saved_bytes:
             raise MembackError(
-                f"run {self.label}: its layers' saved bytes sum to {rows:,} B, but its total is"
-                f" {self.saved_bytes:,} B"
+                f"run {self.label}: its layers' saved bytes sum to {rows:,} B, but its total is {self.saved_bytes:,} B"
             )
         self._check_distinct()
-        known = (
-            self.predicted_peak_bytes if self.predicted_peak_bytes is not None else self.measured_peak_bytes
-        )
+        known = self.predicted_peak_bytes if self.predicted_peak_bytes is not None else self.measured_peak_bytes
         if known is not None and self.peak.total_bytes != known:
             raise MembackError(
                 f"run {self.label}: what is alive at its peak ({self.peak.phase} of {self.peak.op}, layer"
@@ -307,9 +304,7 @@ class Report(Struct, frozen=True, kw_only=True):
         try:
             data = Path(path).read_bytes()
         except OSError as error:
-            raise UsageError(
-                f"Could not read the report {path}: {(error.strerror or str(error)).lower()}"
-            ) from error
+            raise UsageError(f"Could not read the report {path}: {(error.strerror or str(error)).lower()}") from error
         return cls.from_json(data, str(path))
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
@@ -346,7 +341,5 @@ def _check_schema(schema: Any, source: str) -> None:
         raise UsageError(f"{source} is not a report of memback's: {found} where {SCHEMA!r} is expected")
     given = schema.rpartition("/")[2]
     if given.isdecimal() and int(given[:9]) > int(version):
-        raise UsageError(
-            f"{source} has the newer schema {schema!r:.80}; this memback reads {SCHEMA!r}: update memback"
-        )
+        raise UsageError(f"{source} has the newer schema {schema!r:.80}; this memback reads {SCHEMA!r}: update memback")
     raise UsageError(f"{source} has the unknown schema {schema!r:.80}; this memback reads {SCHEMA!r}")
