@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from memback.op import REGISTRY
 if TYPE_CHECKING:
     from memback.nn.module import Module
 
-__all__ = ["POLICIES", "Policy", "applied", "run_chain"]
+__all__ = ["POLICIES", "Policy", "applied", "run_chain", "run_units"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,12 @@ class Policy:
         for start in range(0, units, length):
             stop = min(start + length, units)
             yield start, stop, self.whole or stop < units
+
+    def run(self, units: Sequence[Callable[..., Any]], x: Any) -> Any:
+        """Run a chain as :func:`run_chain` describes."""
+        for start, stop, checkpointed in self.segments(len(units)):
+            x = run_units(units[start:stop], x, checkpointed, self.keep)
+        return x
 
     @property
     def keep(self) -> frozenset[str]:
@@ -144,17 +150,22 @@ class _Segment:
         return result[0] if isinstance(result, tuple) and len(result) == 1 else result
 
 
+def run_units(
+    units: Sequence[Callable[..., Any]], x: Any, checkpointed: bool = False, keep: Collection[str] = ()
+) -> Any:
+    """Run units one after the other, as one checkpointed segment or plainly."""
+    segment = _Segment(units)
+    carry = x if isinstance(x, tuple) else (x,)
+    del x
+    return run_segment(segment, carry, {}, keep, warn=False) if checkpointed else segment(*carry)
+
+
 def run_chain(units: Sequence[Callable[..., Any]], x: Any, policy: Policy) -> Any:
     """Run ``units`` one after the other on ``x``, checkpointing as ``policy`` says.
 
     ``x`` and what a unit returns may be a tuple, which the next unit takes as separate arguments.
     """
-    for start, stop, checkpointed in policy.segments(len(units)):
-        segment = _Segment(units[start:stop])
-        carry = x if isinstance(x, tuple) else (x,)
-        x = run_segment(segment, carry, {}, policy.keep, warn=False) if checkpointed else segment(*carry)
-        del carry
-    return x
+    return policy.run(units, x)
 
 
 @contextmanager
