@@ -34,9 +34,7 @@ def check_target(path: str | os.PathLike[str], overwrite: bool) -> None:
     if target.is_dir():
         raise UsageError(f"{target} is a folder; name a file in it")
     if not target.parent.is_dir():
-        raise UsageError(
-            f"There is no folder {target.parent} for {target.name}; make it first, or write elsewhere"
-        )
+        raise UsageError(f"There is no folder {target.parent} for {target.name}; make it first, or write elsewhere")
     if not overwrite and target.is_file():
         raise UsageError(f"File already exists, will not overwrite without --force: {target}")
 

@@ -40,9 +40,7 @@ def parse_bytes(text: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise UsageError(
-            f"byte size {text!r} is not a number with a unit; write it as 512MiB, 2GiB, 1.5GB or 1000000"
-        )
+        raise UsageError(f"byte size {text!r} is not a number with a unit; write it as 512MiB, 2GiB, 1.5GB or 1000000")
     unit = match["unit"].lower() or "b"
     if unit not in _UNITS:
         raise UsageError(

@@ -69,9 +69,7 @@ class Output:
 def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a subcommand ``--json``, ``--quiet`` and ``--force``, which it gets as ``output``."""
 
-    @click.option(
-        "--json", "json_file", metavar="FILE", help="Write the result as JSON; - is standard output."
-    )
+    @click.option("--json", "json_file", metavar="FILE", help="Write the result as JSON; - is standard output.")
     @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
     @click.option("--force", is_flag=True, help="Overwrite files that exist.")
     @functools.wraps(function)

@@ -146,9 +146,7 @@ def load(name_or_path: str | Path) -> Profile:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UsageError(
-            f"There is no profile file {path}; `memback list` shows the shipped profiles"
-        ) from None
+        raise UsageError(f"There is no profile file {path}; `memback list` shows the shipped profiles") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} can't be read as a profile in TOML: {error}") from error
     try:
@@ -240,9 +238,7 @@ def _set(content: dict[str, Any], key: str, text: str) -> None:
     schema: type[Any] = _Content
     if section:
         if not isinstance(content.get(section), dict):
-            raise UsageError(
-                f"--set {key}: there is no section {section}; write it as train.steps=10 or dtype=float64"
-            )
+            raise UsageError(f"--set {key}: there is no section {section}; write it as train.steps=10 or dtype=float64")
         schema = {"model": Model, "data": Data, "train": Train, "checkpoint": Checkpoint}[section]
         if name not in schema.__struct_fields__:
             registry = {"model": _models(), "data": DATA}.get(section, {})

@@ -92,9 +92,7 @@ def _join(section: str, steps: Sequence[str]) -> str:
     return ".".join([section, *steps] if section else steps).replace(".[", "[")
 
 
-def _explain_field(
-    problem: str, steps: Sequence[str], schema: type[Any], section: str, own: Sequence[str]
-) -> str:
+def _explain_field(problem: str, steps: Sequence[str], schema: type[Any], section: str, own: Sequence[str]) -> str:
     *above, name = steps
     full = _join(section, steps)
     parent = _walk(schema, above)

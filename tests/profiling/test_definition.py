@@ -192,9 +192,7 @@ def test_a_near_name_is_suggested() -> None:
         ("name", "12", "12"),
     ],
 )
-def test_overrides_are_read_as_their_key_wants_them(
-    key: str, text: str, value: object, minimal: Profile
-) -> None:
+def test_overrides_are_read_as_their_key_wants_them(key: str, text: str, value: object, minimal: Profile) -> None:
     content: Any = minimal.with_overrides({key: text}).to_dict()
     for part in key.split("."):
         content = content[part]
@@ -229,9 +227,7 @@ def test_a_new_name_drops_the_arguments_of_the_old_one(minimal: Profile) -> None
 
 
 def test_the_hash_is_that_of_the_content(write: Callable[[str], Path], minimal: Profile) -> None:
-    reordered = load(
-        write("# the same\n[data]\nbatch = 32\nname = 'digits'\n[model]\nwidth = 8\nname = 'stack'\n")
-    )
+    reordered = load(write("# the same\n[data]\nbatch = 32\nname = 'digits'\n[model]\nwidth = 8\nname = 'stack'\n"))
     assert reordered.sha256 == minimal.sha256
     assert minimal.with_overrides({"train.steps": "100"}).sha256 == minimal.sha256
     assert minimal.with_overrides({"model.width": "9"}).sha256 != minimal.sha256
