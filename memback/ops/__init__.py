@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from memback.ops.convolution import avg_pool2d, conv2d, max_pool2d, upsample
 from memback.ops.elementwise import add, multiply, relu
 from memback.ops.linear_algebra import linear
 from memback.ops.loss import sqerr
@@ -10,13 +11,17 @@ from memback.ops.random import dropout
 
 __all__ = [
     "add",
+    "avg_pool2d",
     "batch_norm",
+    "conv2d",
     "dropout",
     "group_norm",
     "layer_norm",
     "linear",
+    "max_pool2d",
     "multiply",
     "relu",
     "rms_norm",
     "sqerr",
+    "upsample",
 ]
