@@ -8,8 +8,9 @@ import numpy as np
 
 from memback.arrays import Array
 from memback.op import Op
+from memback.ops.broadcasting import unbroadcast
 
-__all__ = ["linear"]
+__all__ = ["linear", "matmul"]
 
 
 class Linear(Op):
@@ -52,4 +53,44 @@ class Linear(Op):
         return by_h, by_W, by_b
 
 
+class Matmul(Op):
+    """A matrix product by NumPy's rules: leading dimensions are batches and broadcast, a vector is a row or a column.
+
+    dL/dA = dL/dC B^T and dL/dB = A^T dL/dC, summed over dimensions that were broadcast.
+    """
+
+    name = "matmul"
+    source = "np.matmul; Eqs. 49 and 53 for each matrix of a batch"
+    saves = {"input": ("other",), "other": ("input",)}
+    matrix_product = True
+
+    def forward(self, input: Array, other: Array) -> Array:
+        return np.matmul(input, other)
+
+    def vjp(
+        self, d_out: Array, needs: Any, shapes: list[tuple[int, ...]], input: Array, other: Array
+    ) -> tuple[Array | None, Array | None]:
+        row, column = len(shapes[0]) == 1, len(shapes[1]) == 1
+        if column:
+            d_out = np.expand_dims(d_out, -1)
+        if row:
+            d_out = np.expand_dims(d_out, -2)
+        d_input = d_other = None
+        if needs.input:
+            right = np.expand_dims(other, -1) if column else other
+            d_input = np.matmul(d_out, np.swapaxes(right, -1, -2))
+            d_input = unbroadcast(d_input, (1, *shapes[0]) if row else shapes[0])
+            d_input = np.reshape(d_input, shapes[0])
+        if needs.other:
+            left = np.expand_dims(input, -2) if row else input
+            d_other = np.matmul(np.swapaxes(left, -1, -2), d_out)
+            d_other = unbroadcast(d_other, (*shapes[1], 1) if column else shapes[1])
+            d_other = np.reshape(d_other, shapes[1])
+        return d_input, d_other
+
+    def flops(self, input: Array, out: Array) -> int:
+        return 2 * int(out.size) * input.shape[-1]
+
+
 linear = Linear()
+matmul = Matmul()

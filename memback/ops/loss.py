@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from memback.arrays import Array
 from memback.op import Op
 
-__all__ = ["sqerr"]
+__all__ = ["binary_cross_entropy_with_logits", "cross_entropy", "mse", "sqerr"]
 
 
 class Sqerr(Op):
@@ -20,6 +20,7 @@ class Sqerr(Op):
     saves = {"f": ("f", "y"), "y": ("f", "y")}
 
     def forward(self, f: Array, y: Array) -> Array:
+        _same_shape(f, y)
         difference = np.subtract(f, y)
         np.multiply(difference, difference, out=difference)
         return np.multiply(np.sum(difference), 0.5)
@@ -37,4 +38,139 @@ class Sqerr(Op):
         return np.subtract(f, y), np.subtract(y, f)
 
 
+class Mse(Op):
+    """The mean squared error over all elements."""
+
+    name = "mse"
+    source = "torch.nn.functional.mse_loss"
+    saves = {"input": ("input", "target"), "target": ("input", "target")}
+
+    def forward(self, input: Array, target: Array) -> Array:
+        _same_shape(input, target)
+        difference = np.subtract(input, target)
+        np.multiply(difference, difference, out=difference)
+        return np.mean(difference)
+
+    def vjp(self, d_out: Array, needs: Any, input: Array, target: Array) -> tuple[Array | None, Array | None]:
+        d_input = np.subtract(input, target)
+        np.multiply(d_input, np.multiply(d_out, 2 / max(1, input.size)), out=d_input)
+        return (d_input if needs.input else None), (np.negative(d_input) if needs.target else None)
+
+    def flops(self, input: Array) -> int:
+        return 3 * input.size + 1
+
+
+def _same_shape(a: Array, b: Array) -> None:
+    if a.shape != b.shape:
+        raise ValueError(f"the two must have the same shape, not {a.shape} and {b.shape}")
+
+
+class CrossEntropy(Op):
+    """-log softmax(input)[target], averaged or summed over the targets.
+
+    ``input`` is (n, classes), (classes,) or (n, classes, d1, ...); ``target`` holds class numbers of the input's shape
+    without the class dimension. Targets equal to ``ignore_index`` count nowhere. Keeps the softmax and the targets: the
+    gradient is (softmax - one-hot target) / number of targets.
+    """
+
+    name = "cross_entropy"
+    source = "torch.nn.functional.cross_entropy"
+    saves = {"input": ("probabilities", "target", "counted")}
+    residuals = ("probabilities", "counted")
+
+    def forward(
+        self,
+        input: Array,
+        target: Array,
+        ignore_index: int = -100,
+        reduction: Literal["mean", "sum"] = "mean",
+        *,
+        keep: bool,
+    ) -> tuple[Array, Array, Array]:
+        axis = _class_axis(input, target)
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"`reduction` (={reduction!r}) must be 'mean' or 'sum'")
+        valid = np.not_equal(target, ignore_index)
+        probabilities = np.subtract(input, np.max(input, axis=axis, keepdims=True))
+        picked = np.expand_dims(np.multiply(target, valid), axis)
+        chosen = np.take_along_axis(probabilities, picked, axis)
+        np.exp(probabilities, out=probabilities)
+        total = np.sum(probabilities, axis=axis, keepdims=True)
+        np.divide(probabilities, total, out=probabilities)
+        np.log(total, out=total)
+        losses = np.subtract(total, chosen, out=total)
+        np.multiply(losses, np.expand_dims(valid, axis), out=losses)
+        counted = (
+            np.maximum(np.sum(valid), 1).astype(input.dtype) if reduction == "mean" else np.ones_like(input, shape=())
+        )
+        return np.divide(np.sum(losses), counted), probabilities, counted
+
+    def vjp(
+        self, d_out: Array, probabilities: Array, target: Array, counted: Array, ignore_index: int
+    ) -> tuple[Array, None]:
+        axis = _class_axis(probabilities, target)
+        valid = np.not_equal(target, ignore_index)
+        picked = np.expand_dims(np.multiply(target, valid), axis)
+        d_input = np.copy(probabilities)
+        at_target = np.take_along_axis(probabilities, picked, axis)
+        np.subtract(at_target, 1, out=at_target)
+        np.put_along_axis(d_input, picked, at_target, axis)
+        scale = np.multiply(np.expand_dims(valid, axis), np.divide(d_out, counted), dtype=d_input.dtype)
+        return np.multiply(d_input, scale, out=d_input), None
+
+    def flops(self, input: Array) -> int:
+        return 5 * input.size
+
+
+def _class_axis(input: Array, target: Array) -> int:
+    axis = 0 if input.ndim == 1 else 1
+    if target.dtype.kind not in "iu":
+        raise ValueError(f"`target` must hold class numbers (integers), not {target.dtype}")
+    if target.shape != input.shape[:axis] + input.shape[axis + 1 :]:
+        raise ValueError(
+            f"`target` of shape {target.shape} does not fit `input` of shape {input.shape}, which has its classes along"
+            f" dimension {axis}"
+        )
+    return axis
+
+
+class BinaryCrossEntropyWithLogits(Op):
+    """-(y log sigma(x) + (1 - y) log(1 - sigma(x))), averaged over all elements: max(x, 0) - x y + log(1 + e^-|x|).
+
+    Keeps the logits and the targets; dL/dx = (sigma(x) - y) / n and dL/dy = -x / n.
+    """
+
+    name = "binary_cross_entropy_with_logits"
+    source = "torch.nn.functional.binary_cross_entropy_with_logits"
+    saves = {"input": ("input", "target"), "target": ("input",)}
+
+    def forward(self, input: Array, target: Array) -> Array:
+        _same_shape(input, target)
+        losses = np.absolute(input)
+        np.negative(losses, out=losses)
+        np.exp(losses, out=losses)
+        np.log1p(losses, out=losses)
+        np.add(losses, np.maximum(input, 0), out=losses)
+        np.subtract(losses, np.multiply(input, target), out=losses)
+        return np.mean(losses)
+
+    def vjp(self, d_out: Array, needs: Any, input: Array, target: Array) -> tuple[Array | None, Array | None]:
+        scale = np.divide(d_out, max(1, input.size))
+        d_target = np.multiply(input, np.negative(scale)) if needs.target else None
+        if not needs.input:
+            return None, d_target
+        d_input = np.multiply(input, 0.5)  # sigma(x) = (1 + tanh(x/2)) / 2 does not overflow
+        np.tanh(d_input, out=d_input)
+        np.add(d_input, 1, out=d_input)
+        np.multiply(d_input, 0.5, out=d_input)
+        np.subtract(d_input, target, out=d_input)
+        return np.multiply(d_input, scale, out=d_input), d_target
+
+    def flops(self, input: Array) -> int:
+        return 7 * input.size
+
+
+binary_cross_entropy_with_logits = BinaryCrossEntropyWithLogits()
+cross_entropy = CrossEntropy()
+mse = Mse()
 sqerr = Sqerr()

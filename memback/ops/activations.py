@@ -1,0 +1,219 @@
+"""Activations: what follows a linear layer, element by element."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from memback.arrays import Array
+from memback.ops.elementwise import Elementwise
+from memback.ops.error_function import erf
+
+__all__ = ["gelu", "leaky_relu", "relu", "relu_bits", "sigmoid", "silu", "softplus", "tanh"]
+
+
+class Relu(Elementwise):
+    """max(a, 0), whose derivative at 0 is 0 (Eqs. 17, 18). Keeps its output, which the next layer keeps anyway."""
+
+    name = "relu"
+    source = "Eqs. 17-23, 27"
+    saves = {"a": ("out",)}
+
+    def forward(self, a: Array) -> Array:
+        return np.maximum(a, 0)
+
+    def vjp(self, d_out: Array, out: Array) -> Array:
+        return np.multiply(d_out, np.greater(out, 0))
+
+    def closed_jacobian(self, a: Array) -> tuple[Array]:
+        """delta_{j alpha} Theta(a_j) (Eq. 20)."""
+        step = np.greater(a, 0).astype(a.dtype)
+        return (np.diag(step.reshape(-1)).reshape(a.shape + a.shape),)
+
+
+class ReluBits(Elementwise):
+    """max(a, 0) that keeps one bit an element instead of its output: for where nobody else keeps that output."""
+
+    name = "relu_bits"
+    source = "Eqs. 17-23, 27"
+    saves = {"a": ("bits",)}
+    residuals = ("bits",)
+
+    def forward(self, a: Array, keep: bool) -> tuple[Array, Array | None]:
+        return np.maximum(a, 0), np.packbits(np.greater(a, 0)) if keep else None
+
+    def vjp(self, d_out: Array, bits: Array) -> Array:
+        return np.multiply(d_out, np.reshape(np.unpackbits(bits, count=d_out.size), d_out.shape), dtype=d_out.dtype)
+
+
+class LeakyRelu(Elementwise):
+    """a where a > 0, else negative_slope a. Keeps its input (its output, where that tells the sign)."""
+
+    name = "leaky_relu"
+    source = "Maas et al. 2013"
+    saves = {"input": ("input",)}
+    operations = 2
+
+    def forward(self, input: Array, negative_slope: float = 0.01) -> Array:
+        out = np.multiply(input, negative_slope)
+        np.copyto(out, input, where=np.greater(input, 0))
+        return out
+
+    def vjp(self, d_out: Array, input: Array, negative_slope: float) -> Array:
+        d_input = np.multiply(d_out, negative_slope)
+        np.copyto(d_input, d_out, where=np.greater(input, 0))
+        return d_input
+
+
+class Sigmoid(Elementwise):
+    """1 / (1 + e^-x), without overflow. Keeps its output."""
+
+    name = "sigmoid"
+    source = "d sigma/dx = sigma (1 - sigma)"
+    saves = {"input": ("out",)}
+    operations = 3
+
+    def forward(self, input: Array) -> Array:
+        return _sigmoid(input)
+
+    def vjp(self, d_out: Array, out: Array) -> Array:
+        slope = np.subtract(1, out)
+        np.multiply(slope, out, out=slope)
+        return np.multiply(slope, d_out, out=slope)
+
+
+def _sigmoid(x: Array) -> Array:
+    """By way of tanh, which saturates instead of overflowing: sigma(x) = (1 + tanh(x/2)) / 2."""
+    out = np.multiply(x, 0.5)
+    np.tanh(out, out=out)
+    np.add(out, 1, out=out)
+    return np.multiply(out, 0.5, out=out)
+
+
+class Tanh(Elementwise):
+    """Hyperbolic tangent. Keeps its output."""
+
+    name = "tanh"
+    source = "d tanh/dx = 1 - tanh^2"
+    saves = {"input": ("out",)}
+
+    def forward(self, input: Array) -> Array:
+        return np.tanh(input)
+
+    def vjp(self, d_out: Array, out: Array) -> Array:
+        slope = np.multiply(out, out)
+        np.subtract(1, slope, out=slope)
+        return np.multiply(slope, d_out, out=slope)
+
+
+class Gelu(Elementwise):
+    """x Phi(x), Phi the standard normal's distribution; or its approximation by a tanh. Keeps its input."""
+
+    name = "gelu"
+    source = "Hendrycks & Gimpel 2016, arXiv 1606.08415"
+    saves = {"input": ("input",)}
+    operations = 8
+
+    def forward(self, input: Array, approximate: Literal["none", "tanh"] = "none") -> Array:
+        out = _gate(input, approximate)
+        return np.multiply(out, input, out=out)
+
+    def vjp(self, d_out: Array, input: Array, approximate: str) -> Array:
+        if approximate == "tanh":
+            return _tanh_gelu_vjp(d_out, input)
+        slope = np.multiply(input, input)  # Phi(x) + x phi(x)
+        np.multiply(slope, -0.5, out=slope)
+        np.exp(slope, out=slope)
+        np.multiply(slope, input, out=slope)
+        np.multiply(slope, 1 / np.sqrt(2 * np.pi).item(), out=slope)
+        np.add(slope, _gate(input, "none"), out=slope)
+        return np.multiply(slope, d_out, out=slope)
+
+
+_SCALE = 0.7978845608028654
+"""sqrt(2 / pi)."""
+_CUBIC = 0.044715
+
+
+def _gate(x: Array, approximate: str) -> Array:
+    """What x is multiplied with."""
+    if approximate == "none":
+        out = erf(np.multiply(x, 0.7071067811865476))
+    elif approximate == "tanh":
+        out = _inner_tanh(x)
+    else:
+        raise ValueError(f"`approximate` (={approximate!r}) must be 'none' or 'tanh'")
+    np.add(out, 1, out=out)
+    return np.multiply(out, 0.5, out=out)
+
+
+def _inner_tanh(x: Array) -> Array:
+    out = np.multiply(x, x)
+    np.multiply(out, _SCALE * _CUBIC, out=out)
+    np.add(out, _SCALE, out=out)
+    np.multiply(out, x, out=out)
+    return np.tanh(out, out=out)
+
+
+def _tanh_gelu_vjp(d_out: Array, x: Array) -> Array:
+    """With t = tanh(u): (1 + t)/2 + x (1 - t^2) u' / 2."""
+    t = _inner_tanh(x)
+    slope = np.multiply(x, x)
+    np.multiply(slope, 3 * _SCALE * _CUBIC, out=slope)
+    np.add(slope, _SCALE, out=slope)
+    np.multiply(slope, x, out=slope)
+    rest = np.multiply(t, t)
+    np.subtract(1, rest, out=rest)
+    np.multiply(slope, rest, out=slope)
+    np.add(slope, t, out=slope)
+    np.add(slope, 1, out=slope)
+    np.multiply(slope, 0.5, out=slope)
+    return np.multiply(slope, d_out, out=slope)
+
+
+class Silu(Elementwise):
+    """x sigma(x). Keeps its input."""
+
+    name = "silu"
+    source = "Elfwing et al. 2017, arXiv 1702.03118"
+    saves = {"input": ("input",)}
+    operations = 4
+
+    def forward(self, input: Array) -> Array:
+        out = _sigmoid(input)
+        return np.multiply(out, input, out=out)
+
+    def vjp(self, d_out: Array, input: Array) -> Array:
+        gate = _sigmoid(input)  # sigma (1 + x (1 - sigma))
+        slope = np.subtract(1, gate)
+        np.multiply(slope, input, out=slope)
+        np.add(slope, 1, out=slope)
+        np.multiply(slope, gate, out=slope)
+        return np.multiply(slope, d_out, out=slope)
+
+
+class Softplus(Elementwise):
+    """log(1 + e^x), without overflow. Keeps its input."""
+
+    name = "softplus"
+    source = "d softplus/dx = sigma(x)"
+    saves = {"input": ("input",)}
+    operations = 4
+
+    def forward(self, input: Array) -> Array:
+        return np.logaddexp(input, np.zeros((), input.dtype))
+
+    def vjp(self, d_out: Array, input: Array) -> Array:
+        slope = _sigmoid(input)
+        return np.multiply(slope, d_out, out=slope)
+
+
+gelu = Gelu()
+leaky_relu = LeakyRelu()
+relu = Relu()
+relu_bits = ReluBits()
+sigmoid = Sigmoid()
+silu = Silu()
+softplus = Softplus()
+tanh = Tanh()

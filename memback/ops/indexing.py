@@ -1,0 +1,65 @@
+"""Picking elements and rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from memback.arrays import Array, is_array
+from memback.op import Op
+
+__all__ = ["embedding", "getitem"]
+
+
+class Getitem(Op):
+    """input[index], by NumPy's rules. Slices give a view; integer arrays pick, and are kept for backward."""
+
+    name = "getitem"
+    source = "the gradient goes back to where the element was taken"
+    saves = {"input": ("index",)}
+
+    def forward(self, input: Array, index: Any) -> Array:
+        return input[index]
+
+    def vjp(self, d_out: Array, index: Any, shapes: list[tuple[int, ...]]) -> Array:
+        d_input = np.zeros_like(d_out, shape=shapes[0])
+        if _picks(index):
+            np.add.at(d_input, index, d_out)
+        else:
+            d_input[index] = d_out
+        return d_input
+
+    def flops(self) -> int:
+        return 0
+
+
+def _picks(index: Any) -> bool:
+    """Whether an element can be picked more than once."""
+    items = index if isinstance(index, tuple) else (index,)
+    return any(is_array(item) or isinstance(item, list) for item in items)
+
+
+class Embedding(Op):
+    """Rows of ``weight`` (n, width) by integer ``input`` of any shape: its shape + (width,). Keeps the indices."""
+
+    name = "embedding"
+    source = "a product with one-hot rows"
+    saves = {"weight": ("input",)}
+
+    def forward(self, input: Array, weight: Array) -> Array:
+        if input.dtype.kind not in "iu":
+            raise ValueError(f"`input` must be integers, not {input.dtype}")
+        return np.take(weight, input, axis=0)
+
+    def vjp(self, d_out: Array, input: Array, shapes: list[tuple[int, ...]]) -> tuple[None, Array]:
+        d_weight = np.zeros_like(d_out, shape=shapes[1])
+        np.add.at(d_weight, input, d_out)
+        return None, d_weight
+
+    def flops(self) -> int:
+        return 0
+
+
+embedding = Embedding()
+getitem = Getitem()
