@@ -1,0 +1,88 @@
+"""Multi-head attention."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from memback import ops
+from memback.nn.layers import Linear
+from memback.nn.module import Module
+from memback.tape import Tensor
+
+__all__ = ["AttentionCore", "MultiHeadAttention"]
+
+
+class AttentionCore(Module):
+    """softmax(q k^T / sqrt(d)) v for (n, heads, length, d): what selective recomputation recomputes.
+
+    A module of its own, so that the policy ``match:*.core`` drops what it keeps (Korthikanti et al. 2022).
+    """
+
+    def __init__(
+        self, form: Literal["plain", "tiled"], causal: bool, dropout: float, mask: Literal["bool", "bits", "seed"]
+    ) -> None:
+        super().__init__()
+        if form not in ("plain", "tiled"):
+            raise ValueError(f"`attention` (={form!r}) must be 'plain' or 'tiled'")
+        if form == "tiled" and dropout:
+            raise ValueError("tiled attention has no dropout: set `dropout` to 0, or `attention` to 'plain'")
+        self.form, self.causal, self.dropout, self.mask = form, causal, dropout, mask
+
+    def forward(self, q: Any, k: Any, v: Any) -> Tensor:
+        if self.form == "tiled":
+            return ops.tiled_attention(q, k, v, is_causal=self.causal)
+        p = self.dropout if self.training else 0.0
+        return ops.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=self.causal, mask=self.mask)
+
+
+class MultiHeadAttention(Module):
+    """Self-attention of (n, length, width) with ``heads`` heads; fewer ``kv_heads`` share keys and values.
+
+    Raises:
+        ValueError: ``width`` is not divisible by ``heads``, or ``heads`` by ``kv_heads``.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int | None = None,
+        *,
+        causal: bool = False,
+        attention: Literal["plain", "tiled"] = "plain",
+        dropout: float = 0.0,
+        mask: Literal["bool", "bits", "seed"] = "bool",
+        rotary: bool = False,
+        bias: bool = True,
+        dtype: Any = "float32",
+    ) -> None:
+        super().__init__()
+        kv_heads = heads if kv_heads is None else kv_heads
+        if width % heads:
+            raise ValueError(f"`width` (={width}) must be divisible by `heads` (={heads})")
+        if heads % kv_heads:
+            raise ValueError(f"`heads` (={heads}) must be divisible by `kv_heads` (={kv_heads})")
+        self.heads, self.kv_heads, self.size, self.rotary = heads, kv_heads, width // heads, rotary
+        self.qkv = Linear(width, (heads + 2 * kv_heads) * self.size, bias, dtype=dtype)
+        self.core = AttentionCore(attention, causal, dropout, mask)
+        self.out = Linear(width, width, bias, dtype=dtype)
+
+    def forward(self, x: Any) -> Tensor:
+        return self.out(self._merge(self.core(*self._heads(self.qkv(x)))))
+
+    def _heads(self, qkv: Any) -> tuple[Any, Any, Any]:
+        """Views of (n, heads, length, size) for queries, keys and values."""
+        widths = [self.heads * self.size, self.kv_heads * self.size, self.kv_heads * self.size]
+        q, k, v = (self._split(part) for part in ops.split(qkv, widths, dim=-1))
+        if self.rotary:
+            q, k = ops.rotary(q), ops.rotary(k)
+        return q, k, v
+
+    def _split(self, x: Any) -> Any:
+        n, length, width = x.shape
+        return ops.transpose(ops.reshape(x, (n, length, width // self.size, self.size)), 1, 2)
+
+    @staticmethod
+    def _merge(x: Any) -> Any:
+        n, heads, length, size = x.shape
+        return ops.reshape(ops.transpose(x, 1, 2), (n, length, heads * size))
