@@ -142,7 +142,7 @@ class ScaledDotProductAttention(Op):
                 apply_mask(p, kept, dropout_p, number)
             np.copyto(out[head], np.matmul(p, _dense(value[shared])), casting="same_kind")
             del p  # before the next head's
-        return out, probabilities, kept
+        return out, probabilities, kept if keep else None
 
     def vjp(
         self,

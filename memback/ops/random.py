@@ -31,7 +31,7 @@ class Dropout(Op):
         if not training or p == 0:
             return input[...], None
         kept = draw_mask(input, 1, input.size, p, mask if keep else "seed")
-        return self._masked(input, kept, p), kept
+        return self._masked(input, kept, p), kept if keep else None
 
     def _masked(self, x: Array, kept: Mask, p: float) -> Array:
         out = np.empty_like(x, shape=x.shape, order="C")

@@ -1,0 +1,117 @@
+"""Working in pieces: the first stands for all where there is no memory, so the prediction equals the measurement."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+
+import ml_dtypes  # noqa: F401 - makes np.dtype know bfloat16
+import numpy as np
+import pytest
+
+from memback.ops.attention import scaled_dot_product_attention, tiled_attention
+from memback.ops.convolution import avg_pool2d, conv2d, max_pool2d, upsample
+from memback.ops.normalisation import batch_norm, group_norm, layer_norm, rms_norm
+from memback.ops.random import dropout
+from memback.ops.rotary import rotary
+from memback.ops.workspace import pieces, slices, wide
+from memback.shape_array import ShapeArray, dry_memory
+
+NUMPYS_OWN = 2**18
+"""Bytes of the buffers that NumPy itself works with inside of one function, whatever the arrays' size."""
+
+IMAGES, SEQUENCES, WEIGHT = (6, 16, 64, 64), (2, 4, 400, 32), (16, 8, 3, 3)
+CALLS = {
+    "layer_norm": (layer_norm, (IMAGES, (64, 64), (64, 64), (64, 64)), {}),
+    "rms_norm": (rms_norm, (IMAGES, 64, (64,)), {}),
+    "group_norm": (group_norm, (IMAGES, 4, (16,), (16,)), {}),
+    "batch_norm": (batch_norm, (IMAGES, (16,), (16,), (16,), (16,), True), {}),
+    "dropout": (dropout, (IMAGES,), {"mask": "bits"}),
+    "conv2d": (conv2d, (IMAGES, WEIGHT, (16,), 1, 1, 1, 2), {}),
+    "conv2d of pixels": (conv2d, (IMAGES, (16, 16, 1, 1)), {}),
+    "max_pool2d": (max_pool2d, (IMAGES, 3, 2, 1), {}),
+    "avg_pool2d": (avg_pool2d, (IMAGES, 2), {}),
+    "upsample": (upsample, (IMAGES, 2, "bilinear"), {}),
+    "attention": (scaled_dot_product_attention, (SEQUENCES,) * 3, {"dropout_p": 0.1, "is_causal": True}),
+    "attention with a key": (scaled_dot_product_attention, (SEQUENCES,) * 3, {"dropout_p": 0.1, "mask": "seed"}),
+    "tiled attention": (tiled_attention, (SEQUENCES,) * 3, {"is_causal": True}),
+    "rotary": (rotary, (SEQUENCES,), {}),
+}
+"""Op, its arguments with shapes in the place of inputs, and its keyword arguments."""
+
+
+def values_of(op, args, kwargs, make):
+    values = op.bind(args, kwargs)
+    for _, i in op.array_slots:
+        values[i] = None if values[i] is None else make(values[i])
+    return values
+
+
+def peaks(op, values, begin, peak):
+    """Peak bytes of forward and of backward, above what was there before."""
+    inputs = op.input_arrays(values)
+    needs = sum(1 << k for k, value in enumerate(inputs) if value is not None and op.inputs[k] in op.saves)
+    begin()
+    out, residuals = op.run(values, keep=True)
+    forward = peak()
+    kept = op.arguments(op.saving(needs, len(inputs)), values, out, residuals)
+    del residuals
+    d_out = np.ones_like(out)
+    del out
+    begin()
+    op.vjp(d_out, *kept)
+    return forward, peak()
+
+
+def predicted(op, args, kwargs, dtype):
+    memory, before = dry_memory(), []
+
+    def begin():
+        before.append(memory.live)
+        memory.reset_peak()
+
+    values = values_of(op, args, kwargs, lambda shape: ShapeArray.argument(shape, dtype))
+    return peaks(op, values, begin, lambda: memory.peak - before[-1])
+
+
+def measured(op, args, kwargs, dtype):
+    before = []
+
+    def begin():
+        gc.collect()
+        before.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.reset_peak()
+
+    values = values_of(op, args, kwargs, lambda shape: np.ones(shape, dtype))
+    tracemalloc.start()
+    try:
+        return peaks(op, values, begin, lambda: tracemalloc.get_traced_memory()[1] - before[-1])
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CALLS)
+def test_a_dry_run_predicts_the_peak_of_forward_and_backward(name, dtype):
+    op, args, kwargs = CALLS[name]
+    dtype = np.dtype(dtype)
+    for seen, expected in zip(measured(op, args, kwargs, dtype), predicted(op, args, kwargs, dtype), strict=True):
+        assert expected <= seen <= expected + NUMPYS_OWN
+
+
+def test_slices_cover_a_range_in_order():
+    assert list(slices(5, 2)) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert list(slices(0, 2)) == []
+
+
+def test_all_pieces_are_worked_off_but_one_stands_for_all_without_memory():
+    assert list(pieces(range(3), np.ones(1))) == [0, 1, 2]
+    assert list(pieces(range(3), ShapeArray.argument(1))) == [0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [("float16", "float32"), ("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")],
+)
+def test_sums_are_accumulated_in_float32_at_least(dtype, expected):
+    assert wide(np.dtype(dtype)) == np.dtype(expected)
