@@ -643,13 +643,11 @@ def _strides_without_copy(
     shape: tuple[int, ...], strides: tuple[int, ...], new: tuple[int, ...], itemsize: int
 ) -> tuple[int, ...] | None:
     """Strides of the reshaped view, or None where NumPy has to copy: it is asked, on memory that is never touched."""
-    dummy = np.ndarray(shape, np.void(itemsize).dtype, buffer=_untouched(), strides=(0,) * len(shape))
-    dummy = as_strided(dummy, shape, strides)
+    dummy = as_strided(np.ndarray((), np.void(itemsize).dtype, buffer=_untouched()), shape, strides)
     try:
-        dummy.shape = new
-    except AttributeError:
+        return np.reshape(dummy, new, copy=False).strides
+    except ValueError:
         return None
-    return dummy.strides
 
 
 @lru_cache(maxsize=1)

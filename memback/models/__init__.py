@@ -1,0 +1,60 @@
+"""Whole networks, each with its loss. Imported one by one, when they are asked for.
+
+To add a model, write a file with a class that has ``forward(x)``, ``loss(x, y)`` and, where it makes sense,
+``correct(x, y)``, and name it below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memback.models.gpt import GPT
+    from memback.models.lstm import LSTMModel
+    from memback.models.mlp import MLP
+    from memback.models.notes_network import NotesNetwork
+    from memback.models.resnet import ResNet
+    from memback.models.unet import UNet
+    from memback.models.vit import ViT
+
+__all__ = ["GPT", "MLP", "REGISTRY", "LSTMModel", "NotesNetwork", "ResNet", "UNet", "ViT"]
+
+_CLASSES = {
+    "notes_network": "NotesNetwork",
+    "mlp": "MLP",
+    "gpt": "GPT",
+    "resnet": "ResNet",
+    "unet": "UNet",
+    "lstm": "LSTMModel",
+    "vit": "ViT",
+}
+"""By the name that profiles use, which is also the module's: the class."""
+
+
+class _Registry(Mapping[str, Any]):
+    """Models by name, imported when they are looked up."""
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(import_module(f"memback.models.{name}"), _CLASSES[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in _CLASSES
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_CLASSES)
+
+    def __len__(self) -> int:
+        return len(_CLASSES)
+
+
+REGISTRY: Mapping[str, Any] = _Registry()
+"""Every model by name: its class, whose arguments are a profile's ``[model]`` keys."""
+
+
+def __getattr__(name: str) -> Any:
+    for model, cls in _CLASSES.items():
+        if cls == name:
+            return REGISTRY[model]
+    raise AttributeError(f"module 'memback.models' has no attribute {name!r}")

@@ -1,0 +1,51 @@
+"""What models that choose among classes have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from memback import nn, ops
+from memback.tape import Tensor
+
+__all__ = ["Classifier", "activation_of"]
+
+
+class Classifier(nn.Module):
+    """A model whose output holds a score for each class along ``class_dim``; trained by cross-entropy."""
+
+    class_dim = -1
+
+    def loss(self, x: Any, y: Any) -> Tensor:
+        """Mean cross-entropy of the classes ``y``, whole numbers of the output's shape without ``class_dim``."""
+        scores = self(x)
+        if self.class_dim == -1 and scores.ndim > 2:
+            scores, y = ops.reshape(scores, (-1, scores.shape[-1])), ops.reshape(y, (-1,))
+        return ops.cross_entropy(scores, y)
+
+    def correct(self, x: Any, y: Any) -> Any:
+        """For each target whether the highest score is its class."""
+        return np.equal(np.argmax(self(x).data, axis=self.class_dim), y)
+
+
+def activation_of(name: str) -> nn.Module:
+    """An activation layer by name.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    choices = {
+        "relu": nn.ReLU,
+        "leaky_relu": nn.LeakyReLU,
+        "gelu": nn.GELU,
+        "gelu_tanh": lambda: nn.GELU("tanh"),
+        "silu": nn.SiLU,
+        "tanh": nn.Tanh,
+        "sigmoid": nn.Sigmoid,
+        "softplus": nn.Softplus,
+    }
+    if name not in choices:
+        raise ValueError(f"`activation` (={name!r}) must be one of {', '.join(choices)}")
+    made: nn.Module = choices[name]()
+    return made

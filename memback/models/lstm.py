@@ -1,0 +1,32 @@
+"""A character model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memback import nn
+from memback.models.classifier import Classifier
+from memback.tape import Tensor
+
+__all__ = ["LSTMModel"]
+
+
+class LSTMModel(Classifier):
+    """An LSTM that predicts the next token; checkpoint policies cut its time steps.
+
+    Args:
+        vocabulary: number of tokens.
+        width: features of a token and of the state.
+        layers: number of LSTM layers.
+        dtype: of the parameters.
+    """
+
+    def __init__(self, vocabulary: int, width: int, layers: int = 1, *, dtype: str = "float32") -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width, dtype=dtype)
+        self.lstm = nn.LSTM(width, width, layers, dtype=dtype)
+        self.head = nn.Linear(width, vocabulary, dtype=dtype)
+
+    def forward(self, x: Any) -> Tensor:
+        """Scores (n, length, vocabulary) for the token after each of ``x``, whole numbers of shape (n, length)."""
+        return self.head(self.lstm(self.tokens(x)))
