@@ -30,7 +30,7 @@ from memback.op import Op
 from memback.state import current
 from memback.tape import Call, Edge, Node, Observer, Site, Tensor, short_path
 
-__all__ = ["CATEGORIES", "Account", "Event", "Interval", "Ledger", "Row", "SavedValue", "Tape", "peak_of"]
+__all__ = ["CATEGORIES", "Account", "Category", "Event", "Interval", "Ledger", "Row", "SavedValue", "Tape", "peak_of"]
 
 Category: TypeAlias = Literal["saved", "gradients", "recomputed", "outputs"]
 Phase: TypeAlias = Literal["forward", "backward", "recompute"]
@@ -234,6 +234,10 @@ class Ledger(Observer):
             if node is None or node.kept is None:
                 self._let_go(key)
         return self._totals["saved"]
+
+    def live(self) -> dict[Category, int]:
+        """Bytes in each category at this moment."""
+        return dict(self._totals)
 
     @property
     def input_bytes(self) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 
 from memback.errors import MembackError, UsageError
 from memback.files import write_atomically
-from memback.ledger import CATEGORIES, Ledger
+from memback.ledger import Category, Ledger
 from memback.policy import Policy, applied
 from memback.profiling.workload import Workload
 from memback.state import current
@@ -35,7 +35,7 @@ class StepResult:
     loss: float
     seconds: float
     samples: int
-    live: Mapping[str, int]
+    live: Mapping[Category, int]
 
 
 class Training:
@@ -67,15 +67,15 @@ class Training:
         x, y = work.batch(step)
         began = time.perf_counter()
         work.optimizer.zero_grad()
-        live: dict[str, int] = {}
+        ledger = Ledger(events=False)
         with ExitStack() as stack:
             stack.enter_context(applied(work.model, self.policy))
             stack.enter_context(Tape())
             state = current()
-            before, state.observer = state.observer, Ledger(events=False)
-            stack.callback(setattr, state, "observer", before)
+            stack.callback(setattr, state, "observer", state.observer)
+            state.observer = ledger
             loss = work.loss(x, y)
-            live = {name: state.observer.live(name) for name in CATEGORIES}
+            live = ledger.live()
             loss.backward()
         value = float(loss.data)
         if not math.isfinite(value):
