@@ -24,7 +24,9 @@ class Relu(Elementwise):
         return np.maximum(a, 0)
 
     def vjp(self, d_out: Array, out: Array) -> Array:
-        return np.multiply(d_out, np.greater(out, 0))
+        """Eq. 23. The step function is written as numbers: a mask of booleans would have to be converted."""
+        step = np.greater(out, 0, out=np.empty_like(d_out))
+        return np.multiply(step, d_out, out=step)
 
     def closed_jacobian(self, a: Array) -> tuple[Array]:
         """delta_{j alpha} Theta(a_j) (Eq. 20)."""
@@ -48,7 +50,7 @@ class ReluBits(Elementwise):
 
 
 class LeakyRelu(Elementwise):
-    """a where a > 0, else negative_slope a. Keeps its input (its output, where that tells the sign)."""
+    """The input where it is positive, else negative_slope times it. Keeps its input."""
 
     name = "leaky_relu"
     source = "Maas et al. 2013"
@@ -56,14 +58,18 @@ class LeakyRelu(Elementwise):
     operations = 2
 
     def forward(self, input: Array, negative_slope: float = 0.01) -> Array:
-        out = np.multiply(input, negative_slope)
-        np.copyto(out, input, where=np.greater(input, 0))
-        return out
+        out = _leaky_slope(input, negative_slope)
+        return np.multiply(out, input, out=out)
 
     def vjp(self, d_out: Array, input: Array, negative_slope: float) -> Array:
-        d_input = np.multiply(d_out, negative_slope)
-        np.copyto(d_input, d_out, where=np.greater(input, 0))
-        return d_input
+        d_input = _leaky_slope(input, negative_slope)
+        return np.multiply(d_input, d_out, out=d_input)
+
+
+def _leaky_slope(x: Array, negative_slope: float) -> Array:
+    slope = np.greater(x, 0, out=np.empty_like(x))
+    np.multiply(slope, 1 - negative_slope, out=slope)
+    return np.add(slope, negative_slope, out=slope)
 
 
 class Sigmoid(Elementwise):
