@@ -73,7 +73,7 @@ class Op:
     saves: ClassVar[Mapping[str, Sequence[str]]] = {}
     residuals: ClassVar[tuple[str, ...]] = ()
     matrix_product: ClassVar[bool] = False
-    """Whether this is a product with a weight matrix: dear to recompute for the bytes that its output takes."""
+    """Whether this is a product with weights: dear to recompute for the bytes that its output takes."""
     multiple: ClassVar[bool] = False
     """Whether ``forward`` gives a tuple of outputs; ``vjp`` then gets a tuple, ``None`` for an output without use."""
 

@@ -105,8 +105,14 @@ def _all(argument: str) -> Policy:
 
 
 def _selective(argument: str) -> Policy:
-    """In every unit keep the outputs of matrix products and recompute the rest (Korthikanti et al. 2022)."""
-    _no_argument("selective", argument)
+    """In every unit keep the products with weights, recompute the rest (selective:attention: attention cores alone).
+
+    Korthikanti et al. 2022, arXiv 2205.05198, recompute the cores of attention.
+    """
+    if argument == "attention":
+        return Policy("selective:attention", pattern="*.core")
+    if argument:
+        raise UsageError(f"policy selective takes no argument but 'attention', not {argument!r}")
     return Policy("selective", length=lambda n: 1, whole=True, keep_products=True)
 
 
@@ -123,7 +129,7 @@ def _no_argument(name: str, argument: str) -> None:
 
 
 def _usage(name: str) -> str:
-    return {"every": "every:k", "match": "match:PATTERN"}.get(name, name)
+    return {"every": "every:k", "match": "match:PATTERN", "selective": "selective[:attention]"}.get(name, name)
 
 
 POLICIES: dict[str, Callable[[str], Policy]] = {

@@ -55,7 +55,7 @@ def command(
 
     for file in files:
         reports.check(file, output.force)
-    report = _report(profile, modes, policy, dry, rounds, output)
+    report = _report(profile, modes, policy, dry or profile.dry, rounds, output)
     _show(report, layers, output)
     for file in files:
         report.save(file, output.force)

@@ -48,6 +48,8 @@ def command(
     from memback.profiling.training import Training
     from memback.profiling.workload import Workload
 
+    if profile.dry:
+        raise UsageError(f"profile {profile.name} is too large to be run, it can only be predicted: memback profile")
     if save_every is not None and save is None:
         raise UsageError("--save-every needs --save FILE, where to write")
     if save is not None and save != resume:
@@ -173,7 +175,8 @@ def _conclude(
 ) -> None:
     """Print and write what came out."""
     samples = sum(r.samples for r in history)
-    result = {
+    sizes = _memory(training, history[-1])
+    result: dict[str, Any] = {
         "profile": training.work.profile.name,
         "policy": None if training.policy is None else training.policy.name,
         "first_step": history[0].step,
@@ -183,13 +186,13 @@ def _conclude(
         "accuracy": accuracy,
         "seconds": seconds,
         "samples_per_second": samples / seconds,
-        "memory": _memory(training, history[-1]),
+        "memory": sizes,
     }
     line = f"{result['profile']}: step {training.next_step}, loss {result['loss']:.4f}"
     if accuracy is not None:
         line += f", test accuracy {100 * accuracy:.2f} %"
     output.console.print(f"{line}; {seconds:.1f} s, {samples / seconds:,.0f} samples/s", highlight=False)
-    memory = ", ".join(f"{name} {format_bytes_short(size)}" for name, size in result["memory"].items())
+    memory = ", ".join(f"{name} {format_bytes_short(size)}" for name, size in sizes.items())
     output.console.print(f"Memory: {memory}", highlight=False)
     if save is not None:
         output.console.print(f"Saved {save}", highlight=False, soft_wrap=True)

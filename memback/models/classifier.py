@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def activation_of(name: str) -> nn.Module:
     Raises:
         ValueError: there is none of this name.
     """
-    choices = {
+    choices: dict[str, Callable[[], nn.Module]] = {
         "relu": nn.ReLU,
         "leaky_relu": nn.LeakyReLU,
         "gelu": nn.GELU,
@@ -47,5 +48,4 @@ def activation_of(name: str) -> nn.Module:
     }
     if name not in choices:
         raise ValueError(f"`activation` (={name!r}) must be one of {', '.join(choices)}")
-    made: nn.Module = choices[name]()
-    return made
+    return choices[name]()

@@ -35,7 +35,9 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x)), with dropout on both branches."""
 
-    def __init__(self, width: int, attention: nn.Module, feed_forward: nn.Module, norm: Any, dropout: nn.Module) -> None:
+    def __init__(
+        self, width: int, attention: nn.Module, feed_forward: nn.Module, norm: Any, dropout: nn.Module
+    ) -> None:
         super().__init__()
         self.norm1 = norm(width)
         self.attention = attention
@@ -61,7 +63,7 @@ class GPT(Classifier):
         mask: how dropout keeps its masks: a byte or a bit an element, or only a seed.
         activation: of the feed-forward layers; ``swiglu`` gives llama's gated ones.
         hidden: their inner width; 4 width (8/3 width for ``swiglu``) by default.
-        attention: ``plain``, or ``tiled`` with memory linear in the sequence.
+        attention: ``plain`` (four ops), ``fused`` (one op that keeps less), or ``tiled`` (linear in the sequence).
         norm: ``layer`` or ``rms``.
         kv_heads: heads of keys and values, fewer for grouped-query attention.
         rotary: rotary positions instead of learned ones.
@@ -83,7 +85,7 @@ class GPT(Classifier):
         dropout: float = 0.0,
         mask: Mask = "bool",
         activation: str = "gelu_tanh",
-        attention: Literal["plain", "tiled"] = "plain",
+        attention: Literal["plain", "fused", "tiled"] = "plain",
         norm: Literal["layer", "rms"] = "layer",
         kv_heads: int | None = None,
         rotary: bool = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from memback import nn, ops
@@ -46,7 +47,7 @@ class MLP(Classifier):
         if objective not in ("cross_entropy", "sqerr"):
             raise ValueError(f"`objective` (={objective!r}) must be 'cross_entropy' or 'sqerr'")
         widths = [inputs, *(hidden if hidden is not None else [width or 0] * (depth or 0))]
-        pairs = zip(widths, widths[1:], strict=False)
+        pairs = pairwise(widths)
         units = [nn.Sequential(nn.Linear(a, b, dtype=dtype), activation_of(activation)) for a, b in pairs]
         self.layers = nn.Sequential(*units, nn.Linear(widths[-1], outputs, dtype=dtype))
         self.objective = objective

@@ -14,7 +14,7 @@ __all__ = ["ViT"]
 
 
 class ViT(Classifier):
-    """A vision transformer (Dosovitskiy et al. 2020, arXiv 2010.11929) that averages its patches; its blocks are a chain.
+    """A vision transformer (Dosovitskiy et al. 2020, arXiv 2010.11929); its blocks are a chain, its patches averaged.
 
     Args:
         image: height and width of the images in pixels.
@@ -53,7 +53,9 @@ class ViT(Classifier):
 
         def block() -> Block:
             attention = nn.MultiHeadAttention(width, heads, dropout=dropout, dtype=dtype)
-            return Block(width, attention, FeedForward(width, None, "gelu", True, dtype), normalise, nn.Dropout(dropout))
+            return Block(
+                width, attention, FeedForward(width, None, "gelu", True, dtype), normalise, nn.Dropout(dropout)
+            )
 
         self.patches = nn.Conv2d(channels, width, patch, stride=patch, dtype=dtype)
         self.positions = init.parameter(((image // patch) ** 2, width), dtype, init.normal(0.02))

@@ -69,6 +69,6 @@ def normal(deviation: float) -> Fill:
 
 
 def uniform(fan_in: int) -> Fill:
-    """Uniform in +-1/sqrt(fan_in), which is PyTorch's default for weights and biases of linear layers and convolutions."""
+    """Uniform in +-1/sqrt(fan_in): PyTorch's default for weights and biases of linear layers and convolutions."""
     bound = 1 / math.sqrt(max(1, fan_in))
     return lambda generator, shape: generator.uniform(-bound, bound, shape)

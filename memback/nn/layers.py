@@ -84,7 +84,9 @@ class Conv2d(Module):
 class Embedding(Module):
     """A row of ``embedding_dim`` numbers for each of ``num_embeddings`` integers."""
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, *, dtype: Any = "float32", deviation: float = 1.0) -> None:
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, *, dtype: Any = "float32", deviation: float = 1.0
+    ) -> None:
         super().__init__()
         self.weight = init.parameter((num_embeddings, embedding_dim), dtype, init.normal(deviation))
 

@@ -28,11 +28,12 @@ from memback.ops.random import dropout
 from memback.ops.reductions import max, mean, sum, var
 from memback.ops.rotary import rotary
 from memback.ops.shape import broadcast_to, concatenate, permute, reshape, split, stack, swapaxes, transpose
-from memback.ops.softmax import log_softmax, softmax
+from memback.ops.softmax import attention_softmax, log_softmax, softmax
 
 __all__ = [
     "absolute",
     "add",
+    "attention_softmax",
     "avg_pool2d",
     "batch_norm",
     "binary_cross_entropy_with_logits",

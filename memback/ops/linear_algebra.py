@@ -62,7 +62,6 @@ class Matmul(Op):
     name = "matmul"
     source = "np.matmul; Eqs. 49 and 53 for each matrix of a batch"
     saves = {"input": ("other",), "other": ("input",)}
-    matrix_product = True
 
     def forward(self, input: Array, other: Array) -> Array:
         return np.matmul(input, other)

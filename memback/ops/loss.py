@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class Mse(Op):
         _same_shape(input, target)
         difference = np.subtract(input, target)
         np.multiply(difference, difference, out=difference)
-        return np.mean(difference)
+        return cast(Array, np.mean(difference))
 
     def vjp(self, d_out: Array, needs: Any, input: Array, target: Array) -> tuple[Array | None, Array | None]:
         d_input = np.subtract(input, target)
@@ -152,7 +152,7 @@ class BinaryCrossEntropyWithLogits(Op):
         np.log1p(losses, out=losses)
         np.add(losses, np.maximum(input, 0), out=losses)
         np.subtract(losses, np.multiply(input, target), out=losses)
-        return np.mean(losses)
+        return cast(Array, np.mean(losses))
 
     def vjp(self, d_out: Array, needs: Any, input: Array, target: Array) -> tuple[Array | None, Array | None]:
         scale = np.divide(d_out, max(1, input.size))

@@ -1,4 +1,4 @@
-"""Softmax and its logarithm over one dimension."""
+"""Softmax, its logarithm, and the softmax of attention scores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from memback.arrays import Array
 from memback.op import Op
 
-__all__ = ["log_softmax", "softmax"]
+__all__ = ["attention_softmax", "log_softmax", "softmax"]
 
 
 class Softmax(Op):
@@ -22,17 +22,53 @@ class Softmax(Op):
 
     def forward(self, input: Array, dim: int = -1) -> Array:
         out = np.subtract(input, np.max(input, axis=dim, keepdims=True))
-        np.exp(out, out=out)
-        return np.divide(out, np.sum(out, axis=dim, keepdims=True), out=out)
+        return _normalise(out, dim)
 
     def vjp(self, d_out: Array, out: Array, dim: int) -> Array:
-        d_input = np.multiply(d_out, out)
-        inner = np.sum(d_input, axis=dim, keepdims=True)
-        np.subtract(d_out, inner, out=d_input)
-        return np.multiply(d_input, out, out=d_input)
+        return _pull_back(d_out, out, dim)
 
     def flops(self, input: Array) -> int:
         return 5 * input.size
+
+
+def _normalise(shifted: Array, dim: int) -> Array:
+    np.exp(shifted, out=shifted)
+    return np.divide(shifted, np.sum(shifted, axis=dim, keepdims=True), out=shifted)
+
+
+def _pull_back(d_out: Array, out: Array, dim: int) -> Array:
+    d_input = np.multiply(d_out, out)
+    inner = np.sum(d_input, axis=dim, keepdims=True)
+    np.subtract(d_out, inner, out=d_input)
+    return np.multiply(d_input, out, out=d_input)
+
+
+class AttentionSoftmax(Op):
+    """softmax(scale input) over the last dimension, for scores (..., L, S) of attention. Keeps its output.
+
+    With ``is_causal`` query i sees keys 0..i alone: the others get probability 0, and no gradient.
+    """
+
+    name = "attention_softmax"
+    source = "Vaswani et al. 2017, arXiv 1706.03762, Eq. 1"
+    saves = {"input": ("out",)}
+
+    def forward(self, input: Array, scale: float = 1.0, is_causal: bool = False) -> Array:
+        out = np.multiply(input, scale)
+        if is_causal:
+            rows, columns = input.shape[-2:]
+            later = np.empty_like(input, shape=(rows, columns), dtype=bool)
+            np.greater(np.arange(columns), np.arange(rows)[:, None], out=later)
+            np.copyto(out, -np.inf, where=later)
+        np.subtract(out, np.max(out, axis=-1, keepdims=True), out=out)
+        return _normalise(out, -1)
+
+    def vjp(self, d_out: Array, out: Array, scale: float) -> Array:
+        d_input = _pull_back(d_out, out, -1)
+        return np.multiply(d_input, scale, out=d_input)
+
+    def flops(self, input: Array) -> int:
+        return 6 * input.size
 
 
 class LogSoftmax(Op):
@@ -61,5 +97,6 @@ class LogSoftmax(Op):
         return 5 * input.size
 
 
+attention_softmax = AttentionSoftmax()
 log_softmax = LogSoftmax()
 softmax = Softmax()

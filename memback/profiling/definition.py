@@ -3,6 +3,7 @@
 ```
 description = "one line"
 dtype = "float32"          # of parameters and floating inputs
+dry = false                # whether it is too large to be run: predicted only
 
 [model]
 name = "mlp"               # one of memback.models.REGISTRY; every other key is an argument of that model
@@ -93,6 +94,7 @@ class _Content(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str
     description: str = ""
     dtype: Literal["float16", "bfloat16", "float32", "float64"] = "float32"
+    dry: bool = False
     model: Model
     data: Data
     train: Train = Train()

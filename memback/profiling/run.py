@@ -44,10 +44,10 @@ def profile(
     """Run a training step in several modes and report the memory of each, layer by layer.
 
     Args:
-        step: runs forward and returns the scalar loss as a Tensor; the profile runs backward. It must do the same each
-            time; memback's own random stream is set back for it.
+        step: runs forward and returns the scalar loss as a Tensor; the profile runs backward. It must do the same
+            each time; memback's own random stream is set back for it.
         module: the model, whose gradients, buffers and random stream are afterwards as they were before.
-        modes: of ``retain-all``, ``full``, ``checkpoint``, ``inference``; ``checkpoint`` is added where a policy is given.
+        modes: of ``retain-all``, ``full``, ``checkpoint``, ``inference``; a policy adds ``checkpoint``.
         policy: the checkpoint policy, such as ``"sqrt"``.
         optimizer: whose state counts as training memory.
         rounds: how often each mode is timed; the median is reported.
