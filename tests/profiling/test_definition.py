@@ -64,6 +64,7 @@ def test_a_short_file_is_filled_with_defaults(minimal: Profile) -> None:
         "name": "mine",
         "description": "",
         "dtype": "float32",
+        "dry": False,
         "model": {"name": "stack", "width": 8},
         "data": {"name": "digits", "batch": 32},
         "train": {
