@@ -33,7 +33,7 @@ from memback.tape import Call, Edge, Node, Observer, Site, Tensor, short_path
 __all__ = ["CATEGORIES", "Account", "Category", "Event", "Interval", "Ledger", "Row", "SavedValue", "Tape", "peak_of"]
 
 Category: TypeAlias = Literal["saved", "gradients", "recomputed", "outputs"]
-Phase: TypeAlias = Literal["forward", "backward", "recompute"]
+Phase: TypeAlias = Literal["forward", "backward", "recompute", "update"]
 
 CATEGORIES: tuple[Category, ...] = ("saved", "gradients", "recomputed", "outputs")
 
@@ -217,6 +217,14 @@ class Ledger(Observer):
         self._depth -= 1
         if self._depth == 0:
             self._phase = "backward"
+
+    def update_begins(self) -> None:
+        self._close()
+        self._phase = "update"
+        self._where = ("", "optimizer")
+
+    def update_ended(self) -> None:
+        self._close()
 
     def finish(self) -> None:
         """The step is over: close the last interval, and charge the rows if there was no backward."""

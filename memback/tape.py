@@ -555,6 +555,12 @@ class Observer:
     def backward_pass_begins(self) -> None:
         """The walk over a tape begins; the forward pass is complete."""
 
+    def update_begins(self) -> None:
+        """The optimiser is about to change the parameters."""
+
+    def update_ended(self) -> None:
+        """The optimiser has changed the parameters."""
+
 
 class Call:
     """What an observer is told of one forward call. Lives only as long as the observer is looking at it."""

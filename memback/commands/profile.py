@@ -86,7 +86,7 @@ def _report(
                 _step(work), work.model, wanted, policy, optimizer=work.optimizer, about=work.about(), progress=progress
             )
     if not output.force:
-        check_fits(Step(_step(work), work.model), chosen, work.argument_bytes)
+        check_fits(Step(_step(work), work.model, work.optimizer), chosen, work.argument_bytes)
     work = Workload.build(profile)
     with progress_bar(output) as progress:
         return run(

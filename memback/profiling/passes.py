@@ -33,6 +33,7 @@ from memback.tape import Call, Edge, Node, Observer, Tape, Tensor, no_grad
 
 if TYPE_CHECKING:
     from memback.nn.module import Module
+    from memback.optim import Optimizer
 
 __all__ = ["MODES", "Mode", "Peak", "Prediction", "Seconds", "Step", "dry_arguments"]
 
@@ -156,6 +157,12 @@ class _AtEveryInterval(Observer):
     def recompute_ended(self, node: Node) -> None:
         self.close()
 
+    def update_begins(self) -> None:
+        self.close()
+
+    def update_ended(self) -> None:
+        self.close()
+
     def finish(self) -> None:
         """The step is over."""
         self.close()
@@ -259,8 +266,8 @@ def stand_in(array: Any) -> ShapeArray:
 
 
 @contextmanager
-def dry_arguments(module: Module | None) -> Iterator[None]:
-    """In the block, the module's parameters and buffers hold no memory, and so does whatever an op is given."""
+def dry_arguments(module: Module | None, optimizer: Optimizer | None = None) -> Iterator[None]:
+    """In the block, parameters, buffers and optimiser state hold no memory, and neither does what an op is given."""
     state = current()
     before = state.dry
     with ExitStack() as stack:
@@ -271,6 +278,9 @@ def dry_arguments(module: Module | None) -> Iterator[None]:
             for name, array in owner._buffers.items():
                 stack.callback(setattr, owner, name, array)
                 object.__setattr__(owner, name, stand_in(array))
+        if optimizer is not None:
+            stack.callback(setattr, optimizer, "state", optimizer.state)
+            optimizer.state = {name: list(map(stand_in, arrays)) for name, arrays in optimizer.state.items()}
         state.dry = True
         try:
             yield
@@ -286,17 +296,26 @@ class Step:
 
     Args:
         function: runs forward and returns the scalar loss.
-        module: whose parameters are trained; its gradients and buffers are as before after every run.
+        module: whose parameters are trained; they, their gradients and the buffers are as before after every run.
+        optimizer: whose update ends the step, if there is one; its state is as before, too.
     """
 
-    def __init__(self, function: Callable[[], Tensor], module: Module | None) -> None:
+    def __init__(
+        self, function: Callable[[], Tensor], module: Module | None, optimizer: Optimizer | None = None
+    ) -> None:
         self.function = function
         self.module = module
+        self.optimizer = optimizer
         state = current()
         self._random = (state.seed, state.draws)
 
-    def run(self, mode: Mode, observer: Observer | None, clock: Callable[[], None] = lambda: None) -> Tensor:
-        """Run once; ``clock`` is called between forward and backward. Returns the loss."""
+    def run(
+        self, mode: Mode, observer: Observer | None, clock: Callable[[], None] = lambda: None, update: bool = True
+    ) -> Tensor:
+        """Run once; ``clock`` is called between forward and backward, the optimiser unless not ``update``.
+
+        Returns the loss.
+        """
         state = current()
         state.seed, state.draws = self._random
         before, state.observer = state.observer, observer
@@ -311,9 +330,19 @@ class Step:
                         loss = self._forward()
                         clock()
                         loss.backward()
+                    if update and self.optimizer is not None:
+                        self._update(observer, self.optimizer)
         finally:
             state.observer = before
         return loss
+
+    @staticmethod
+    def _update(observer: Observer | None, optimizer: Optimizer) -> None:
+        if observer is not None:
+            observer.update_begins()
+        optimizer.step()
+        if observer is not None:
+            observer.update_ended()
 
     def _forward(self) -> Tensor:
         loss: object = self.function()
@@ -323,13 +352,18 @@ class Step:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """The block starts without gradients; afterwards gradients, buffers and the random stream are as before."""
+        """The block starts without gradients; afterwards they are as before, and so is whatever the step changes."""
         state = current()
         random = (state.seed, state.draws)
         parameters = [] if self.module is None else list(self.module.parameters())
         gradients = [p.grad for p in parameters]
-        buffers = [] if self.module is None else [a for _, a in self.module.named_buffers()]
-        copies = [None if isinstance(a, ShapeArray) else a.copy() for a in buffers]
+        changed = [] if self.module is None else [a for _, a in self.module.named_buffers()]
+        steps = 0
+        if self.optimizer is not None:
+            steps = self.optimizer.steps
+            changed += [p.data for p in parameters]
+            changed += [a for arrays in self.optimizer.state.values() for a in arrays]
+        copies = [None if isinstance(a, ShapeArray) else a.copy() for a in changed]
         for parameter in parameters:
             parameter.grad = None
         try:
@@ -337,9 +371,11 @@ class Step:
         finally:
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
-            for array, copy in zip(buffers, copies, strict=True):
+            for array, copy in zip(changed, copies, strict=True):
                 if copy is not None:
                     array[...] = copy
+            if self.optimizer is not None:
+                self.optimizer.steps = steps
             state.seed, state.draws = random
 
     def names(self) -> dict[int, str]:
@@ -368,7 +404,7 @@ class Step:
             phases = _PhaseClock()
             middle: list[float] = []
             start = time.perf_counter()
-            self.run(mode, phases, lambda: middle.append(time.perf_counter()))
+            self.run(mode, phases, lambda: middle.append(time.perf_counter()), update=False)
             end = time.perf_counter()
         return Seconds(middle[0] - start, end - middle[0] - phases.recompute, phases.recompute)
 
@@ -403,7 +439,7 @@ class Step:
         Raises:
             NoValuesError: the step takes decisions on values.
         """
-        with dry_arguments(self.module), self.unchanged():
+        with dry_arguments(self.module, self.optimizer), self.unchanged():
             ledger = _DryPeaks(self.names())
             self.run(mode, ledger)
             ledger.finish()

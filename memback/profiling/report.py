@@ -72,7 +72,7 @@ class Seconds(Struct, frozen=True, kw_only=True):
 class Peak(Struct, frozen=True, kw_only=True):
     """When the most bytes were live (above the arguments), and what they were."""
 
-    phase: Literal["forward", "backward", "recompute"]
+    phase: Literal["forward", "backward", "recompute", "update"]
     path: str
     op: str
     saved: Count

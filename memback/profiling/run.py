@@ -49,7 +49,7 @@ def profile(
         module: the model, whose gradients, buffers and random stream are afterwards as they were before.
         modes: of ``retain-all``, ``full``, ``checkpoint``, ``inference``; a policy adds ``checkpoint``.
         policy: the checkpoint policy, such as ``"sqrt"``.
-        optimizer: whose state counts as training memory.
+        optimizer: whose update ends the step, and whose state counts as training memory.
         rounds: how often each mode is timed; the median is reported.
         predict: whether to predict each mode by a dry run, beside the measurement.
         about: what the report says of the profile (``name``, ``model``, ``data``, ``dtype``, ``sha256``).
@@ -65,7 +65,7 @@ def profile(
         MembackError: tracemalloc is in use already.
     """
     chosen = modes_of(modes, policy)
-    repeatable = Step(step, module)
+    repeatable = Step(step, module, optimizer)
     work = _Dry(repeatable) if current().dry else _Real(repeatable, rounds, predict)
     runs = work.runs(chosen, progress)
     report = Report(
