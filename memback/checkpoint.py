@@ -343,7 +343,7 @@ def run_segment(
     """What :func:`checkpoint` does; a policy, which has chosen its segments on purpose, runs it without warnings."""
     state = current()
     outer = state.tape
-    if outer is None:
+    if outer is None or not state.checkpointing:
         return function(*args, **kwargs)
     node = CheckpointNode(function, args, kwargs, outer, state, call_site())
     sketch = Sketch(keep)

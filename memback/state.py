@@ -23,7 +23,7 @@ class State:
     recomputation that sets ``draws`` back draws the same bits again, whatever ran in between.
     """
 
-    __slots__ = ("anomaly", "draws", "dry", "observer", "path", "recomputing", "seed", "tape")
+    __slots__ = ("anomaly", "checkpointing", "draws", "dry", "observer", "path", "recomputing", "seed", "tape")
 
     new_tape: ClassVar[list[Callable[[], Tape]]] = []
     """Makes a thread's default tape; filled in by :mod:`memback.tape`, which this module may not import."""
@@ -35,6 +35,7 @@ class State:
         self.anomaly = False
         self.recomputing = False
         self.dry = False
+        self.checkpointing = True
         self.seed = 0
         self.draws = 0
 

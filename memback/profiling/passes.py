@@ -43,7 +43,10 @@ MODES = ("retain-all", "full", "checkpoint", "inference")
 
 @dataclass(frozen=True)
 class Mode:
-    """A way to run a step: one of :data:`MODES`, with a policy where it is ``checkpoint``."""
+    """A way to run a step: one of :data:`MODES`, with a policy where it is ``checkpoint``.
+
+    Without one, ``checkpoint`` leaves the checkpoints as the model itself has them; in the other modes it has none.
+    """
 
     name: str
     policy: str | None = None
@@ -51,12 +54,8 @@ class Mode:
     def __post_init__(self) -> None:
         if self.name not in MODES:
             raise UsageError(f"unknown mode {self.name!r}; there are {', '.join(MODES)}")
-        if (self.policy is not None) != (self.name == "checkpoint"):
-            raise UsageError(
-                "mode 'checkpoint' needs a policy, such as 'sqrt'"
-                if self.name == "checkpoint"
-                else f"mode {self.name!r} takes no policy"
-            )
+        if self.policy is not None and self.name != "checkpoint":
+            raise UsageError(f"mode {self.name!r} takes no policy")
 
     def __str__(self) -> str:
         return self.name if self.policy is None else f"{self.name}:{self.policy}"
@@ -318,7 +317,8 @@ class Step:
         """
         state = current()
         state.seed, state.draws = self._random
-        before, state.observer = state.observer, observer
+        before = state.observer, state.checkpointing
+        state.observer, state.checkpointing = observer, mode.name == "checkpoint"
         try:
             with applied(self.module, mode.policy) if self.module is not None else _no_policy(mode):
                 if not mode.trains:
@@ -333,7 +333,7 @@ class Step:
                     if update and self.optimizer is not None:
                         self._update(observer, self.optimizer)
         finally:
-            state.observer = before
+            state.observer, state.checkpointing = before
         return loss
 
     @staticmethod

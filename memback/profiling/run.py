@@ -48,7 +48,8 @@ def profile(
             each time; memback's own random stream is set back for it.
         module: the model, whose gradients, buffers and random stream are afterwards as they were before.
         modes: of ``retain-all``, ``full``, ``checkpoint``, ``inference``; a policy adds ``checkpoint``.
-        policy: the checkpoint policy, such as ``"sqrt"``.
+        policy: the checkpoint policy, such as ``"sqrt"``; without one, mode ``checkpoint`` leaves the checkpoints as the
+            model itself has them (its report says ``"own"``). The other modes run without checkpoints.
         optimizer: whose update ends the step, and whose state counts as training memory.
         rounds: how often each mode is timed; the median is reported.
         predict: whether to predict each mode by a dry run, beside the measurement.
@@ -61,7 +62,7 @@ def profile(
         the :class:`~memback.profiling.report.Report`; all sizes in bytes, times in seconds.
 
     Raises:
-        UsageError: an unknown mode or policy, ``checkpoint`` without a policy, or a step that returns no scalar loss.
+        UsageError: an unknown mode or policy, or a step that returns no scalar loss.
         MembackError: tracemalloc is in use already.
     """
     chosen = modes_of(modes, policy)
@@ -84,7 +85,7 @@ def modes_of(modes: Sequence[str], policy: str | None) -> list[Mode]:
     """The modes to run, each with its policy; ``checkpoint`` comes before ``inference`` where it is only implied.
 
     Raises:
-        UsageError: an unknown mode, or ``checkpoint`` without a policy.
+        UsageError: an unknown mode.
     """
     names = list(dict.fromkeys(modes))
     if policy is not None and "checkpoint" not in names:
@@ -172,7 +173,7 @@ class _Real:
 def _run(mode: Mode, ledger: Ledger, prediction: Prediction | None, peak: Peak) -> Run:
     return Run(
         mode=cast(Any, mode.name),  # Mode has checked it
-        policy=mode.policy,
+        policy=(mode.policy or "own") if mode.name == "checkpoint" else None,
         saved_bytes=ledger.saved_at_end_of_forward or 0,
         gradient_bytes=ledger.parameter_gradient_bytes,
         predicted_peak_bytes=None if prediction is None else prediction.peak.bytes,
