@@ -18,8 +18,8 @@ An op is a subclass of :class:`Op` and one instance of it. It declares
 ``flops(self, ...)``
     floating-point operations of one forward, a multiply-add counting 2; parameters by name, as in ``vjp``, and ``out``.
 
-The names are checked when the class is made. ``vjp`` is handed exactly what ``saves`` declares and nothing else, so the
-account of saved bytes can't miss anything.
+The names are checked when the instance is made, at import. ``vjp`` is handed exactly what ``saves`` declares and
+nothing else, so the account of saved bytes can't miss anything.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ import inspect
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from math import prod
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -45,7 +44,7 @@ _REQUIRED = inspect.Parameter.empty
 
 
 class OpDefinitionError(TypeError):
-    """An op's declaration contradicts itself; raised when its class is made."""
+    """An op's declaration contradicts itself; raised when its instance is made, at import."""
 
 
 class OpError(MembackError):
@@ -92,6 +91,9 @@ class Op:
         unused = {name for names in self.saves.values() for name in names} - set(self._vjp_names)
         if unused:
             raise OpDefinitionError(f"op {self.name!r} saves {sorted(unused)}, which its vjp does not take")
+        never = self._never_saved()
+        if never:
+            raise OpDefinitionError(f"the vjp of op {self.name!r} takes {sorted(never)}, which it saves for no input")
         self._wants_shapes = "shapes" in self._vjp_names
         self._no_residuals = (None,) * len(self.residuals)
         self._savings: dict[int, Saving] = {}
@@ -134,6 +136,11 @@ class Op:
                     f"op {self.name!r} saves {unknown} for {argument!r}: neither an input, 'out', a residual nor an"
                     f" attribute; it has {sorted(known)}"
                 )
+
+    def _never_saved(self) -> set[str]:
+        """What ``vjp`` takes and would always get None for."""
+        values = {*self.inputs, "out", *self.residuals}
+        return values & set(self._vjp_names) - {name for names in self.saves.values() for name in names}
 
     def _read_names(self, function: Callable[..., Any], skip: int) -> tuple[str, ...]:
         names = tuple(inspect.signature(function).parameters)[skip:]
@@ -178,6 +185,8 @@ class Op:
         """Run forward on bound plain values: its output (a tuple of outputs where ``multiple``) and residuals."""
         result = self.forward(*values, keep=keep) if self.takes_keep else self.forward(*values)
         out, residuals = (result[0], result[1:]) if self.residuals else (result, ())
+        if residuals:  # NumPy gives scalars for arrays of no dimensions, which then would count in no account
+            residuals = tuple(np.asarray(r) if isinstance(r, np.generic) else r for r in residuals)
         if not self.multiple and not is_array(out):
             out = np.asarray(out)
         return out, residuals
@@ -293,8 +302,3 @@ class Op:
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
-
-
-def size(shape: Sequence[int]) -> int:
-    """Number of elements of an array of this shape."""
-    return prod(shape)
