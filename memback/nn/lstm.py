@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from memback import ops
-from memback.checkpoint import run_segment
 from memback.nn import init
 from memback.nn.module import Module
-from memback.policy import Policy
+from memback.policy import Policy, run_chain
 from memback.tape import Tensor
 
 __all__ = ["LSTM", "LSTMLayer"]
 
 
 class LSTMLayer(Module):
-    """One layer over time (Hochreiter & Schmidhuber 1997; Gers et al. 2000).
+    """One layer over time (Hochreiter & Schmidhuber 1997; Gers et al. 2000): inputs and outputs (n, size), one a step.
 
-    Gates i, f, g, o from x W_x + h W_h + b; c' = sigma(f) c + sigma(i) tanh(g) and h' = sigma(o) tanh(c'). The inputs'
-    part is one product for all steps.
+    Gates i, f, g, o = x W_x + h W_h + b; c' = sigma(f) c + sigma(i) tanh(g) and h' = sigma(o) tanh(c'). The first h and
+    c are zero. Step by step, so that the gradients have the same bits wherever a checkpoint policy cuts.
     """
 
     is_chain = True
@@ -32,38 +31,41 @@ class LSTMLayer(Module):
         self.bias = init.parameter((4 * hidden_size,), dtype, fill)
         self.hidden_size, self.policy = hidden_size, policy
 
-    def forward(self, x: Any) -> Tensor:
-        n, length, _ = x.shape
-        inputs = ops.split(ops.linear(x, self.weight_x, self.bias), 1, dim=1)
-        h = c = init.zeros((n, 1, self.hidden_size), like=x)
-        outputs = []
-        for start, stop, checkpointed in self.policy.segments(length):
-            steps = self._steps(inputs[start:stop])
-            run = run_segment(steps, (h, c), {}, self.policy.keep, warn=False) if checkpointed else steps(h, c)
-            h, c, output = run
-            outputs.append(output)
-        return outputs[0] if len(outputs) == 1 else ops.concatenate(outputs, dim=1)
+    def forward(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = run_chain(
+            [self._step] * len(inputs), (None, None, tuple(inputs), ()), self.policy
+        )[3]
+        return outputs
 
-    def _steps(self, inputs: Sequence[Any]) -> Callable[[Any, Any], tuple[Any, Any, Any]]:
-        """Steps that take h and c and give the last ones, and all h."""
+    def _step(self, h: Any, c: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Take the first of the inputs to come and give one more output: all that a step needs passes through it, so
+        that a checkpoint accounts for all that it keeps.
+        """
+        i, f, g, o = ops.split(self._gates(inputs[0], h), self.hidden_size, dim=-1)
+        new = ops.multiply(ops.sigmoid(i), ops.tanh(g))
+        c = new if c is None else ops.add(ops.multiply(ops.sigmoid(f), c), new)
+        h = ops.multiply(ops.sigmoid(o), ops.tanh(c))
+        return h, c, inputs[1:], (*outputs, h)
 
-        def run(h: Any, c: Any) -> tuple[Any, Any, Any]:
-            outputs = []
-            for gates_x in inputs:
-                gates = ops.add(gates_x, ops.linear(h, self.weight_h))
-                i, f, g, o = ops.split(gates, self.hidden_size, dim=-1)
-                c = ops.add(ops.multiply(ops.sigmoid(f), c), ops.multiply(ops.sigmoid(i), ops.tanh(g)))
-                h = ops.multiply(ops.sigmoid(o), ops.tanh(c))
-                outputs.append(h)
-            return h, c, ops.concatenate(outputs, dim=1)
-
-        return run
+    def _gates(self, x: Any, h: Any) -> Any:
+        gates = ops.linear(x, self.weight_x, self.bias)
+        return gates if h is None else ops.add(gates, ops.linear(h, self.weight_h))
 
 
 class LSTM(Module):
     """Layers of LSTM over (n, length, input_size): the last layer's outputs, (n, length, hidden_size).
 
     The time steps of each layer are a chain: a checkpoint policy cuts them into segments.
+
+    Args:
+        input_size: features of an input.
+        hidden_size: features of the state and of an output.
+        num_layers: number of layers.
+        checkpoint: the policy for the time steps of each layer.
+        dtype: of the parameters.
+
+    Raises:
+        UsageError: an unknown policy.
     """
 
     def __init__(
@@ -84,6 +86,8 @@ class LSTM(Module):
             self.layers.append(layer)
 
     def forward(self, x: Any) -> Tensor:
+        n, _, size = x.shape
+        steps: Sequence[Any] = [ops.reshape(step, (n, size)) for step in ops.split(x, 1, dim=1)]
         for layer in self.layers:
-            x = layer(x)
-        return x
+            steps = layer(steps)
+        return ops.stack(steps, dim=1)
