@@ -167,7 +167,7 @@ class Recomputation(Tape):
     def clear(self) -> None:
         """Drop everything that was saved."""
         for node in self.calls:
-            node.kept = None
+            node.forget()
         self.calls.clear()
 
     def append(self, node: Node) -> None:
@@ -225,7 +225,8 @@ class CheckpointNode(Node):
 
     def adopt(self, sketch: Sketch, out: Any) -> Any:
         """Take over what the first run showed, and give the outputs as the surrounding graph sees them."""
-        self.calls, self.outputs, self.stand_in = sketch.calls, sketch.outputs, sketch.stand_in
+        self.calls, self.stand_in = sketch.calls, sketch.stand_in
+        self.outputs, sketch.outputs = sketch.outputs, {}
 
         def outer(tensor: Tensor) -> Tensor:
             place = None if tensor.node is None else sketch.place(tensor.node)
@@ -235,7 +236,9 @@ class CheckpointNode(Node):
             self.grad[place] = None
             return make(tensor.data, Port(self, place))
 
-        return _map_tensors(out, outer)
+        out = _map_tensors(out, outer)
+        sketch.clear()  # its stubs and it refer to each other: not even their bookkeeping shall wait for a collection
+        return out
 
     def port(self, index: Any) -> Edge:
         return Port(self, index)
@@ -252,7 +255,6 @@ class CheckpointNode(Node):
         self.grad = dict.fromkeys(self.dtype)
 
     def forget(self) -> None:
-        """Drop everything that is kept."""
         self.kept, self.outputs, self.stand_in = None, {}, None
 
     def saved(self) -> list[tuple[str, Any]]:

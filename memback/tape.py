@@ -237,6 +237,10 @@ class Node:
         """Drop the gradients that have arrived."""
         self.grad = None
 
+    def forget(self) -> None:
+        """Drop everything that is kept."""
+        self.kept = None
+
     def describe(self) -> str:
         """The call as errors name it."""
         return describe(self.name, self.path, self.site)
@@ -638,7 +642,7 @@ class Tape:
     def clear(self) -> None:
         """Drop everything that was saved. Backward from a tensor recorded before is then an error."""
         for node in self.nodes():
-            node.kept = None
+            node.forget()
             node.edges = ()
             node.forget_gradients()
         self._nodes.clear()
