@@ -358,7 +358,7 @@ def _order(miniatures: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]) -> t
     operands = [as_strided(ground[:1], s, t) for s, t in miniatures]
     flags: Any = [["readonly"]] * len(operands) + [["writeonly", "allocate"]]
     everything: Any = [*operands, None]
-    iterator = np.nditer(everything, flags=["external_loop", "refs_ok"], op_flags=flags)
+    iterator = np.nditer(everything, flags=["external_loop", "refs_ok", "zerosize_ok"], op_flags=flags)
     made = iterator.operands[-1]
     return tuple(sorted(range(made.ndim), key=lambda d: -abs(made.strides[d]) if made.shape[d] != 1 else -math.inf))
 

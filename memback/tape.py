@@ -715,7 +715,12 @@ def walk(nodes: list[Node], state: State, retain: bool) -> None:
         edges = node.edges
         if not retain:
             node.edges = ()
-        grads = node.pull(state, retain)
+        try:
+            grads = node.pull(state, retain)
+        except (MembackError, MemoryError):
+            raise
+        except Exception as error:
+            raise OpError(f"the backward of {node.describe()} failed: {error}") from error
         if state.anomaly:
             _check_gradients(node, grads)
         for i, edge in enumerate(edges):

@@ -42,7 +42,7 @@ class MLP(Classifier):
         dtype: str = "float32",
     ) -> None:
         super().__init__()
-        if (hidden is None) == (width is None or depth is None):
+        if (hidden is None and (width is None or depth is None)) or (hidden is not None and (width or depth)):
             raise ValueError("give either `hidden`, a list of widths, or `width` and `depth`")
         if objective not in ("cross_entropy", "sqerr"):
             raise ValueError(f"`objective` (={objective!r}) must be 'cross_entropy' or 'sqerr'")

@@ -34,13 +34,15 @@ def buffer(shape: Sequence[int], dtype: Any, value: float) -> Any:
 
 
 def _make(shape: tuple[int, ...], dtype: Any, fill: Fill) -> Any:
+    if min(shape, default=1) < 1:
+        raise ValueError(f"a parameter of shape {shape} has no elements: every size must be at least 1")
     dtype = _dtype(dtype)
     state = current()
     if state.dry:
         state.draw()
         return ShapeArray.argument(shape, dtype)
     values = fill(np.random.Generator(np.random.Philox(key=state.draw())), shape)
-    return np.asarray(values).astype(dtype)
+    return np.asarray(values).astype(dtype, copy=False)
 
 
 def zeros(shape: Sequence[int], like: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,11 @@ class Linear(Op):
         return out
 
     def vjp(self, d_out: Array, needs: Any, h: Array, W: Array) -> tuple[Array | None, ...]:
-        flat = np.reshape(d_out, (-1, d_out.shape[-1]))
+        rows = prod(d_out.shape[:-1])
+        flat = np.reshape(d_out, (rows, d_out.shape[-1]))
         return (
             np.matmul(d_out, W.T) if needs.h else None,
-            np.matmul(np.reshape(h, (-1, h.shape[-1])).T, flat) if needs.W else None,
+            np.matmul(np.reshape(h, (rows, h.shape[-1])).T, flat) if needs.W else None,
             np.sum(flat, axis=0) if needs.b else None,
         )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from memback.arrays import distinct_bytes
 from memback.dry import dry_run
+from memback.errors import UsageError
+from memback.op import OpError
 from memback.profiling.definition import Profile, load_data, make_model
 from memback.shape_array import ShapeArray
 from memback.state import manual_seed
@@ -39,7 +41,7 @@ class Workload:
             UsageError: the model or the loader refuses its arguments.
         """
         manual_seed(profile.train.seed)
-        with dry_run() if dry else nullcontext():
+        with dry_run() if dry else nullcontext(), _named(profile):
             model = make_model(profile)
             optimizer = make_optimizer(profile, model)
         return cls(profile, model, load_data(profile), optimizer, dry)
@@ -53,8 +55,13 @@ class Workload:
         return self.data.batch(size, self.profile.train.seed, step)
 
     def loss(self, x: Any, y: Any) -> Tensor:
-        """The training loss of a batch."""
-        loss: Tensor = self.model.loss(x, y)
+        """The training loss of a batch.
+
+        Raises:
+            UsageError: the model can't take such data.
+        """
+        with _named(self.profile):
+            loss: Tensor = self.model.loss(x, y)
         return loss
 
     def test_batches(self) -> Iterator[tuple[Any, Any]]:
@@ -77,6 +84,15 @@ class Workload:
             "dtype": self.profile.dtype,
             "sha256": self.profile.sha256,
         }
+
+
+@contextmanager
+def _named(profile: Profile) -> Iterator[None]:
+    """Say of which profile it is that a model refuses something: models know nothing of profiles."""
+    try:
+        yield
+    except (ValueError, OpError) as error:
+        raise UsageError(f"profile {profile.name}: {error}") from error
 
 
 def make_optimizer(profile: Profile, model: Any) -> Optimizer:
