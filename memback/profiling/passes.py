@@ -358,7 +358,7 @@ class Step:
         parameters = [] if self.module is None else list(self.module.parameters())
         gradients = [p.grad for p in parameters]
         changed = [] if self.module is None else [a for _, a in self.module.named_buffers()]
-        steps = 0
+        steps: Any = None
         if self.optimizer is not None:
             steps = self.optimizer.steps
             changed += [p.data for p in parameters]

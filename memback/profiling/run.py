@@ -48,8 +48,8 @@ def profile(
             each time; memback's own random stream is set back for it.
         module: the model, whose gradients, buffers and random stream are afterwards as they were before.
         modes: of ``retain-all``, ``full``, ``checkpoint``, ``inference``; a policy adds ``checkpoint``.
-        policy: the checkpoint policy, such as ``"sqrt"``; without one, mode ``checkpoint`` leaves the checkpoints as the
-            model itself has them (its report says ``"own"``). The other modes run without checkpoints.
+        policy: the checkpoint policy, such as ``"sqrt"``. Without one, mode ``checkpoint`` leaves the checkpoints as
+            the model itself has them (its report says ``"own"``). The other modes run without checkpoints.
         optimizer: whose update ends the step, and whose state counts as training memory.
         rounds: how often each mode is timed; the median is reported.
         predict: whether to predict each mode by a dry run, beside the measurement.
