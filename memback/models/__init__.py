@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
+
+from memback.errors import UsageError
 
 if TYPE_CHECKING:
     from memback.models.gpt import GPT
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from memback.models.unet import UNet
     from memback.models.vit import ViT
 
-__all__ = ["GPT", "MLP", "REGISTRY", "LSTMModel", "NotesNetwork", "ResNet", "UNet", "ViT"]
+__all__ = ["GPT", "MLP", "REGISTRY", "LSTMModel", "NotesNetwork", "ResNet", "UNet", "ViT", "build"]
 
 _CLASSES = {
     "notes_network": "NotesNetwork",
@@ -51,6 +54,30 @@ class _Registry(Mapping[str, Any]):
 
 REGISTRY: Mapping[str, Any] = _Registry()
 """Every model by name: its class, whose arguments are a profile's ``[model]`` keys."""
+
+
+def build(name: str, **arguments: Any) -> Any:
+    """Make a model by its name.
+
+    Raises:
+        UsageError: there is no such model, it has no such argument, or it refuses one; the message names the model, the
+            argument and what there is.
+    """
+    if name not in REGISTRY:
+        raise UsageError(f"There is no model {name!r}; there are {', '.join(REGISTRY)}")
+    cls = REGISTRY[name]
+    parameters = signature(cls).parameters
+    required = [key for key, parameter in parameters.items() if parameter.default is Parameter.empty]
+    for problem, keys in (
+        ("has no argument", [key for key in arguments if key not in parameters]),
+        ("needs the argument", [key for key in required if key not in arguments]),
+    ):
+        if keys:
+            raise UsageError(f"model {name} {problem} {', '.join(keys)}; it takes {', '.join(parameters)}")
+    try:
+        return cls(**arguments)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"model {name}: {error}") from error
 
 
 def __getattr__(name: str) -> Any:

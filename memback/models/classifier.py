@@ -22,7 +22,7 @@ class Classifier(nn.Module):
         """Mean cross-entropy of the classes ``y``, whole numbers of the output's shape without ``class_dim``."""
         scores = self(x)
         if self.class_dim == -1 and scores.ndim > 2:
-            scores, y = ops.reshape(scores, (-1, scores.shape[-1])), ops.reshape(y, (-1,))
+            scores = ops.transpose(scores, 1, 2)
         return ops.cross_entropy(scores, y)
 
     def correct(self, x: Any, y: Any) -> Any:

@@ -52,5 +52,6 @@ class UNet(Classifier):
             skips.append(x)
         skips.pop()
         for block in self.up:
-            x = block(ops.concatenate([skips.pop(), ops.upsample(x, 2)], dim=1))
+            x = ops.concatenate([skips.pop(), ops.upsample(x, 2)], dim=1)
+            x = block(x)
         return self.head(x)

@@ -66,7 +66,9 @@ class ViT(Classifier):
 
     def forward(self, x: Any) -> Tensor:
         """Scores (n, classes) for images (n, channels, image, image)."""
+        return self.head(ops.mean(self.norm(self.blocks(self._embed(x))), 1))
+
+    def _embed(self, x: Any) -> Tensor:
         patches = self.patches(x)
         rows = ops.reshape(patches, (*patches.shape[:2], -1))
-        h = self.dropout(ops.add(ops.transpose(rows, 1, 2), self.positions))
-        return self.head(ops.mean(self.norm(self.blocks(h)), 1))
+        return self.dropout(ops.add(ops.transpose(rows, 1, 2), self.positions))

@@ -89,20 +89,23 @@ class MultiHeadAttention(Module):
         if heads % kv_heads:
             raise ValueError(f"`heads` (={heads}) must be divisible by `kv_heads` (={kv_heads})")
         self.heads, self.kv_heads, self.size, self.rotary = heads, kv_heads, width // heads, rotary
-        self.qkv = Linear(width, (heads + 2 * kv_heads) * self.size, bias, dtype=dtype)
+        self.query = Linear(width, width, bias, dtype=dtype)
+        self.key = Linear(width, kv_heads * self.size, bias, dtype=dtype)
+        self.value = Linear(width, kv_heads * self.size, bias, dtype=dtype)
         self.core = AttentionCore(attention, causal, dropout, mask)
         self.out = Linear(width, width, bias, dtype=dtype)
 
     def forward(self, x: Any) -> Tensor:
-        return self.out(self._merge(self.core(*self._heads(self.qkv(x)))))
+        return self.out(self._merge(self.core(*self._heads(x))))
 
-    def _heads(self, qkv: Any) -> tuple[Any, Any, Any]:
-        """Views of (n, heads, length, size) for queries, keys and values."""
-        widths = [self.heads * self.size, self.kv_heads * self.size, self.kv_heads * self.size]
-        q, k, v = (self._split(part) for part in ops.split(qkv, widths, dim=-1))
+    def _heads(self, x: Any) -> tuple[Any, Any, Any]:
+        """Queries, keys and values of (n, heads, length, size). Three products and not one, so that what rotation
+        replaces is freed, which as views of one array the values would keep alive.
+        """
+        q, k = self._split(self.query(x)), self._split(self.key(x))
         if self.rotary:
             q, k = ops.rotary(q), ops.rotary(k)
-        return q, k, v
+        return q, k, self._split(self.value(x))
 
     def _split(self, x: Any) -> Any:
         n, length, width = x.shape

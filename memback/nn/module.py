@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
+from memback.arrays import is_array
 from memback.errors import MembackError
 from memback.state import current
-from memback.tape import Tensor
+from memback.tape import Tensor, changes
 
-__all__ = ["Module", "Parameter"]
+__all__ = ["Module", "Parameter", "check_state"]
 
 
 class Parameter(Tensor):
@@ -67,13 +69,38 @@ class Module:
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, (Parameter, Module)) and "_parameters" not in self.__dict__:
             raise MembackError(f"{type(self).__name__}.__init__ must call super().__init__() before it sets {name!r}")
+        registered = None
         if isinstance(value, Parameter):
-            self._parameters[name] = value
+            registered = "_parameters"
         elif isinstance(value, Module):
+            registered = "_modules"
+        elif is_array(value) and name in self.__dict__.get("_buffers", ()):
+            registered = "_buffers"
+        self._unregister(name, but=registered)
+        if registered == "_modules":
             self.add_module(name, value)
-        elif name in self.__dict__.get("_buffers", ()):
-            self._buffers[name] = value
+        elif registered is not None:
+            self.__dict__[registered][name] = value
         object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._unregister(name)
+        object.__delattr__(self, name)
+
+    def _unregister(self, name: str, but: str | None = None) -> None:
+        """An attribute that is given something else no longer has what was registered under its name."""
+        for registry in ("_parameters", "_buffers", "_modules"):
+            if registry != but:
+                self.__dict__.get(registry, {}).pop(name, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_parent": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for name, child in self._modules.items():
+            if child._parent is None and child._name == name:
+                child._parent = weakref.ref(self)
 
     def add_module(self, name: str, module: Module) -> None:
         """Register a child; one that is registered twice keeps the path of its first place."""
@@ -173,24 +200,63 @@ class Module:
         """Parameters and buffers by name, as the arrays themselves."""
         return {**{name: p.data for name, p in self.named_parameters()}, **dict(self.named_buffers())}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy a state into this module's arrays.
 
         Raises:
             MembackError: names are missing or unknown, or a shape differs; nothing is changed then.
         """
         mine = self.state_dict()
-        missing, unknown = sorted(mine.keys() - state.keys()), sorted(state.keys() - mine.keys())
-        if missing or unknown:
-            raise MembackError(f"the state does not belong to this model: it misses {missing}, has unknown {unknown}")
+        check_state(mine, state)
         for name, array in mine.items():
-            if np.shape(state[name]) != array.shape:
-                raise MembackError(
-                    f"{name!r} has shape {np.shape(state[name])} in the state, {array.shape} in the model"
-                )
-        parameters = dict(self.named_parameters())
-        for name, array in mine.items():
-            if name in parameters:
-                parameters[name].copy_(state[name])
-            else:
-                array[...] = state[name]
+            array[...] = state[name]
+            changes.note(array, "load_state_dict")
+
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Write the state as a safetensors file, whole or not at all.
+
+        Raises:
+            UsageError: the file exists and ``overwrite`` is false, or there is no such folder.
+            MembackError: the system does not let it be written.
+        """
+        from memback.nn.state import write
+
+        write(path, self.state_dict(), overwrite=overwrite)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Copy the state from a safetensors file into this module's arrays, in their own types.
+
+        Raises:
+            UsageError: there is no such file, or it is no whole safetensors file.
+            MembackError: its names or shapes are not this module's; nothing is changed then.
+        """
+        from memback.nn.state import read
+
+        arrays, _ = read(path)
+        try:
+            self.load_state_dict(arrays)
+        except MembackError as error:
+            raise MembackError(f"{path}: {error}") from None
+
+
+def check_state(mine: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Whether ``state`` has the names and the shapes of ``mine``.
+
+    Raises:
+        MembackError: it has not; the message names the first few that differ.
+    """
+    missing = [name for name in mine if name not in state]
+    unknown = [name for name in state if name not in mine]
+    if missing or unknown:
+        reasons = [
+            f"{text} {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            for text, names in (("it misses", missing), ("it has the unknown", unknown))
+            if names
+        ]
+        raise MembackError(f"the state belongs to something else: {'; '.join(reasons)}")
+    for name, array in mine.items():
+        if np.shape(state[name]) != np.shape(array):
+            raise MembackError(
+                f"the state belongs to something else: {name} has shape {np.shape(state[name])} in it, here"
+                f" {np.shape(array)}"
+            )
