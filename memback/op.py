@@ -40,6 +40,7 @@ __all__ = ["REGISTRY", "Op", "OpDefinitionError", "OpError", "Saving"]
 REGISTRY: dict[str, Op] = {}
 """Every op by its name."""
 
+_FLOAT32 = np.dtype(np.float32)
 _REQUIRED = inspect.Parameter.empty
 
 
@@ -187,9 +188,21 @@ class Op:
         out, residuals = (result[0], result[1:]) if self.residuals else (result, ())
         if residuals:  # NumPy gives scalars for arrays of no dimensions, which then would count in no account
             residuals = tuple(np.asarray(r) if isinstance(r, np.generic) else r for r in residuals)
-        if not self.multiple and not is_array(out):
-            out = np.asarray(out)
+        if not self.multiple:
+            if not is_array(out):
+                out = np.asarray(out)
+            if out.dtype == _FLOAT32:
+                out = self._narrowed(values, out)
         return out, residuals
+
+    def _narrowed(self, values: list[Any], out: Any) -> Any:
+        """NumPy has no products of bfloat16 and no Python numbers beside it: it gives float32, which is rounded here,
+        so that a bfloat16 model keeps values of two bytes.
+        """
+        inputs = [value for value in self.input_arrays(values) if hasattr(value, "dtype")]
+        narrow = [value.dtype for value in inputs if value.dtype.kind == "V"]
+        wide = any(value.dtype.kind == "f" for value in inputs)
+        return out.astype(narrow[0]) if narrow and not wide else out
 
     def saving(self, needs: int, count: int) -> Saving:
         """What is kept where bit k of ``needs`` says that input k (of ``count``) is to be differentiated."""

@@ -426,7 +426,9 @@ def _matmul(inputs: tuple[Any, ...], out: Any) -> Any:
     rows = () if len(a_shape) == 1 else (left[-2],)
     columns = () if len(b_shape) == 1 else (right[-1],)
     shape = (*batch, *rows, *columns)
-    (dtype,) = _result_dtypes(np.multiply, (_kind(a), _kind(b)), None)
+    (dtype,) = _result_dtypes(np.matmul, (_kind(a), _kind(b)), None)
+    # NumPy converts whole operands, not a piece at a time as in elementwise functions
+    converted = [ShapeArray(shape_of(x), dtype) for x in (a, b) if _kind(x) != dtype]
     if out is not None and out[0] is not None:
         _check_out("matmul", out[0], shape, dtype)
         return out[0]

@@ -29,7 +29,7 @@ def write(
     """
     from safetensors.numpy import save
 
-    content = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    content = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     write_atomically(path, save(content, dict(metadata or {})), overwrite)
 
 

@@ -191,3 +191,18 @@ def test_modes_are_ordered_from_the_most_memory_to_the_least(name: str) -> None:
     assert everything > full > inference == 0
     for policy in ("every:2", "sqrt"):
         assert watched(name, Mode("checkpoint", policy)).run.saved_bytes <= full
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("name", ["digits", "source-gpt", "lstm"])
+def test_a_profile_in_another_dtype_keeps_it_throughout_and_is_predicted(name: str, dtype: str) -> None:
+    smaller = {"data.batch": "2", **({} if name == "digits" else {"data.sequence": "16"})}
+    work = Workload.build(load(name).with_overrides({"dtype": dtype, **smaller}))
+    x, y = work.batch(0)
+    run = profile(lambda: work.loss(x, y), work.model, ["full"], rounds=0).runs[0]
+    assert {layer.dtype for layer in run.layers} == {dtype}
+    repeatable = Step(lambda: work.loss(x, y), work.model)
+    assert repeatable.predict(Mode("full")).ledger.saved_at_end_of_forward == run.saved_bytes
+    assert run.predicted_peak_bytes is not None
+    assert run.measured_peak_bytes is not None
+    assert abs(run.predicted_peak_bytes - run.measured_peak_bytes) <= allowed(run.measured_peak_bytes)
