@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -61,23 +64,23 @@ def command(
     if training.next_step >= until:
         raise UsageError(f"{resume} has done {training.next_step} steps already; ask for more than --steps {until}")
     history, seconds = _train(training, until, save, save_every, output)
-    accuracy = training.accuracy()
     if save is not None:
         training.save(save)
+    accuracy = training.accuracy()
     _conclude(training, history, seconds, accuracy, save, output)
 
 
 def _train(
     training: Training, until: int, save: str | None, save_every: int | None, output: Output
 ) -> tuple[list[StepResult], float]:
-    """Run the steps under a live display; on Ctrl-C write what there is before giving way to it."""
+    """Run the steps under a live display; on Ctrl-C finish the step and write it before giving way."""
     from rich.live import Live
 
     history: list[StepResult] = []
     began = time.perf_counter()
     shown = 0.0
     live = output.console.is_terminal and not output.console.quiet
-    try:
+    with _interruptions() as interrupted:
         with Live(console=output.console, transient=True, auto_refresh=False) if live else _Silent() as display:
             for result in training.steps(until):
                 history.append(result)
@@ -89,12 +92,37 @@ def _train(
                     output.console.print(_line(history), highlight=False, soft_wrap=True)
                 if save_every is not None and save is not None and training.next_step % save_every == 0:
                     training.save(save)
-    except KeyboardInterrupt:
-        if save is not None:
-            training.save(save)
-            output.console.print(f"Interrupted after step {training.next_step}; go on with --resume {save}")
-        raise
+                if interrupted():
+                    break
+        if interrupted():
+            if save is not None:
+                training.save(save)
+                output.console.print(
+                    f"Interrupted after step {training.next_step}; go on with --resume {save}", soft_wrap=True
+                )
+            raise KeyboardInterrupt
     return history, time.perf_counter() - began
+
+
+@contextmanager
+def _interruptions() -> Iterator[Callable[[], bool]]:
+    """In the block Ctrl-C is only noted, since half a step can't be resumed from; a second one stops at once.
+
+    Gives a function that says whether there was one.
+    """
+    count = 0
+
+    def note(*_: object) -> None:
+        nonlocal count
+        count += 1
+        if count > 1:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: count > 0
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Silent:

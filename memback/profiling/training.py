@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from memback.errors import MembackError, UsageError
-from memback.files import write_atomically
 from memback.ledger import Category, Ledger
+from memback.nn.state import read, write
 from memback.policy import Policy, applied
 from memback.profiling.workload import Workload
 from memback.state import current
@@ -111,21 +111,17 @@ class Training:
         Raises:
             MembackError: the system does not let it be written.
         """
-        from safetensors.numpy import save
-
         state = current()
-        optimizer = self.work.optimizer.state_dict()
-        tensors = {f"model.{name}": np.ascontiguousarray(a) for name, a in self.work.model.state_dict().items()}
-        tensors |= {f"optimizer.{name}": np.ascontiguousarray(a) for name, a in optimizer.items() if np.ndim(a)}
+        arrays = {f"model.{name}": array for name, array in self.work.model.state_dict().items()}
+        arrays |= {f"optimizer.{name}": array for name, array in self.work.optimizer.state_dict().items()}
         about = {
             "schema": _SCHEMA,
             "profile": self.work.profile.name,
             "training": _fingerprint(self.work),
             "step": self.next_step,
             "random": [state.seed, state.draws],
-            "optimizer": {name: value for name, value in optimizer.items() if not np.ndim(value)},
         }
-        write_atomically(path, save(tensors, {"memback": json.dumps(about)}), overwrite=True)
+        write(path, arrays, {"memback": json.dumps(about)}, overwrite=True)
 
     def resume(self, path: str | os.PathLike[str]) -> None:
         """Go on where :meth:`save` left off: the following steps have the bits that an uninterrupted run has.
@@ -133,16 +129,13 @@ class Training:
         Raises:
             UsageError: there is no such file, it is none of memback's, or it was made by another training.
         """
-        from safetensors import SafetensorError, safe_open
-
         if not Path(path).is_file():
             raise UsageError(f"There is no file {path} to resume from; memback train --save FILE makes one")
+        arrays, texts = read(path)
         try:
-            with safe_open(path, "numpy") as file:
-                about = json.loads((file.metadata() or {}).get("memback", "null"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UsageError(f"{path} can't be read as a saved training: {error}") from error
+            about = json.loads(texts.get("memback", "null"))
+        except ValueError:
+            about = None
         if not isinstance(about, dict) or about.get("schema") != _SCHEMA:
             raise UsageError(f"{path} is no training saved by this version of memback ({_SCHEMA})")
         if about["training"] != _fingerprint(self.work):
@@ -150,15 +143,15 @@ class Training:
                 f"{path} belongs to another training (profile {about['profile']!r}): model, data, dtype or [train]"
                 " differ. Resume with the profile and the --set values that it was started with"
             )
-        self.work.model.load_state_dict(_part(tensors, "model."))
-        self.work.optimizer.load_state_dict({**_part(tensors, "optimizer."), **about["optimizer"]})
+        self.work.model.load_state_dict(_part(arrays, "model."))
+        self.work.optimizer.load_state_dict(_part(arrays, "optimizer."))
         self.next_step = about["step"]
         state = current()
         state.seed, state.draws = about["random"]
 
 
-def _part(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def _part(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _fingerprint(work: Workload) -> str:
