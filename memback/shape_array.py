@@ -432,7 +432,9 @@ def _matmul(inputs: tuple[Any, ...], out: Any) -> Any:
     if out is not None and out[0] is not None:
         _check_out("matmul", out[0], shape, dtype)
         return out[0]
-    return ShapeArray(shape, dtype)
+    made = ShapeArray(shape, dtype)
+    del converted
+    return made
 
 
 def _axes(axis: Any, ndim: int) -> tuple[int, ...]:
