@@ -263,7 +263,7 @@ class Op:
         for inputs that have no derivative or were not given.
         """
         values = self.bind(args, kwargs)
-        return self._unpack(self._pull_back(values)(d_out))
+        return self._unpack(self._pull_back(values)[1](d_out))
 
     def jacobian(self, *args: Any, **kwargs: Any) -> Any:
         """d(output)/d(input) on plain arrays (Eq. 14): one array an input, its shape output's + input's.
@@ -277,8 +277,7 @@ class Op:
             return self._unpack(closed(*values))
         if self.multiple:
             raise OpError(f"{self.name} has several outputs: take the Jacobian of one of them")
-        out, _ = self.run(values, keep=False)
-        pull_back = self._pull_back(values)
+        out, pull_back = self._pull_back(values)
         rows = []
         for index in range(out.size):
             unit = np.zeros(out.shape, out.dtype)
@@ -291,7 +290,8 @@ class Op:
         ]
         return self._unpack(tuple(stacked))
 
-    def _pull_back(self, values: list[Any]) -> Callable[[Any], tuple[Any, ...]]:
+    def _pull_back(self, values: list[Any]) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
+        """The output of one forward, and dL/d(inputs) as a function of dL/d(output)."""
         if not self.saves:
             raise OpError(f"{self.name} has no derivative")
         inputs = self.input_arrays(values)
@@ -303,7 +303,7 @@ class Op:
         out, residuals = self.run(values, keep=True)
         kept = self.arguments(self.saving(needs, len(inputs)), values, out, residuals)
         single = self.single
-        return lambda d_out: (self.vjp(d_out, *kept),) if single else tuple(self.vjp(d_out, *kept))
+        return out, lambda d_out: (self.vjp(d_out, *kept),) if single else tuple(self.vjp(d_out, *kept))
 
     @cached_property
     def single(self) -> bool:

@@ -84,14 +84,14 @@ class Sigmoid(Elementwise):
         return _sigmoid(input)
 
     def vjp(self, d_out: Array, out: Array) -> Array:
-        slope = np.subtract(1, out)
+        slope = np.subtract(1, out, out=np.empty_like(out))
         np.multiply(slope, out, out=slope)
         return np.multiply(slope, d_out, out=slope)
 
 
 def _sigmoid(x: Array) -> Array:
     """By way of tanh, which saturates instead of overflowing: sigma(x) = (1 + tanh(x/2)) / 2."""
-    out = np.multiply(x, 0.5)
+    out = np.multiply(x, 0.5, out=np.empty_like(x))
     np.tanh(out, out=out)
     np.add(out, 1, out=out)
     return np.multiply(out, 0.5, out=out)
@@ -108,7 +108,7 @@ class Tanh(Elementwise):
         return np.tanh(input)
 
     def vjp(self, d_out: Array, out: Array) -> Array:
-        slope = np.multiply(out, out)
+        slope = np.multiply(out, out, out=np.empty_like(out))
         np.subtract(1, slope, out=slope)
         return np.multiply(slope, d_out, out=slope)
 
@@ -128,7 +128,7 @@ class Gelu(Elementwise):
     def vjp(self, d_out: Array, input: Array, approximate: str) -> Array:
         if approximate == "tanh":
             return _tanh_gelu_vjp(d_out, input)
-        slope = np.multiply(input, input)  # Phi(x) + x phi(x)
+        slope = np.multiply(input, input, out=np.empty_like(input))  # Phi(x) + x phi(x)
         np.multiply(slope, -0.5, out=slope)
         np.exp(slope, out=slope)
         np.multiply(slope, input, out=slope)
@@ -155,7 +155,7 @@ def _gate(x: Array, approximate: str) -> Array:
 
 
 def _inner_tanh(x: Array) -> Array:
-    out = np.multiply(x, x)
+    out = np.multiply(x, x, out=np.empty_like(x))
     np.multiply(out, _SCALE * _CUBIC, out=out)
     np.add(out, _SCALE, out=out)
     np.multiply(out, x, out=out)
@@ -165,11 +165,11 @@ def _inner_tanh(x: Array) -> Array:
 def _tanh_gelu_vjp(d_out: Array, x: Array) -> Array:
     """With t = tanh(u): (1 + t)/2 + x (1 - t^2) u' / 2."""
     t = _inner_tanh(x)
-    slope = np.multiply(x, x)
+    slope = np.multiply(x, x, out=np.empty_like(x))
     np.multiply(slope, 3 * _SCALE * _CUBIC, out=slope)
     np.add(slope, _SCALE, out=slope)
     np.multiply(slope, x, out=slope)
-    rest = np.multiply(t, t)
+    rest = np.multiply(t, t, out=np.empty_like(t))
     np.subtract(1, rest, out=rest)
     np.multiply(slope, rest, out=slope)
     np.add(slope, t, out=slope)
@@ -192,7 +192,7 @@ class Silu(Elementwise):
 
     def vjp(self, d_out: Array, input: Array) -> Array:
         gate = _sigmoid(input)  # sigma (1 + x (1 - sigma))
-        slope = np.subtract(1, gate)
+        slope = np.subtract(1, gate, out=np.empty_like(gate))
         np.multiply(slope, input, out=slope)
         np.add(slope, 1, out=slope)
         np.multiply(slope, gate, out=slope)

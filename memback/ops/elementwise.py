@@ -101,7 +101,7 @@ class Divide(Elementwise):
         d_x = unbroadcast(quotient, shapes[0]) if needs.x else None
         if not needs.y:
             return d_x, None
-        d_y = np.multiply(quotient, out)
+        d_y = np.multiply(quotient, out, out=np.empty_like(d_out))
         np.negative(d_y, out=d_y)
         return d_x, unbroadcast(d_y, shapes[1])
 
@@ -224,7 +224,7 @@ class Maximum(Elementwise):
     def vjp(
         self, d_out: Array, needs: Any, shapes: Any, greater: Array, equal: Array
     ) -> tuple[Array | None, Array | None]:
-        share = np.multiply(_unpack(equal, d_out), 0.5, dtype=d_out.dtype)
+        share = np.multiply(_unpack(equal, d_out), 0.5, out=np.empty_like(d_out))
         np.add(share, _unpack(greater, d_out), out=share)  # the part of the gradient that goes to x
         to_x = np.multiply(d_out, share) if needs.x else None
         to_y = None

@@ -47,9 +47,9 @@ def erf(x: Array) -> Array:
     """
     if x.dtype.itemsize < 4:
         return erf(x.astype(np.float32)).astype(x.dtype)
-    magnitude = np.absolute(x)
+    magnitude = np.absolute(x, out=np.empty_like(x))
     np.minimum(magnitude, _LIMIT, out=magnitude)
-    square = np.multiply(magnitude, magnitude)
+    square = np.multiply(magnitude, magnitude, out=np.empty_like(x))
     tail = _ratio(magnitude, (*_MIDDLE_P, _MIDDLE_P_LAST), _MIDDLE_Q)
     np.negative(square, out=square)
     np.exp(square, out=square)
@@ -67,12 +67,12 @@ def erf(x: Array) -> Array:
 
 def _ratio(x: Array, numerator: tuple[float, ...], denominator: tuple[float, ...]) -> Array:
     """A rational function; coefficients from the constant on, the denominator's highest is 1."""
-    top = np.multiply(x, numerator[-1])
+    top = np.multiply(x, numerator[-1], out=np.empty_like(x))
     for coefficient in reversed(numerator[1:-1]):
         np.add(top, coefficient, out=top)
         np.multiply(top, x, out=top)
     np.add(top, numerator[0], out=top)
-    bottom = np.add(x, denominator[-1])
+    bottom = np.add(x, denominator[-1], out=np.empty_like(x))
     for coefficient in reversed(denominator[:-1]):
         np.multiply(bottom, x, out=bottom)
         np.add(bottom, coefficient, out=bottom)

@@ -22,12 +22,12 @@ class Sqerr(Op):
     def forward(self, f: Array, y: Array) -> Array:
         _same_shape(f, y)
         difference = np.subtract(f, y)
-        np.multiply(difference, difference, out=difference)
+        difference *= difference
         return np.multiply(np.sum(difference), 0.5)
 
     def vjp(self, d_out: Array, needs: Any, f: Array, y: Array) -> tuple[Array | None, Array | None]:
         d_f = np.subtract(f, y)
-        np.multiply(d_f, d_out, out=d_f)
+        d_f *= d_out
         return (d_f if needs.f else None), (np.negative(d_f) if needs.y else None)
 
     def flops(self, f: Array) -> int:
@@ -48,12 +48,12 @@ class Mse(Op):
     def forward(self, input: Array, target: Array) -> Array:
         _same_shape(input, target)
         difference = np.subtract(input, target)
-        np.multiply(difference, difference, out=difference)
+        difference *= difference
         return cast(Array, np.mean(difference))
 
     def vjp(self, d_out: Array, needs: Any, input: Array, target: Array) -> tuple[Array | None, Array | None]:
         d_input = np.subtract(input, target)
-        np.multiply(d_input, np.multiply(d_out, 2 / max(1, input.size)), out=d_input)
+        d_input *= np.multiply(d_out, 2 / max(1, input.size))
         return (d_input if needs.input else None), (np.negative(d_input) if needs.target else None)
 
     def flops(self, input: Array) -> int:
@@ -146,7 +146,7 @@ class BinaryCrossEntropyWithLogits(Op):
 
     def forward(self, input: Array, target: Array) -> Array:
         _same_shape(input, target)
-        losses = np.absolute(input)
+        losses = np.absolute(input, out=np.empty_like(input))
         np.negative(losses, out=losses)
         np.exp(losses, out=losses)
         np.log1p(losses, out=losses)
@@ -159,7 +159,7 @@ class BinaryCrossEntropyWithLogits(Op):
         d_target = np.multiply(input, np.negative(scale)) if needs.target else None
         if not needs.input:
             return None, d_target
-        d_input = np.multiply(input, 0.5)  # sigma(x) = (1 + tanh(x/2)) / 2 does not overflow
+        d_input = np.multiply(input, 0.5, out=np.empty_like(input))  # sigma(x) = (1 + tanh(x/2)) / 2 does not overflow
         np.tanh(d_input, out=d_input)
         np.add(d_input, 1, out=d_input)
         np.multiply(d_input, 0.5, out=d_input)
