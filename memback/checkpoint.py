@@ -137,13 +137,7 @@ class Stub(Node):
     def port(self, index: Any) -> Edge:
         return Port(self, index)
 
-    def accumulate(self, grads: list[Any], i: int) -> None:
-        raise self.escaped()
-
-    def check(self) -> None:
-        raise self.escaped()
-
-    def escaped(self) -> TapeError:
+    def gone(self) -> TapeError:
         """The error for a result that got out of its segment by a side door."""
         return TapeError(
             f"{self.describe()} was called inside a checkpointed function, and its result was used outside other than"

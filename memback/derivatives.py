@@ -78,7 +78,7 @@ def total(f: Tensor, x: Tensor) -> Any:
     if f is x:
         return np.eye(x.size, dtype=x.dtype).reshape(x.shape + x.shape)
     node = _recorded(f)
-    everything = node.tape.nodes()
+    everything = node.tape.graph()
     until = everything.index(node)
     nodes = everything[: until + 1]
     rows = []

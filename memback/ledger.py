@@ -145,6 +145,7 @@ class Ledger(Observer):
         self._keep_events = events
         self._accounts: dict[int, Account] = {}
         self._holdings: dict[int, tuple[weakref.ref[Node], Row, list[Account], bool]] = {}
+        self._variables: list[tuple[weakref.ref[engine.Tape], Account]] = []
         self._totals: dict[Category, int] = dict.fromkeys(CATEGORIES, 0)
         self._live = 0
         self._calls: dict[tuple[str, str], int] = {}
@@ -174,7 +175,7 @@ class Ledger(Observer):
         if call.node is not None:
             self._hold(call.node, row)
         if call.tape is not None and call.tape.retain == "all":
-            self._retain(outs, row)
+            self._retain(call.tape, outs, row)
         self._close()
 
     def forward_failed(self) -> None:
@@ -218,6 +219,9 @@ class Ledger(Observer):
         if self._depth == 0:
             self._phase = "backward"
 
+    def backward_pass_ended(self) -> None:
+        self._settle()
+
     def update_begins(self) -> None:
         self._close()
         self._phase = "update"
@@ -237,14 +241,12 @@ class Ledger(Observer):
     @property
     def saved_bytes(self) -> int:
         """Bytes of the distinct buffers saved for backward at this moment."""
-        for key, (ref, _, _, _) in list(self._holdings.items()):
-            node = ref()
-            if node is None or node.kept is None:
-                self._let_go(key)
+        self._settle()
         return self._totals["saved"]
 
     def live(self) -> dict[Category, int]:
         """Bytes in each category at this moment."""
+        self._settle()
         return dict(self._totals)
 
     @property
@@ -386,7 +388,7 @@ class Ledger(Observer):
         key = id(node)
         self._holdings[key] = (weakref.ref(node, lambda _: self._let_go(key)), row, accounts, repeated)
 
-    def _retain(self, outs: Iterable[Array], row: Row) -> None:
+    def _retain(self, tape: engine.Tape, outs: Iterable[Array], row: Row) -> None:
         for out in outs:
             account = self._meet(out, row, "")
             if account.argument:
@@ -394,7 +396,28 @@ class Ledger(Observer):
             if not account.holders:
                 row.saved.append(account.as_saved("out"))
             account.holders += 1
+            self._variables.append((weakref.ref(tape), account))
             self._sort(account, "hold")
+
+    def _settle(self) -> None:
+        """Let go of what a tape has dropped without saying so: cleared, or taken backward with nobody watching."""
+        for key, (ref, _, _, _) in list(self._holdings.items()):
+            node = ref()
+            if node is None or node.kept is None:
+                self._let_go(key)
+        kept = []
+        for tape_ref, account in self._variables:
+            tape = tape_ref()
+            if tape is not None and tape.variables:
+                kept.append((tape_ref, account))
+            else:
+                account.holders -= 1
+                self._resort(account)
+        self._variables = kept
+
+    def _resort(self, account: Account) -> None:
+        if account.category is not None:
+            self._sort(account, "drop")
 
     def _let_go(self, key: int) -> None:
         holding = self._holdings.pop(key, None)
@@ -408,8 +431,7 @@ class Ledger(Observer):
                 account.recomputed_holders -= 1
             else:
                 account.holders -= 1
-            if account.category is not None:
-                self._sort(account, "drop")
+            self._resort(account)
 
     # -- time
 

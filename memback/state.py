@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from memback.tape import Observer, Tape
@@ -23,13 +24,14 @@ class State:
     recomputation that sets ``draws`` back draws the same bits again, whatever ran in between.
     """
 
-    __slots__ = ("anomaly", "checkpointing", "draws", "dry", "observer", "path", "recomputing", "seed", "tape")
+    __slots__ = ("anomaly", "checkpointing", "draws", "dry", "observer", "path", "recomputing", "seed", "tape", "tapes")
 
     new_tape: ClassVar[list[Callable[[], Tape]]] = []
     """Makes a thread's default tape; filled in by :mod:`memback.tape`, which this module may not import."""
 
     def __init__(self) -> None:
         self.tape: Tape | None = self.new_tape[0]() if self.new_tape else None
+        self.tapes: WeakSet[Tape] = WeakSet()  # those that have recorded something here
         self.observer: Observer | None = None
         self.path = ""
         self.anomaly = False

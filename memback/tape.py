@@ -10,6 +10,8 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Sequence
+from itertools import count
+from operator import attrgetter
 from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -145,8 +147,14 @@ def _add(mine: list[Any], other: Any) -> Any:
     return np.add(old, other)
 
 
+_numbers = count()
+
+
 class Node:
-    """One recorded call: the op, what it keeps, and where the gradients of its inputs go."""
+    """One recorded call: the op, what it keeps, and where the gradients of its inputs go.
+
+    ``number`` counts calls in the order in which they were recorded, on whichever tape.
+    """
 
     __slots__ = (
         "__weakref__",
@@ -154,6 +162,7 @@ class Node:
         "edges",
         "grad",
         "kept",
+        "number",
         "op",
         "path",
         "saving",
@@ -182,6 +191,7 @@ class Node:
         self.kept = kept
         self.saving = saving
         self.time = changes.clock
+        self.number = next(_numbers)
         self.grad: Any = None
 
     @property
@@ -206,6 +216,8 @@ class Node:
 
     def accumulate(self, grads: list[Any], i: int) -> None:
         """Add grads[i] to the gradient of this call's output."""
+        if self.kept is None:
+            raise self.gone()
         grad, grads[i] = grads[i], None
         if grad.dtype != self.dtype:
             grad = grad.astype(self.dtype)
@@ -245,13 +257,17 @@ class Node:
         """The call as errors name it."""
         return describe(self.name, self.path, self.site)
 
+    def gone(self) -> TapeError:
+        """The error for a gradient that comes when nothing is kept any more."""
+        return TapeError(
+            f"backward through {self.describe()} a second time, or after its tape was cleared (as an exception does):"
+            " its saved values are gone. Pass retain_graph=True to the first backward, or run the forward pass again."
+        )
+
     def check(self) -> None:
         """Raise unless everything that was saved is still there and unchanged."""
         if self.kept is None:
-            raise TapeError(
-                f"backward through {self.describe()} a second time: its saved values were freed by the first backward."
-                " Pass retain_graph=True to the first one, or run the forward pass again."
-            )
+            raise self.gone()
         if changes.clock == self.time:
             return
         for name, value in self.saved():
@@ -303,6 +319,8 @@ class Port:
 
     def accumulate(self, grads: list[Any], i: int) -> None:
         """Add grads[i] to the gradient of this output."""
+        if self.node.kept is None:
+            raise self.node.gone()
         grad, grads[i] = grads[i], None
         slots, index, dtype = self.node.grad, self.index, self.node.dtype[self.index]
         if grad.dtype != dtype:
@@ -559,6 +577,9 @@ class Observer:
     def backward_pass_begins(self) -> None:
         """The walk over a tape begins; the forward pass is complete."""
 
+    def backward_pass_ended(self) -> None:
+        """The walk is over, and what it was told to free is freed."""
+
     def update_begins(self) -> None:
         """The optimiser is about to change the parameters."""
 
@@ -636,6 +657,17 @@ class Tape:
         """The recorded calls that are still alive, in order."""
         return [node for ref in self._nodes if (node := ref()) is not None]
 
+    def _with_others(self) -> list[Tape]:
+        """This tape, and the others on which this thread has recorded something that is still alive."""
+        return [self, *(tape for tape in current().tapes if tape is not self and tape._nodes)]
+
+    def graph(self) -> list[Node]:
+        """The calls that gradients can reach from here, in order: one tape's calls may use what another's gave."""
+        tapes = self._with_others()
+        if len(tapes) == 1:
+            return self.nodes()
+        return sorted((node for tape in tapes for node in tape.nodes()), key=attrgetter("number"))
+
     def __len__(self) -> int:
         return sum(node.kept is not None for node in self.nodes())
 
@@ -658,6 +690,8 @@ class Tape:
 
     def append(self, node: Node) -> None:
         """Add a call to the record. The tape does not keep it alive: its tensors do."""
+        if not self._nodes:
+            current().tapes.add(self)
         self._nodes.append(weakref.ref(node))
         if len(self._nodes) > self._prune_at:
             self._nodes = [ref for ref in self._nodes if ref() is not None]
@@ -688,18 +722,27 @@ class Tape:
         """Walk the record in reverse from ``edge``, whose gradient is ``seed[0]``."""
         state = current()
         try:
-            nodes = self.nodes()
+            nodes = self.graph()
             if state.observer is not None:
                 state.observer.backward_pass_begins()
             node_of(edge).check()
             edge.accumulate(seed, 0)
             walk(nodes, state, retain_graph)
         except BaseException:
-            self.clear()
+            self._clear_all_that_backward_reached()
             raise
         if not retain_graph:
-            self.variables.clear()
-            self._nodes = [ref for ref in self._nodes if (node := ref()) is not None and node.kept is not None]
+            for tape in self._with_others():
+                tape._nodes = [ref for ref in tape._nodes if (node := ref()) is not None and node.kept is not None]
+                if tape is self or not tape._nodes:
+                    tape.variables.clear()
+        if state.observer is not None:
+            state.observer.backward_pass_ended()
+
+    def _clear_all_that_backward_reached(self) -> None:
+        for tape in self._with_others():
+            if tape is self or any(node.kept is None or node.has_grad() for node in tape.nodes()):
+                tape.clear()
 
 
 def walk(nodes: list[Node], state: State, retain: bool) -> None:
@@ -749,8 +792,13 @@ def record(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run ``op`` forward and, where an input requires gradients and a tape is there, record the call."""
     state = current()
     tape, observer = state.tape, state.observer
-    values = op.bind(args, kwargs)
-    edges, needs, tensors = _unwrap(op, values)
+    try:
+        values = op.bind(args, kwargs)
+        edges, needs, tensors = _unwrap(op, values)
+    except OpError as error:
+        if tape is not None:
+            tape.clear()
+        raise OpError(f"{describe(op.name, state.path, call_site())}: {error}") from None
     if state.dry:
         _forget_values(op, values)
     if tape is None:
@@ -772,7 +820,7 @@ def record(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             observer.forward_failed()
         if tape is not None:
             tape.clear()
-        if isinstance(error, (MembackError, MemoryError)) or not isinstance(error, Exception):
+        if not _is_for_the_op_to_explain(error):
             raise
         raise _failure(op, values, error, state.path, site or call_site()) from error
     if observer is not None:
@@ -785,6 +833,13 @@ def record(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not tensors:
         return out
     return _wrap(out, node, op.multiple)
+
+
+def _is_for_the_op_to_explain(error: BaseException) -> bool:
+    """Whether an exception says nothing by itself of the call that raised it, and may be told as another type."""
+    if isinstance(error, MembackError):
+        return isinstance(error, OpError)
+    return isinstance(error, Exception) and not isinstance(error, MemoryError)
 
 
 def _unwrap(op: Op, values: list[Any]) -> tuple[tuple[Edge | None, ...], int, bool]:
@@ -843,7 +898,7 @@ def make(data: Any, node: Node | Port | None) -> Tensor:
     return tensor
 
 
-def _failure(op: Op, values: list[Any], error: Exception, path: str, site: Site | None) -> OpError:
+def _failure(op: Op, values: list[Any], error: BaseException, path: str, site: Site | None) -> OpError:
     given = ", ".join(
         f"{name} {_summary(value)}" for name, value in zip(op.parameters, values, strict=True) if value is not None
     )

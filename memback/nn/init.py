@@ -15,9 +15,8 @@ import numpy as np
 from memback.nn.module import Parameter
 from memback.shape_array import ShapeArray
 from memback.state import current
-from memback.tape import Tensor
 
-__all__ = ["Fill", "buffer", "constant", "normal", "parameter", "uniform", "zeros"]
+__all__ = ["Fill", "buffer", "constant", "normal", "parameter", "uniform"]
 
 Fill: TypeAlias = Callable[[np.random.Generator, tuple[int, ...]], Any]
 """Gives an array's values from a generator and a shape."""
@@ -43,14 +42,6 @@ def _make(shape: tuple[int, ...], dtype: Any, fill: Fill) -> Any:
         return ShapeArray.argument(shape, dtype)
     values = fill(np.random.Generator(np.random.Philox(key=state.draw())), shape)
     return np.asarray(values).astype(dtype, copy=False)
-
-
-def zeros(shape: Sequence[int], like: Any) -> Any:
-    """A first state: zeros of the dtype of ``like``, without memory where ``like`` has none."""
-    data = like.data if isinstance(like, Tensor) else like
-    if isinstance(data, ShapeArray):
-        return ShapeArray(shape, data.dtype)
-    return np.zeros(shape, data.dtype)
 
 
 def _dtype(dtype: Any) -> np.dtype[Any]:
