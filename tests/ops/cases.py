@@ -105,7 +105,7 @@ class Draw:
     def distinct(self, *shape: int) -> Array:
         """No two elements closer to each other than 3 / size."""
         size = int(np.prod(shape))
-        return self.laid_out(3 * (self.rng.permutation(size) / size - 0.5).reshape(shape))
+        return self.laid_out(np.asarray(3 * (self.rng.permutation(size) / size - 0.5).reshape(shape)))
 
     def integers(self, stop: int, *shape: int) -> Array:
         return np.asarray(self.rng.integers(0, stop, size=shape))
@@ -180,7 +180,7 @@ _two_arguments("power", Draw.positive, Draw.normal, lambda torch, x, y: x**y)
 @case("maximum", lambda torch, x, y: torch.maximum(x, y))
 def _(draw: Draw) -> Call:
     shapes = draw.shapes(2)
-    return call(draw.distinct(*shapes[0]), draw.distinct(*shapes[1]) + 0.01)
+    return call(draw.distinct(*shapes[0]), np.asarray(draw.distinct(*shapes[1]) + 0.01))
 
 
 @case("where", lambda torch, condition, x, y: torch.where(condition, x, y))
@@ -395,7 +395,13 @@ def _(draw: Draw) -> Call:
     return call(x, features, draw.maybe(draw.normal(*features)), draw.one(1e-5, 0.1))
 
 
-@case("group_norm", lambda torch, *args: torch.nn.functional.group_norm(*args))
+def _torch_group_norm(torch: Any, x: Any, groups: int, weight: Any, bias: Any, eps: float) -> Any:
+    if weight is None and bias is not None:  # whose backward PyTorch 2.13 fails at
+        weight = torch.ones_like(bias)
+    return torch.nn.functional.group_norm(x, groups, weight, bias, eps)
+
+
+@case("group_norm", _torch_group_norm)
 def _(draw: Draw) -> Call:
     groups = draw.size(1, 2)
     channels = groups * draw.size(1, 2)
@@ -476,7 +482,7 @@ def _same_mask(torch: Any, blocks: int, shape: tuple[int, ...], p: float) -> Any
     mb.manual_seed(SEED)
     size = int(np.prod(shape)) // blocks
     mask = draw_mask(np.empty(0), blocks, size, p, "bool")
-    return torch.from_numpy(np.reshape(mask, shape)) / (1 - p)
+    return torch.from_numpy(np.reshape(mask, shape)).double() / (1 - p)
 
 
 def _torch_dropout(torch: Any, x: Any, p: float, training: bool, mask: str) -> Any:
@@ -501,11 +507,9 @@ def _torch_attention(
     mask: str = "bool",
 ) -> Any:
     if not dropout_p:
-        q, k, v = (x if x.ndim > 2 else x[None] for x in (q, k, v))
-        out = torch.nn.functional.scaled_dot_product_attention(
+        return torch.nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=True
         )
-        return out
     group = q.shape[-3] // k.shape[-3]
     k, v = (x.repeat_interleave(group, -3) for x in (k, v))
     scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
