@@ -15,7 +15,14 @@ NORM_ROWS = 2 * 2 * 4 * SEQUENCE * BATCH
 def layer_rows(width, heads, policy=None, mask="bool"):
     with mb.dry_run():
         model = mb.models.GPT(
-            layers=3, width=width, heads=heads, vocabulary=512, context=SEQUENCE, dropout=0.1, mask=mask, dtype="float16"
+            layers=3,
+            width=width,
+            heads=heads,
+            vocabulary=512,
+            context=SEQUENCE,
+            dropout=0.1,
+            mask=mask,
+            dtype="float16",
         )
         tokens = mb.ShapeArray((BATCH, SEQUENCE), "int64")
         modes = ("full",) if policy is None else ("checkpoint",)
