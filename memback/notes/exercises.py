@@ -1,0 +1,168 @@
+"""Section 5: the six exercises, their answers written out, and whether the answers are right.
+
+All six are about one linear layer; here it is the network's third one, on the first image of the batch, in float64.
+Each answer is compared with finite differences, which know of no formula, and with what the op itself gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from memback.arrays import Array
+from memback.notes import differences
+from memback.notes.check import Check, Section
+from memback.notes.network import Problem
+from memback.op import REGISTRY
+
+__all__ = ["Exercise", "Exercises", "section"]
+
+ROUNDING = 1e-12
+"""How far two float64 sums of the same terms may be apart, relative to the largest result where that exceeds 1."""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A question, its answer with the equation number, and the answer's errors."""
+
+    number: int
+    question: str
+    answer: str
+    equation: str
+    remark: str
+    against_differences: Check
+    against_op: Check
+
+
+@dataclass(frozen=True)
+class Exercises(Section):
+    """Section 5, on linear from ``inputs`` to ``outputs`` features."""
+
+    inputs: int
+    outputs: int
+    exercises: tuple[Exercise, ...]
+
+    @property
+    def checks(self) -> Sequence[Check]:
+        return tuple(check for e in self.exercises for check in (e.against_differences, e.against_op))
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """a = linear(h, W, b), L = sqerr(a, y), and dL/da."""
+
+    h: Array
+    W: Array
+    b: Array
+    y: Array
+
+    def a(self, **changed: Array) -> Array:
+        """The output, with some inputs changed (Eq. 31)."""
+        inputs = {"h": self.h, "W": self.W, "b": self.b} | changed
+        return np.asarray(REGISTRY["linear"](**inputs))
+
+    def loss(self, **changed: Array) -> Array:
+        """What the output leads to (Eq. 10b)."""
+        return np.asarray(REGISTRY["sqerr"](self.a(**changed), self.y))
+
+    @property
+    def d_a(self) -> Array:
+        """dL/da."""
+        return np.asarray(REGISTRY["sqerr"].backward(np.array(1.0), self.a(), self.y)[0])
+
+
+def section(seed: int) -> Exercises:
+    """Section 5 on the network that ``seed`` makes."""
+    problem = Problem.make(seed, "float64", batch=1).first()
+    values = problem.variables()
+    layer = _Layer(values["h₂"], values["W₃"], values["b₃"], values["y"])
+    jacobians = REGISTRY["linear"].jacobian(layer.h, layer.W, layer.b)
+    gradients = REGISTRY["linear"].backward(layer.d_a, layer.h, layer.W, layer.b)
+    exercises = [
+        _exercise(layer, question, function, op_gives)
+        for question, function, op_gives in zip(
+            _QUESTIONS, (layer.a,) * 3 + (layer.loss,) * 3, (*jacobians, *gradients), strict=True
+        )
+    ]
+    return Exercises(len(layer.h), len(layer.b), tuple(exercises))
+
+
+@dataclass(frozen=True)
+class _Question:
+    number: int
+    by: str
+    text: str
+    answer: str
+    equation: str
+    solve: Callable[[_Layer], Array]
+    remark: str = ""
+
+
+_QUESTIONS = (
+    _Question(
+        1,
+        "h",
+        "How does each output change with each feature?",
+        "∂a_j/∂h_α = W_αj",
+        "39",
+        lambda layer: layer.W.T,
+    ),
+    _Question(
+        2,
+        "W",
+        "And with each weight?",
+        "∂a_j/∂W_αβ = h_α δ_jβ",
+        "43",
+        lambda layer: np.multiply.outer(np.eye(len(layer.b)), layer.h).swapaxes(1, 2),
+    ),
+    _Question(
+        3,
+        "b",
+        "And with each bias?",
+        "∂a_j/∂b_α = δ_jα",
+        "46",
+        lambda layer: np.eye(len(layer.b)),
+        "The left side of Eq. 44 is by b, not by h.",
+    ),
+    _Question(
+        4,
+        "h",
+        "Given dL/da, what is dL/dh, without a Jacobian?",
+        "dL/dh = dL/da Wᵀ",
+        "49",
+        lambda layer: layer.d_a @ layer.W.T,
+    ),
+    _Question(
+        5,
+        "W",
+        "And dL/dW?",
+        "dL/dW = hᵀ dL/da",
+        "53",
+        lambda layer: np.outer(layer.h, layer.d_a),
+    ),
+    _Question(
+        6,
+        "b",
+        "And dL/db?",
+        "dL/db = dL/da",
+        "57",
+        lambda layer: layer.d_a,
+    ),
+)
+
+
+def _exercise(layer: _Layer, question: _Question, function: Callable[..., Array], op_gives: Array) -> Exercise:
+    answer = question.solve(layer)
+    found = differences.jacobian(lambda value: function(**{question.by: value}), getattr(layer, question.by))
+    what = f"exercise {question.number}"
+    return Exercise(
+        question.number,
+        question.text,
+        question.answer,
+        question.equation,
+        question.remark,
+        Check.near(f"{what}, finite differences", question.equation, answer, found, differences.TOLERANCE),
+        Check.near(f"{what}, the op", question.equation, answer, op_gives, ROUNDING),
+    )
