@@ -23,6 +23,8 @@ from memback.units import format_bytes_short, format_seconds
 __all__ = ["command"]
 
 NONE = "–"
+NARROWEST = 80
+"""Columns that the widest table needs."""
 
 
 @click.command("notes", epilog="Example: memback notes --section 4.2")
@@ -89,7 +91,7 @@ def _chain_rule(section: chain_rule.ChainRule) -> Iterator[RenderableType]:
     yield Text("Error: distance from the central finite difference (Eq. 1 with a small step).", "dim")
     refusal = next((row for graph in section.graphs for row in graph.derivatives if row.error), None)
     if refusal is not None:
-        yield Text.assemble((refusal.call, "cyan"), f" is refused, where x is its second argument: {refusal.error}.")
+        yield Text.assemble((refusal.call, "cyan"), f" is refused; f and x are its arguments: {refusal.error}.")
 
 
 def _forward(section: network.Forward) -> Iterator[RenderableType]:
@@ -171,8 +173,8 @@ def _backward(section: network.Backward) -> Iterator[RenderableType]:
     slips = [step.correction for step in section.steps if step.correction]
     yield Text(f"* Slips of the notes, put right here: {' '.join(slips)}")
     yield Text(
-        "Freed: buffers that were seen to go. A buffer is freed once nobody needs it: linear and relu share h, which relu"
-        " gets in place of a, so relu frees it. dL/dx and dL/dy are gradients of data and not computed. The"
+        "Freed: buffers that were seen to go. One goes once nobody needs it: linear and relu share h, which relu gets"
+        " in place of a, so relu frees it. dL/dx and dL/dy are gradients of data and not computed. The"
         f" {section.gradient_bytes:,} B of Eq. 12 remain.",
         "dim",
     )
@@ -194,19 +196,22 @@ def _memory(section: memory.Memory) -> Iterator[RenderableType]:
 
 def _exercises(section: exercises.Exercises) -> Iterator[RenderableType]:
     yield Text(f"On a = linear(h, W, b) from {section.inputs} to {section.outputs} features: step 11e on one image.")
-    table = _table("", "exercise and answer", "Eq.", "error:\nfinite\ndifferences:", "\n\nop:", "")
+    table = _table("", "exercise and answer", "Eq.", "finite\ndifferences:", "sum:", "op:", "")
     for exercise in section.exercises:
-        what = f"{exercise.question}\n[cyan]{exercise.answer}[/]"
-        ok = exercise.against_differences.ok and exercise.against_op.ok
-        errors = (_error(exercise.against_differences), _error(exercise.against_op))
+        what = Text.assemble(exercise.question, "\n", (exercise.answer, "cyan"))
+        by_sum = NONE if exercise.against_sum is None else _error(exercise.against_sum)
+        errors = (_error(exercise.against_differences), by_sum, _error(exercise.against_op))
+        ok = all(check.ok for check in exercise.checks)
         table.add_row(str(exercise.number), what, exercise.equation, *errors, _verdict(ok))
     yield table
+    sums = ", ".join(e.sum_equation for e in section.exercises if e.sum_equation)
     yield Text(
-        "The answer's largest absolute error, in float64: against central finite differences, and against"
-        " linear.jacobian (1 to 3) or linear.backward (4 to 6).",
+        "The answer's largest absolute error, in float64: against central finite differences; against the sum that it"
+        f" simplifies, term by term (Eqs. {sums}); and against linear.jacobian (1 to 3) or linear.backward (4 to 6).",
         "dim",
     )
-    yield from (Text(f"{e.number}: {e.remark}", "dim") for e in section.exercises if e.remark)
+    slips = " ".join(e.correction for e in section.exercises if e.correction)
+    yield Text(f"A slip of the notes, put right here: {slips}")
 
 
 _SHOWN: dict[str, tuple[str, Callable[[Any], Iterator[RenderableType]]]] = {
@@ -256,7 +261,11 @@ def _verdict(ok: bool) -> Text:
 
 
 def _print(console: Console, parts: Iterator[RenderableType] | Sequence[RenderableType]) -> None:
-    """Print; into a file or pipe without padding, and in ASCII where nothing else can be taken."""
+    """Print; into a file or pipe without padding, and in ASCII where nothing else can be taken.
+
+    A terminal that is narrower than the tables breaks their lines; made to fit, they would lose digits.
+    """
+    console.width = max(console.width, NARROWEST)
     with console.capture() as captured:
         console.print(*parts, sep="\n", highlight=False)
     text = captured.get()

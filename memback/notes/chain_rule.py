@@ -86,7 +86,7 @@ def _y_of_x(point: float) -> Graph:
 
 
 def _x_and_y_of_t(point: float) -> Graph:
-    """f(x(t), y(t)): Eqs. 4 to 9. What Eq. 7 asks for is undefined; f_t, one function of t alone, has it (Eqs. 8, 9)."""
+    """f(x(t), y(t)): Eqs. 4 to 9. What Eq. 7 asks for is undefined; f_t, a function of t alone, has it (Eqs. 8, 9)."""
     calls: dict[str, _Call] = {"x": ("sqrt", "t"), "y": ("power", "t", "2"), "f": ("multiply", "x", "y")}
     trace = _Trace("t", point, {**calls, "f_t": ("power", "t", "2.5")}, {"2": 2.0, "2.5": 2.5})
     rows = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -26,7 +27,7 @@ def jacobian(function: Callable[[Array], Array], x: Array) -> Array:
     return np.stack(columns, axis=-1).reshape(columns[0].shape + x.shape)
 
 
-def column(function: Callable[[Array], Array], x: Array, index: tuple[int, ...]) -> Array:
+def column(function: Callable[[Array], Array], x: Array, index: tuple[SupportsIndex, ...]) -> Array:
     """Give d function / d x[index], of the output's shape, by two evaluations; ``x`` itself is not changed."""
     above, below = x.copy(), x.copy()
     above[index] += _STEP * max(1.0, abs(x[index]))

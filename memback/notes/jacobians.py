@@ -122,7 +122,7 @@ class Costs(Section):
 
 def section(seed: int) -> Costs:
     """Section 4.1: compare both ways for each op."""
-    return Costs(ROUNDS, FITTED, tuple(compare(case, seed) for case in CASES), _at_zero())
+    return Costs(ROUNDS, FITTED, tuple(compare(case, seed, rounds=ROUNDS) for case in CASES), _at_zero())
 
 
 def compare(
