@@ -157,7 +157,8 @@ def _times(cost: jacobians.Cost) -> tuple[str, str, str]:
     backward = format_seconds(cost.backward_seconds)
     if cost.jacobian_seconds is None:
         return "not made", backward, NONE
-    return format_seconds(cost.jacobian_seconds), backward, f"{cost.jacobian_seconds / cost.backward_seconds:,.1f}×"
+    ratio = f"{cost.jacobian_seconds / cost.backward_seconds:,.1f}×" if cost.backward_seconds else NONE
+    return format_seconds(cost.jacobian_seconds), backward, ratio
 
 
 def _backward(section: network.Backward) -> Iterator[RenderableType]:

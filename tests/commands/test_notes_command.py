@@ -99,6 +99,14 @@ def test_an_existing_file_is_refused_before_work_begins(capsys, monkeypatch, tmp
     assert path.read_text() == "precious"
 
 
+def test_a_clock_too_coarse_for_any_of_it_fails_nothing(capsys, monkeypatch):
+    compare = jacobians.compare
+    monkeypatch.setattr(jacobians, "compare", lambda *args, rounds: compare(*args, clock=lambda: 0.0, rounds=1))
+    lines = [line.split() for line in run(capsys, "--section", "4.1").splitlines()]
+    powers = [line[2:] for line in lines if line[:2] == ["grows", "as"]]
+    assert powers == [["D^2.00", "D^1.00", "–", "–"], ["D^2.99", "D^1.99", "–", "–"]]
+
+
 def test_quiet_prints_nothing(capsys):
     assert run(capsys, "--quiet", "--section", "4.2", "--section", "5") == ""
 
