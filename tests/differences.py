@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 import memback as mb
+from memback.notes.differences import column
 from memback.state import current
-
-STEP = 1e-6
 
 
 def check_gradients(
@@ -39,11 +38,12 @@ def check_gradients(
 
 
 def _difference(evaluate: Callable[[], mb.Tensor], array: np.ndarray, index: tuple[np.intp, ...]) -> float:
-    before = array[index]
-    losses = []
+    def loss(values: np.ndarray) -> np.ndarray:
+        array[...] = values
+        return evaluate().data
+
+    before = array.copy()
     with mb.no_grad():
-        for step in (STEP, -STEP):
-            array[index] = before + step
-            losses.append(float(evaluate().data))
-    array[index] = before
-    return (losses[0] - losses[1]) / (2 * STEP)
+        difference = column(loss, before, index)
+    array[...] = before
+    return float(difference)

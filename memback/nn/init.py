@@ -40,7 +40,7 @@ def _make(shape: tuple[int, ...], dtype: Any, fill: Fill) -> Any:
     if state.dry:
         state.draw()
         return ShapeArray.argument(shape, dtype)
-    values = fill(np.random.Generator(np.random.Philox(key=state.draw())), shape)
+    values = fill(np.random.Generator(np.random.Philox(key=np.array(state.draw(), np.uint64))), shape)
     return np.asarray(values).astype(dtype, copy=False)
 
 

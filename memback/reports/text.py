@@ -18,7 +18,7 @@ from memback.reports import tables
 from memback.reports.tables import Cell, Column, Detail, Row, Table
 from memback.units import format_bytes, format_bytes_short
 
-__all__ = ["comparison", "composition", "layers", "peaks", "render", "summary"]
+__all__ = ["comparison", "composition", "layers", "peaks", "render", "summary", "to_ascii"]
 
 GAP = 2
 _FILE_WIDTH = 120
@@ -26,7 +26,11 @@ _KEY_AT_LEAST = 24
 _TEXT_AT_LEAST = 16
 _BAR_AT_LEAST, _BAR_AT_MOST = 10, 32
 _STYLES = {"": "", "good": "green", "bad": "bold red", "faint": "dim"}
-_ASCII = str.maketrans({"×": "x", "–": "-", "…": "..", "µ": "u", "─": "-", "█": "#"} | dict.fromkeys("▏▎▍▌▋▊▉"))
+_ASCII = str.maketrans(
+    {"×": "x", "–": "-", "…": "..", "µ": "u", "─": "-", "█": "#", "→": ">", "√": "sqrt ", "²": "^2", "ᵀ": "'"}
+    | {"∂": "D", "α": "a", "β": "b", "δ": "d", "₁": "1", "₂": "2", "₃": "3"}
+    | dict.fromkeys("▏▎▍▌▋▊▉")
+)
 
 
 def summary(report: Report) -> RenderableType:
@@ -99,11 +103,16 @@ def _arguments(report: Report) -> str:
 # -- text that is safe on any terminal
 
 
+def to_ascii(content: str) -> str:
+    """Text for where nothing but ASCII can be shown: signs become letters, all else is escaped."""
+    return content.translate(_ASCII).encode("ascii", "backslashreplace").decode()
+
+
 def _text(content: str, options: ConsoleOptions, style: str = "") -> Text:
     """Text as it may be printed: control characters escaped, and ASCII where nothing else can be shown."""
     content = tables.printable(content)
     if options.ascii_only:
-        content = content.translate(_ASCII).encode("ascii", "backslashreplace").decode()
+        content = to_ascii(content)
     return Text(content, style)
 
 

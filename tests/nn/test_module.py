@@ -214,3 +214,4 @@ def test_the_seed_decides_the_parameters():
 
     np.testing.assert_array_equal(weights(1), weights(1))
     assert not np.array_equal(weights(1), weights(2))
+    assert not np.array_equal(weights(2**64 - 1), weights(2**64 - 2))  # no float holds either

@@ -1,0 +1,68 @@
+"""Section 4.3: what a step of the network holds when everything is retained, what is needed, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memback.notes.check import Check, Section
+from memback.notes.network import STEPS, Problem
+from memback.profiling.run import profile
+from memback.tape import Tensor
+
+__all__ = ["Held", "Memory", "section"]
+
+MODES = ("retain-all", "full", "inference")
+
+
+@dataclass(frozen=True)
+class Held:
+    """A way to run the step.
+
+    ``keeps`` names the variables of the forward pass that are kept for backward, ``saved_bytes`` their size at the end
+    of forward, ``peak_bytes`` the most that was live at any moment of the step by tracemalloc, Python's own small
+    objects apart.
+    """
+
+    mode: str
+    keeps: tuple[str, ...]
+    saved_bytes: int
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Memory(Section):
+    """The ways side by side."""
+
+    ways: tuple[Held, ...]
+    same_gradients: Check
+    ordered: Check
+
+    @property
+    def checks(self) -> Sequence[Check]:
+        return (self.same_gradients, self.ordered)
+
+
+def section(seed: int) -> Memory:
+    """Section 4.3 on the network that ``seed`` makes."""
+    problem = Problem.make(seed)
+    x = Tensor(problem.x)
+    report = profile(lambda: problem.model.loss(x, problem.y), problem.model, MODES, rounds=0, predict=False)
+    ways = tuple(
+        Held(
+            run.mode,
+            tuple(step.output for step, layer in zip(STEPS, run.layers, strict=True) if layer.saved_bytes),
+            run.saved_bytes,
+            run.measured_peak_bytes,
+        )
+        for run in report.runs
+    )
+    first, *others = [run.gradient_sha256 for run in report.runs if run.mode != "inference"]
+    retained, needed, nothing = (way.saved_bytes for way in ways)
+    return Memory(
+        ways,
+        Check.holds(
+            "retain-all and full: the same bits in all gradients", "30", first is not None and others == [first]
+        ),
+        Check.holds("retain-all holds more than full, inference nothing", "26", retained > needed > nothing == 0),
+    )
