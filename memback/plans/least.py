@@ -21,7 +21,7 @@ class Least(Choices):
     """
 
     def __init__(self, links: Links, save_everything: bool, leaves: Sequence[Least] = ()) -> None:
-        super().__init__(links, links.activation, links.kept, save_everything, leaves)
+        super().__init__(links, save_everything, leaves)
         self.inside = tuple(leaves)
         n = len(links)
         self.need: Ints = np.zeros((n + 1, n + 1), np.int64)
@@ -52,20 +52,26 @@ class Least(Choices):
         self._right[stops, length] = need + links.activation[:rows]
 
     def choose(self, s: int, t: int, free: int) -> int:
+        rows = self.cost[s, 1 : t - s], self.cost[np.arange(s + 1, t), t - np.arange(s + 1, t)]
+        return self.pick(s, t, free, *rows, self.cost[s + 1, t - s - 1])
+
+    def pick(self, s: int, t: int, free: int, left: Floats, right: Floats, rest: float) -> int:
+        """The cheapest choice that ``free`` bytes allow, by costs for what is left and right of each checkpoint.
+
+        ``rest`` is the cost for what is right of link s, when that is kept. Where a segment needs no more than is free
+        there is a choice that needs no more, so what is picked for its parts fits too.
+        """
         links, length = self.links, t - s
-        at = np.arange(s + 1, t)
         need = np.maximum(links.sweep[s, 1:length] + links.beside[t], self.need[s, 1:length])
         np.maximum(need, self._right[t, length - 1 : 0 : -1], out=need)
-        cost = links.forward[at] - links.forward[s] + self.cost[s, 1:length] + self.cost[at, t - at]
+        cost = links.forward[s + 1 : t] - links.forward[s] + left + right
         cost[need > free] = np.inf
         best = int(np.argmin(cost))
         recorded = max(
             links.record[s] + links.beside[t], links.reverse[s], links.kept[s] + self.need[s + 1, length - 1]
         )
-        kept_cost = links.both[s + 1] - links.both[s] + self.cost[s + 1, length - 1]
-        if self.save_everything and recorded <= free and kept_cost <= cost[best]:
-            return s
-        return int(at[best])
+        kept = links.both[s + 1] - links.both[s] + rest
+        return s if self.save_everything and recorded <= free and kept <= cost[best] else s + 1 + best
 
     def _split(self, length: int, rows: int) -> tuple[Ints, Floats]:
         """The best first checkpoint, for all segments of a length."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
 from memback.plans.actions import Action, Backward, Forward, Keep
-from memback.plans.links import Ints, Links
+from memback.plans.links import Links
 
 __all__ = ["Choices", "Part", "Segment", "Segmenting", "record", "recorded", "reverse", "swept", "unfold"]
 
@@ -44,23 +44,16 @@ def unfold(segment: Segment) -> list[Action]:
 
 
 class Choices:
-    """A table over the segments of a chain's links.
+    """A table over the segments of a chain's links."""
 
-    ``activation`` and ``kept`` are what a checkpoint at a position and a link that is kept take, in the table's units.
-    """
-
-    def __init__(
-        self, links: Links, activation: Ints, kept: Ints, save_everything: bool, leaves: Sequence[Choices] = ()
-    ) -> None:
+    def __init__(self, links: Links, save_everything: bool, leaves: Sequence[Choices] = ()) -> None:
         self.links = links
-        self.activation = activation
-        self.kept = kept
         self.save_everything = save_everything
         self.leaves = leaves
         """What splits each link of several stages; without them, a link is recorded as a whole."""
 
     def choose(self, s: int, t: int, free: int) -> int:
-        """The first checkpoint after s of the best schedule with ``free`` units; s itself where link s is kept."""
+        """The first checkpoint after s of the best schedule with ``free`` bytes; s itself where link s is kept."""
         raise NotImplementedError
 
     def parts(self, s: int, t: int, free: int) -> Iterator[Part]:
@@ -74,11 +67,11 @@ class Choices:
         k = self.choose(s, t, free)
         if k == s:
             yield from record(start, next_)
-            yield Segment(self, s + 1, t, free - int(self.kept[s]))
+            yield Segment(self, s + 1, t, free - int(self.links.kept[s]))
             yield from reverse(start, next_)
         else:
             yield from swept(start, self.links.positions[k])
-            yield Segment(self, k, t, free - int(self.activation[k]))
+            yield Segment(self, k, t, free - int(self.links.activation[k]))
             yield Segment(self, s, k, free)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 
 from memback.plans.actions import Action, Plan
 from memback.plans.least import Least
-from memback.plans.links import Figures, Links
+from memback.plans.links import Figures, Ints, Links
 from memback.plans.segments import Segment, unfold
 from memback.plans.simulate import Chain, finish
 from memback.plans.table import Table
@@ -21,19 +20,21 @@ __all__ = ["PERSISTENT", "Tabled"]
 PERSISTENT = "optimal among persistent schedules"
 
 _WHOLE, _GROUPS, _LEAF = 200, 128, 16
-_WORK = 1_200_000_000
-_SLACK = 32
-_POINTS = 32
+"""Stages of the longest chain that is not grouped, most groups, stages of the longest group that is not grouped."""
+_WORK, _FEWEST, _MOST = 7 * 10**8, 500, 4000
+"""Columns of a table: sums to be made for one of about a second, and bounds."""
+_COLUMNS = 5
+"""From how many columns a plan is made, of which the cheapest is taken, where sizes are rounded."""
+_BUDGETS, _STEPS = 12, 500
+"""Most points of a frontier by tier, and where all of them are known."""
 
 
 class Tabled:
     """Plans for a chain whose budgets lie between the least need and ``most`` bytes, at which nothing is gained.
 
-    Budgets are split into tiers, each of which reaches down to half its largest budget and has a table of its own. All
-    sizes in a table are multiples of its unit: the common unit of the chain's sizes where that makes few enough
-    columns, and then the table is exact; otherwise a fixed fraction of the tier's largest budget. There, a plan for
-    column c takes less than c units, since sizes were rounded up. So every plan is replayed in exact bytes, and the
-    cheapest one that fits is taken, from whichever column, as long as that is not more than ``_SLACK`` units off.
+    Budgets are split into tiers, each of which reaches down to half its largest budget and has a table of its own. The
+    unit of a table is the common unit of the chain's sizes where that makes few enough columns, and then it is exact;
+    otherwise a fixed fraction of the tier's largest budget.
     """
 
     def __init__(self, chain: Chain, most: int, save_everything: bool) -> None:
@@ -41,115 +42,110 @@ class Tabled:
         figures = Figures(chain)
         self._unit = figures.unit
         self._least = _least(figures, 0, len(chain), _WHOLE, save_everything)
-        self._rows = len(self._least.links)
-        self._columns = int(np.clip(_WORK // max(len(chain), self._rows) ** 3, 400, 4000))
-        self.minimum_bytes = chain.input_bytes + int(self._least.need[0, -1])
+        self._need = int(self._least.need[0, -1])
+        self._columns = min(max(_WORK // len(self._least.links) ** 3, _FEWEST), _MOST)
+        self._known: dict[tuple[int, int], list[tuple[int, Plan]]] = {}
+        self.minimum_bytes = chain.input_bytes + self._need
 
     @property
     def exact(self) -> bool:
         """Whether the plans are optimal for every budget."""
-        return not self._least.leaves and self._unit_for(self._most) == self._unit
+        return not self._least.leaves and self._is_exact(self._most)
 
     def leanest(self) -> list[Action]:
         """The schedule with the least memory."""
-        return unfold(Segment(self._least, 0, self._rows, int(self._least.need[0, -1])))
+        return unfold(Segment(self._least, 0, len(self._least.links), self._need))
 
     def solve(self, budget: int) -> Plan:
         """The cheapest plan within a budget (bytes) that is not below the minimum."""
         free = budget - self._chain.input_bytes
         top = self._tier(free)
-        return self._table(top, min(free, top)).best(budget)
+        return self._best(self._table(top, min(free, top)), free)
 
     def frontier(self) -> Iterator[Plan]:
         """Plans over the whole range of budgets, each of which ``solve`` gives for its own peak; not in order."""
-        top, least = self._most, int(self._least.need[0, -1])
-        while top >= least:
-            plans = self._table(top, top)
-            low = 0 if plans.exact else top // 2
-            for free in self._budgets(plans, max(low + 1, least), top):
-                plan = plans.best(free + self._chain.input_bytes)
-                if plan.peak_bytes - self._chain.input_bytes > low:
-                    yield plan
-            if plans.exact:
+        top, seen = self._most, set[int]()
+        while top >= self._need:
+            table = self._table(top, top)
+            if self._is_exact(top):
+                every = _steps(table)
+                for index in np.linspace(0, len(every) - 1, min(len(every), _STEPS)).round().astype(int):
+                    yield self._best(table, int(every[index]) * table.unit)
                 return
-            top = low
+            low = max(top // 2 + 1, self._need)
+            for free in _between(low, top):
+                yield from self._settled(table, free, low, seen)
+            top //= 2
 
-    def _budgets(self, plans: _Plans, low: int, top: int) -> list[int]:
-        if not plans.exact:
-            return sorted({int(free) for free in np.linspace(low, top, _POINTS)})
-        every = plans.steps
-        picked = np.unique(np.linspace(0, len(every) - 1, min(len(every), 20 * _POINTS)).round().astype(int))
-        return [int(every[index]) * plans.unit for index in picked]
+    def _settled(self, table: Table, free: int, low: int, seen: set[int]) -> Iterator[Plan]:
+        """The plan for ``free`` bytes that is also the one for its own peak, if that is new and not below ``low``."""
+        before = None
+        while free >= low:
+            plan = self._best(table, free)
+            if plan == before:
+                yield plan
+                return
+            before, free = plan, plan.peak_bytes - self._chain.input_bytes
+            if free in seen:
+                return
+            seen.add(free)
+
+    def _best(self, table: Table, free: int) -> Plan:
+        """The cheapest plan of a table that takes no more than ``free`` bytes."""
+        column = free // table.unit
+        if table.unit == self._unit:
+            steps = _steps(table)
+            column = int(steps[np.searchsorted(steps, column, "right") - 1])
+            return self._finish(table, unfold(table.whole(column * table.unit, column)))
+        options = [self._option(table, free, column + more) for more in range(_COLUMNS)]
+        return min(options, key=lambda plan: (plan.cost, plan.peak_bytes))
+
+    def _option(self, table: Table, free: int, column: int) -> Plan:
+        """The plan that a column makes of ``free`` bytes.
+
+        With fewer bytes, but enough for that plan, the column makes the same one: no choice looks cheaper, and those
+        that were made are still possible.
+        """
+        known = self._known.setdefault((table.unit, column), [])
+        for most, plan in known:
+            if plan.peak_bytes - self._chain.input_bytes <= free <= most:
+                return plan
+        known.append((free, self._finish(table, unfold(table.whole(free, column)))))
+        return known[-1][1]
+
+    def _finish(self, table: Table, actions: list[Action]) -> Plan:
+        inputs = "" if self._least.save_everything else " that store inputs alone"
+        where = rounding = ""
+        if self._least.leaves:
+            where = f" whose long-lived checkpoints lie between {len(self._least.links)} groups of stages"
+        if table.unit != self._unit:
+            rounding = f", for sizes rounded up to multiples of {format_bytes_short(table.unit)}"
+        return finish(self._chain, actions, PERSISTENT + inputs + where + rounding)
 
     def _tier(self, free: int) -> int:
         """The largest free bytes of the tier that ``free`` is in."""
         top = self._most
-        while top // 2 >= free and self._unit_for(top) != self._unit:
+        while top // 2 >= free and not self._is_exact(top):
             top //= 2
         return top
 
-    def _unit_for(self, top: int) -> int:
-        if top // self._unit <= self._columns:
-            return self._unit
-        return -(-top // self._columns)
+    def _is_exact(self, top: int) -> bool:
+        return top // self._unit <= self._columns
 
-    def _table(self, top: int, free: int) -> _Plans:
-        unit = self._unit_for(top)
-        exact = unit == self._unit
-        return _Plans(self._chain, self._least, unit, free // unit + (0 if exact else _SLACK) + 1, exact)
+    def _table(self, top: int, free: int) -> Table:
+        unit = self._unit if self._is_exact(top) else -(-top // self._columns)
+        return _table(self._least, unit, free // unit + _COLUMNS)
 
 
-class _Plans:
-    """The plans of one table."""
+def _steps(table: Table) -> Ints:
+    """Columns at which the cost falls."""
+    return np.flatnonzero(table.row < np.concatenate(([np.inf], table.row[:-1])))
 
-    def __init__(self, chain: Chain, least: Least, unit: int, columns: int, exact: bool) -> None:
-        self._chain, self._least, self.unit, self.exact = chain, least, unit, exact
-        self._table = _table(least, unit, columns)
-        row = self._table.row
-        self.steps = np.flatnonzero(row < np.concatenate(([np.inf], row[:-1])))
-        """Columns at which the cost falls."""
-        self._known: dict[int, Plan] = {}
 
-    def best(self, budget: int) -> Plan:
-        """The cheapest plan with a peak within the budget (bytes)."""
-        if self.exact:
-            return self._plan(int(self.steps[self._count(budget)]))
-        for index in range(self._count(budget, _SLACK), -1, -1):
-            plan = self._plan(int(self.steps[index]))
-            if plan.peak_bytes <= budget and self._is_near(plan, index):
-                break
-        else:
-            return self._lean
-        return min(plan, self._lean, key=lambda plan: plan.cost)
-
-    def _count(self, budget: int, slack: int = 0) -> int:
-        """Index of the last step within so many units more than the budget, -1 if there is none."""
-        column = (budget - self._chain.input_bytes) // self.unit + slack
-        return int(np.searchsorted(self.steps, column, "right")) - 1
-
-    def _is_near(self, plan: Plan, index: int) -> bool:
-        """Whether the search for the plan's own peak comes by the plan."""
-        return index <= self._count(plan.peak_bytes, _SLACK)
-
-    def _plan(self, column: int) -> Plan:
-        if column not in self._known:
-            actions = unfold(Segment(self._table, 0, len(self._table.links), column))
-            self._known[column] = finish(self._chain, actions, self._optimality())
-        return self._known[column]
-
-    @cached_property
-    def _lean(self) -> Plan:
-        actions = unfold(Segment(self._least, 0, len(self._least.links), int(self._least.need[0, -1])))
-        return finish(self._chain, actions, "the least memory of any persistent schedule; not proved cheapest for it")
-
-    def _optimality(self) -> str:
-        where = rounding = ""
-        if self._least.leaves:
-            where = f" whose long-lived checkpoints lie between {len(self._least.links)} groups of stages"
-        if not self.exact:
-            rounding = f", for sizes rounded up to multiples of {format_bytes_short(self.unit)}"
-        inputs = "" if self._least.save_everything else " that store inputs alone"
-        return PERSISTENT + inputs + where + rounding
+def _between(low: int, top: int) -> list[int]:
+    """Sizes from low to top: in even steps, and more of them towards low."""
+    even = (low + (top - low) * i // _BUDGETS for i in range(_BUDGETS + 1))
+    return sorted({*even, *(low + (top - low) // 2**i for i in range(_BUDGETS // 2))})
 
 
 def _least(figures: Figures, start: int, stop: int, whole: int, save_everything: bool) -> Least:
