@@ -17,7 +17,7 @@ from memback.plans.segments import recorded, swept
 from memback.plans.simulate import BudgetError, Chain, finish, replay
 from memback.plans.stage import Stage
 
-__all__ = ["UNIT", "extra_forwards", "schedule", "solve"]
+__all__ = ["UNIT", "extra_forwards", "first_checkpoint", "schedule", "solve"]
 
 UNIT = Stage(forward_cost=1, backward_cost=1, output_bytes=1)
 """The stage of a chain that is counted in runs and slots."""
@@ -71,6 +71,7 @@ def solve(stages: Sequence[Stage], budget: int, input_bytes: int = 0) -> Plan:
 
 def _actions(n: int, slots: int) -> list[Action]:
     """The actions that reverse n stages."""
+    _repetitions(n, slots)  # says what is wrong with them
     actions: list[Action] = []
     segments = [(0, n, slots)]
     while segments:
@@ -78,14 +79,14 @@ def _actions(n: int, slots: int) -> list[Action]:
         if stop - start == 1:
             actions += recorded(start, stop)
             continue
-        middle = start + _advance(stop - start, free)
+        middle = start + first_checkpoint(stop - start, free)
         actions += swept(start, middle)
         segments += [(start, middle, free), (middle, stop, free - 1)]
     return actions
 
 
-def _advance(n: int, slots: int) -> int:
-    """How many stages to run before the next checkpoint.
+def first_checkpoint(n: int, slots: int) -> int:
+    """How many of n stages to run before the next checkpoint.
 
     Both parts must be reversible within the repetitions left to them, r for the right and r - 1 for the left one.
     """

@@ -23,9 +23,9 @@ _WHOLE, _GROUPS, _LEAF = 200, 128, 16
 """Stages of the longest chain that is not grouped, most groups, stages of the longest group that is not grouped."""
 _WORK, _FEWEST, _MOST = 7 * 10**8, 500, 4000
 """Columns of a table: sums to be made for one of about a second, and bounds."""
-_COLUMNS = 5
-"""From how many columns a plan is made, of which the cheapest is taken, where sizes are rounded."""
-_BUDGETS, _STEPS = 12, 500
+_AHEAD = np.arange(2, 5)
+"""How many columns further than the budget's to look costs up where sizes are rounded; the cheapest plan is taken."""
+_BUDGETS, _STEPS = 16, 500
 """Most points of a frontier by tier, and where all of them are known."""
 
 
@@ -92,12 +92,14 @@ class Tabled:
 
     def _best(self, table: Table, free: int) -> Plan:
         """The cheapest plan of a table that takes no more than ``free`` bytes."""
-        column = free // table.unit
-        if table.unit == self._unit:
-            steps = _steps(table)
-            column = int(steps[np.searchsorted(steps, column, "right") - 1])
-            return self._finish(table, unfold(table.whole(column * table.unit, column)))
-        options = [self._option(table, free, column + more) for more in range(_COLUMNS)]
+        steps = _steps(table)
+        exact = table.unit == self._unit
+        ahead = np.arange(0, 1) if exact else _AHEAD
+        indices = np.searchsorted(steps, ahead + free // table.unit, "right") - 1
+        columns = sorted({int(steps[max(index, 0)]) for index in indices})
+        if exact:
+            free = columns[0] * table.unit
+        options = [self._option(table, free, column) for column in columns]
         return min(options, key=lambda plan: (plan.cost, plan.peak_bytes))
 
     def _option(self, table: Table, free: int, column: int) -> Plan:
@@ -120,7 +122,8 @@ class Tabled:
             where = f" whose long-lived checkpoints lie between {len(self._least.links)} groups of stages"
         if table.unit != self._unit:
             rounding = f", for sizes rounded up to multiples of {format_bytes_short(table.unit)}"
-        return finish(self._chain, actions, PERSISTENT + inputs + where + rounding)
+        heuristic = "heuristic: " if where else ""
+        return finish(self._chain, actions, heuristic + PERSISTENT + inputs + where + rounding)
 
     def _tier(self, free: int) -> int:
         """The largest free bytes of the tier that ``free`` is in."""
@@ -134,7 +137,7 @@ class Tabled:
 
     def _table(self, top: int, free: int) -> Table:
         unit = self._unit if self._is_exact(top) else -(-top // self._columns)
-        return _table(self._least, unit, free // unit + _COLUMNS)
+        return _table(self._least, unit, free // unit + int(_AHEAD[-1]) + 1)
 
 
 def _steps(table: Table) -> Ints:
