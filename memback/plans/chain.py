@@ -10,10 +10,10 @@ Budgets and peaks are bytes as :mod:`memback.plans.simulate` counts them, and ev
 How sizes are treated, which a plan's ``optimality`` says:
     - stages alike: exact bytes, from a table by length of segment (:mod:`memback.plans.identical`);
     - sizes that are multiples of a common unit, not too many of which make up the budget: exact, in that unit;
-    - other sizes: rounded up to a multiple of a larger unit, the budget down, so that the plan fits. Of the table's
-      plans for somewhat larger budgets, the cheapest one is then taken that fits this one when replayed in exact bytes;
-    - more than 200 stages, not alike: as before, but checkpoints that outlive a group of neighbouring stages are those
-      between groups alone.
+    - other sizes: costs are looked up by sizes rounded up, choices are made by what they need in exact bytes. The plan
+      fits, and no plan is cheaper had the sizes been rounded already; in bytes one may be, by a percent or so;
+    - more than 200 stages, not alike: as before, by groups of neighbouring stages. A checkpoint inside a group
+      lasts only while that group alone is reversed, which makes it a heuristic.
 """
 
 from __future__ import annotations

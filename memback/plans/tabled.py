@@ -78,17 +78,14 @@ class Tabled:
             top //= 2
 
     def _settled(self, table: Table, free: int, low: int, seen: set[int]) -> Iterator[Plan]:
-        """The plan for ``free`` bytes that is also the one for its own peak, if that is new and not below ``low``."""
-        before = None
-        while free >= low:
-            plan = self._best(table, free)
-            if plan == before:
-                yield plan
-                return
-            before, free = plan, plan.peak_bytes - self._chain.input_bytes
-            if free in seen:
-                return
+        """The plan for ``free`` bytes, or for the peak of that one, and so on, that takes all that it was made for."""
+        while free >= low and free not in seen:
             seen.add(free)
+            plan = self._best(table, free)
+            taken = plan.peak_bytes - self._chain.input_bytes
+            if taken == free:
+                yield plan
+            free = taken
 
     def _best(self, table: Table, free: int) -> Plan:
         """The cheapest plan of a table that takes no more than ``free`` bytes."""

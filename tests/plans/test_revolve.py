@@ -3,13 +3,12 @@ from __future__ import annotations
 import math
 import warnings
 
+import checkpoint_schedules
 import numpy as np
 import pytest
 
 from memback.errors import UsageError
 from memback.plans import Forward, Stage, chain, revolve, simulate
-
-checkpoint_schedules = pytest.importorskip("checkpoint_schedules")
 
 N, S = 300, 20
 
