@@ -28,7 +28,7 @@ from memback.state import is_recomputing, manual_seed
 from memback.tape import AnomalyError, TapeError, Tensor, detect_anomaly, no_grad
 
 if TYPE_CHECKING:
-    from memback import models, optim
+    from memback import models, optim, plans
     from memback.profiling.run import profile
 
 __all__ = [
@@ -55,11 +55,17 @@ __all__ = [
     "ops",
     "optim",
     "partial",
+    "plans",
     "profile",
     "total",
 ]
 
-_LAZY = {"models": "memback.models", "optim": "memback.optim", "profile": "memback.profiling.run"}
+_LAZY = {
+    "models": "memback.models",
+    "optim": "memback.optim",
+    "plans": "memback.plans",
+    "profile": "memback.profiling.run",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ __all__ = ["command"]
 @click.command("list", epilog="Example: memback list --json -")
 @output_options
 def command(output: Output) -> None:
-    """List the shipped profiles, models, data sets, ops and checkpoint policies, each with one line."""
+    """List the shipped profiles, models, data sets, ops and checkpoint policies and planners, each with one line."""
     found = _collect()
     for kind, entries in found.items():
         table = Table(title=kind, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_header=False)
@@ -33,6 +33,7 @@ def _collect() -> dict[str, list[dict[str, str]]]:
     """Name and description of everything, by kind."""
     from memback import models, op
     from memback.data import REGISTRY as DATA
+    from memback.plans import PLANNERS
     from memback.policy import POLICIES
     from memback.profiling import definition
 
@@ -43,6 +44,7 @@ def _collect() -> dict[str, list[dict[str, str]]]:
         "data": _rows(_described(DATA)),
         "ops": _rows(_described(op.REGISTRY)),
         "policies": _rows(_described(POLICIES)),
+        "planners": _rows(_described(PLANNERS)),
     }
 
 

@@ -8,10 +8,11 @@ import pytest
 from memback import op
 from memback.commands import main
 from memback.data import REGISTRY as DATA
+from memback.plans import PLANNERS
 from memback.policy import POLICIES
 from memback.profiling.definition import shipped
 
-KINDS = ["profiles", "models", "data", "ops", "policies"]
+KINDS = ["profiles", "models", "data", "ops", "policies", "planners"]
 
 
 def test_json_on_standard_output_is_all_there_is_and_complete(capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,7 +21,7 @@ def test_json_on_standard_output_is_all_there_is_and_complete(capsys: pytest.Cap
     assert main(["list", "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert list(found) == KINDS
-    for kind, known in zip(KINDS, (shipped(), models.REGISTRY, DATA, op.REGISTRY, POLICIES), strict=True):
+    for kind, known in zip(KINDS, (shipped(), models.REGISTRY, DATA, op.REGISTRY, POLICIES, PLANNERS), strict=True):
         assert {entry["name"] for entry in found[kind]} == set(known)
 
 
@@ -39,7 +40,7 @@ def test_the_table_fits_the_terminal(
     assert main(["list"]) == 0
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= columns
-    for name in (*KINDS, *shipped(), *POLICIES):
+    for name in (*KINDS, *shipped(), *POLICIES, *PLANNERS):
         assert name in printed
     assert "\x1b" not in printed
 

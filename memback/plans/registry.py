@@ -1,0 +1,54 @@
+"""Every planner by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Protocol
+
+from memback.errors import UsageError
+from memback.plans import chain, exact, revolve, uniform
+from memback.plans.actions import Plan
+from memback.plans.stage import Stage
+
+__all__ = ["PLANNERS", "Planner", "planner"]
+
+
+class Planner(Protocol):
+    """What makes a plan for a chain of stages."""
+
+    def __call__(self, stages: Sequence[Stage], budget: int, input_bytes: int = 0) -> Plan:
+        """The planner's plan for a chain whose input takes ``input_bytes``, with a peak within the budget (bytes).
+
+        Raises:
+            BudgetError: none fits; ``minimum_bytes`` is the least budget for which one does.
+            UsageError: there is no stage, the chain is not one for this planner, or ``input_bytes`` is negative.
+        """
+
+
+PLANNERS: dict[str, Planner] = {
+    "chain": chain.solve,
+    "exact": exact.solve,
+    "revolve": revolve.solve,
+    "uniform": uniform.solve,
+    "sqrt": uniform.sqrt,
+    "all": uniform.everything,
+}
+"""Every planner by name; the first line of its docstring says what it does."""
+
+
+def planner(name: str) -> Planner:
+    """The planner of a name: one of ``PLANNERS``, or ``uniform:k`` for segments of k stages.
+
+    Raises:
+        UsageError: there is no such planner, or k is not a whole number from 1 up.
+    """
+    kind, colon, argument = name.partition(":")
+    if kind not in PLANNERS or (colon and kind != "uniform"):
+        known = ", ".join("uniform[:k]" if known == "uniform" else known for known in PLANNERS)
+        raise UsageError(f"unknown planner {name!r}; there are {known}")
+    if not colon:
+        return PLANNERS[kind]
+    if not (argument.isascii() and argument.isdecimal()) or int(argument) == 0:
+        raise UsageError(f"planner uniform:k needs a whole number k of stages from 1 up, not {argument!r}")
+    return partial(uniform.solve, length=int(argument))

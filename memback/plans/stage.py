@@ -1,0 +1,68 @@
+"""What a planner knows of a stage of a chain: what it costs to run and how many bytes it holds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+from memback.errors import UsageError
+
+__all__ = ["Stage"]
+
+_SIZES = (
+    "output_bytes",
+    "saved_bytes",
+    "gradient_bytes",
+    "forward_workspace",
+    "backward_workspace",
+    "parameter_gradient_bytes",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of a chain; :mod:`memback.plans.simulate` says when each of its sizes is live.
+
+    Args:
+        forward_cost: of one forward, in any unit (FLOPs, seconds), the same for all stages.
+        backward_cost: of the backward, in that unit.
+        output_bytes: of the stage's output, which is the next stage's input.
+        saved_bytes: what the stage's tape keeps besides its input and its output.
+        gradient_bytes: of dL/d(output); None stands for ``output_bytes``.
+        forward_workspace: the most that forward holds at once besides its input, its output and, when they are
+            kept, its saves; the larger of the two ways to run it.
+        backward_workspace: the most that backward holds at once besides its input, output, saves and gradients.
+        parameter_gradient_bytes: of the parameter gradients that the backward makes; they live on to the end.
+
+    Raises:
+        UsageError: a cost is not a finite number from 0 up, or a size is not a whole number from 0 up.
+    """
+
+    forward_cost: float
+    backward_cost: float
+    output_bytes: int
+    saved_bytes: int = 0
+    gradient_bytes: int | None = None
+    forward_workspace: int = 0
+    backward_workspace: int = 0
+    parameter_gradient_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("forward_cost", "backward_cost"):
+            cost = getattr(self, name)
+            if not isinstance(cost, Real) or not math.isfinite(cost) or cost < 0:
+                raise UsageError(f"{name} of a stage must be a finite number from 0 up, not {cost!r}")
+            object.__setattr__(self, name, int(cost) if isinstance(cost, Integral) else float(cost))
+        for name in _SIZES:
+            size = getattr(self, name)
+            if name == "gradient_bytes" and size is None:
+                continue
+            if not isinstance(size, Integral) or size < 0:
+                raise UsageError(f"{name} of a stage must be a whole number of bytes from 0 up, not {size!r}")
+            object.__setattr__(self, name, int(size))
+
+    @property
+    def output_gradient_bytes(self) -> int:
+        """Bytes of dL/d(output)."""
+        return self.output_bytes if self.gradient_bytes is None else self.gradient_bytes
