@@ -53,7 +53,7 @@ def solve(stages: Sequence[Stage], budget: int, input_bytes: int = 0, save_every
     planner = _planner(chain, largest.peak_bytes, save_everything)
     if budget < planner.minimum_bytes:
         peak = replay(chain, planner.leanest())[1]
-        raise BudgetError(f"the leanest schedule of this chain of {len(chain)} stages", budget, peak)
+        raise BudgetError(f"the leanest {planner.kind} of this chain of {len(chain)} stages", budget, peak)
     return planner.solve(budget)
 
 
@@ -89,6 +89,8 @@ def _largest(chain: Chain, save_everything: bool) -> Plan:
 class _Planner(Protocol):
     """What makes plans for one chain."""
 
+    kind: str
+    """What its plans are called."""
     minimum_bytes: int
     """The least budget for which there is a plan."""
 
@@ -108,6 +110,8 @@ def _planner(chain: Chain, most: int, save_everything: bool) -> _Planner:
 
 class _Alike:
     """Plans for stages alike, optimal for every budget."""
+
+    kind = "schedule"
 
     def __init__(self, chain: Chain, most: int, save_everything: bool) -> None:
         self._chain, self._most, self._save_everything = chain, most, save_everything

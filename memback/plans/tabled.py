@@ -45,6 +45,7 @@ class Tabled:
         self._need = int(self._least.need[0, -1])
         self._columns = min(max(_WORK // len(self._least.links) ** 3, _FEWEST), _MOST)
         self._known: dict[tuple[int, int], list[tuple[int, Plan]]] = {}
+        self.kind = "schedule by groups of stages" if self._least.leaves else "schedule"
         self.minimum_bytes = chain.input_bytes + self._need
 
     @property
