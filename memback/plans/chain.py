@@ -10,8 +10,8 @@ Budgets and peaks are bytes as :mod:`memback.plans.simulate` counts them, and ev
 How sizes are treated, which a plan's ``optimality`` says:
     - stages alike: exact bytes, from a table by length of segment (:mod:`memback.plans.identical`);
     - sizes that are multiples of a common unit, not too many of which make up the budget: exact, in that unit;
-    - other sizes: costs are looked up by sizes rounded up, choices are made by what they need in exact bytes. The plan
-      fits, and no plan is cheaper had the sizes been rounded already; in bytes one may be, by a percent or so;
+    - other sizes: costs are looked up by rounded sizes, choices are made by what they need in exact bytes. So the plan
+      fits, but it is only near the optimum;
     - more than 200 stages, not alike: as before, by groups of neighbouring stages. A checkpoint inside a group
       lasts only while that group alone is reversed, which makes it a heuristic.
 """
