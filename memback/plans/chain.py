@@ -10,8 +10,8 @@ Budgets and peaks are bytes as :mod:`memback.plans.simulate` counts them, and ev
 How sizes are treated, which a plan's ``optimality`` says:
     - stages alike: exact bytes, from a table by length of segment (:mod:`memback.plans.identical`);
     - sizes that are multiples of a common unit, not too many of which make up the budget: exact, in that unit;
-    - other sizes: costs are looked up by sizes rounded up, choices are made by what they need in exact bytes. The plan
-      fits, and no plan is cheaper had the sizes been rounded already; in bytes one may be, by a percent or so;
+    - other sizes: costs are looked up by rounded sizes, choices are made by what they need in exact bytes. So the plan
+      fits, but it is only near the optimum;
     - more than 200 stages, not alike: as before, by groups of neighbouring stages. A checkpoint inside a group
       lasts only while that group alone is reversed, which makes it a heuristic.
 """
@@ -53,7 +53,7 @@ def solve(stages: Sequence[Stage], budget: int, input_bytes: int = 0, save_every
     planner = _planner(chain, largest.peak_bytes, save_everything)
     if budget < planner.minimum_bytes:
         peak = replay(chain, planner.leanest())[1]
-        raise BudgetError(f"the leanest schedule of this chain of {len(chain)} stages", budget, peak)
+        raise BudgetError(f"the leanest {planner.kind} of this chain of {len(chain)} stages", budget, peak)
     return planner.solve(budget)
 
 
@@ -89,6 +89,8 @@ def _largest(chain: Chain, save_everything: bool) -> Plan:
 class _Planner(Protocol):
     """What makes plans for one chain."""
 
+    kind: str
+    """What its plans are called."""
     minimum_bytes: int
     """The least budget for which there is a plan."""
 
@@ -108,6 +110,8 @@ def _planner(chain: Chain, most: int, save_everything: bool) -> _Planner:
 
 class _Alike:
     """Plans for stages alike, optimal for every budget."""
+
+    kind = "schedule"
 
     def __init__(self, chain: Chain, most: int, save_everything: bool) -> None:
         self._chain, self._most, self._save_everything = chain, most, save_everything

@@ -45,6 +45,7 @@ class Tabled:
         self._need = int(self._least.need[0, -1])
         self._columns = min(max(_WORK // len(self._least.links) ** 3, _FEWEST), _MOST)
         self._known: dict[tuple[int, int], list[tuple[int, Plan]]] = {}
+        self.kind = "schedule by groups of stages" if self._least.leaves else "schedule"
         self.minimum_bytes = chain.input_bytes + self._need
 
     @property
@@ -118,9 +119,9 @@ class Tabled:
         if self._least.leaves:
             where = f" whose long-lived checkpoints lie between {len(self._least.links)} groups of stages"
         if table.unit != self._unit:
-            rounding = f", for sizes rounded up to multiples of {format_bytes_short(table.unit)}"
-        heuristic = "heuristic: " if where else ""
-        return finish(self._chain, actions, heuristic + PERSISTENT + inputs + where + rounding)
+            rounding = f", but for sizes rounded to multiples of {format_bytes_short(table.unit)}"
+        claim = "heuristic: " if where else "near-optimal: " if rounding else ""
+        return finish(self._chain, actions, claim + PERSISTENT + inputs + where + rounding)
 
     def _tier(self, free: int) -> int:
         """The largest free bytes of the tier that ``free`` is in."""
