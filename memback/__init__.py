@@ -29,6 +29,7 @@ from memback.tape import AnomalyError, TapeError, Tensor, detect_anomaly, no_gra
 
 if TYPE_CHECKING:
     from memback import models, optim, plans
+    from memback.plans.model import plan
     from memback.profiling.run import profile
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "ops",
     "optim",
     "partial",
+    "plan",
     "plans",
     "profile",
     "total",
@@ -63,9 +65,11 @@ __all__ = [
 _LAZY = {
     "models": "memback.models",
     "optim": "memback.optim",
+    "plan": "memback.plans.model",
     "plans": "memback.plans",
     "profile": "memback.profiling.run",
 }
+_FUNCTIONS = {"plan", "profile"}
 
 
 def __getattr__(name: str) -> Any:
@@ -75,7 +79,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     module = import_module(_LAZY[name])
-    value = getattr(module, name) if name == "profile" else module
+    value = getattr(module, name) if name in _FUNCTIONS else module
     globals()[name] = value
     return value
 

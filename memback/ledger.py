@@ -271,7 +271,7 @@ class Ledger(Observer):
             self.flops += flops
         number = 0 if repeated else self._count(call.path, call.op.name)
         row = Row(call.path, call.op.name, number, out.shape, out.dtype.name, call.site, flops, seconds)
-        row.recomputed = call.tape is not None and call.tape.transient
+        row.recomputed = call.tape is not None and call.tape.reruns(call.node)
         if not repeated:
             self.rows.append(row)
         return row

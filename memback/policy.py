@@ -11,9 +11,9 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from memback.checkpoint import run_segment
 from memback.errors import UsageError
@@ -22,7 +22,20 @@ from memback.op import REGISTRY
 if TYPE_CHECKING:
     from memback.nn.module import Module
 
-__all__ = ["POLICIES", "Policy", "applied", "run_chain", "run_units"]
+__all__ = ["POLICIES", "Planned", "Policy", "applied", "run_chain", "run_units"]
+
+
+class Planned(Protocol):
+    """A plan for a whole model, which can stand in place of a policy."""
+
+    def check(self, module: Module) -> None:
+        """Raise unless the plan was made for such a module."""
+
+    def apply(self, module: Module) -> AbstractContextManager[None]:
+        """In the block, calls of ``module`` run the plan."""
+
+    def run(self, forward: Callable[..., Any], *args: Any) -> Any:
+        """Run ``forward`` under the plan."""
 
 
 @dataclass(frozen=True)
@@ -175,14 +188,18 @@ def run_chain(units: Sequence[Callable[..., Any]], x: Any, policy: Policy) -> An
 
 
 @contextmanager
-def applied(module: Module, policy: str | Policy | None) -> Iterator[None]:
-    """Apply a policy to a model for the duration of a block; afterwards the model is as it was.
+def applied(module: Module, policy: str | Policy | Planned | None) -> Iterator[None]:
+    """Apply a policy or a plan to a model for the duration of a block; afterwards the model is as it was.
 
     Raises:
-        UsageError: the model has nothing that the policy could apply to.
+        UsageError: the model has nothing that the policy could apply to, or the plan is not for it.
     """
     if policy is None:
         yield
+        return
+    if not isinstance(policy, (str, Policy)):
+        with policy.apply(module):
+            yield
         return
     policy = Policy.parse(policy)
     chains, runners = _targets(module, policy)

@@ -684,6 +684,10 @@ class Tape:
         """Whether a call of ``op`` would keep anything (on a checkpoint's first run it does not)."""
         return True
 
+    def reruns(self, node: Node | None) -> bool:
+        """Whether a call that was just made (``node``, if it was recorded) will be made again for its backward."""
+        return self.transient
+
     def recall(self, op: Op) -> tuple[Any, tuple[Any, ...]] | None:
         """The output of this call where it is known already (on a recomputation that kept it)."""
         return None

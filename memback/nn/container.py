@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from memback.nn.module import Module
-from memback.policy import Policy, run_chain
+from memback.policy import Planned, Policy, run_chain
 
 __all__ = ["ModuleList", "Sequential"]
 
@@ -39,20 +39,29 @@ class Sequential(_Indexed):
     Args:
         *layers: the modules.
         checkpoint: which segments to recompute in backward instead of keeping them: ``"none"``, ``"every:k"``,
-            ``"sqrt"``, ``"all"``, ``"selective"``.
+            ``"sqrt"``, ``"all"``, ``"selective"``; or a plan that :func:`memback.plan` made for such layers.
 
     Raises:
-        UsageError: an unknown policy.
+        UsageError: an unknown policy, or a plan for other layers.
     """
 
     is_chain = True
 
-    def __init__(self, *layers: Module, checkpoint: str | Policy = "none") -> None:
+    def __init__(self, *layers: Module, checkpoint: str | Policy | Planned = "none") -> None:
         super().__init__(layers)
-        self.policy = Policy.parse(checkpoint)
+        planned = not isinstance(checkpoint, (str, Policy))
+        self.plan: Planned | None = checkpoint if planned else None  # type: ignore[assignment]
+        self.policy = Policy.parse("none" if planned else checkpoint)  # type: ignore[arg-type]
+        if self.plan is not None:
+            self.plan.check(self)
 
     def forward(self, x: Any) -> Any:
         """The last layer's output."""
+        if self.plan is not None:
+            return self.plan.run(self._chain, x)
+        return self._chain(x)
+
+    def _chain(self, x: Any) -> Any:
         return run_chain(list(self), x, self.policy)
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from memback.nn.module import Module
     from memback.optim import Optimizer
 
-__all__ = ["MODES", "Mode", "Peak", "Prediction", "Seconds", "Step", "dry_arguments"]
+__all__ = ["MODES", "DryLedger", "Mode", "Peak", "Prediction", "Seconds", "Step", "dry_arguments"]
 
 MODES = ("retain-all", "full", "checkpoint", "inference")
 """The ways to run a step, from the most memory to the least."""
@@ -198,7 +198,7 @@ def _traced_objects() -> int:
     return sum(t.size for t in snapshot.traces if t.domain != np.lib.tracemalloc_domain)
 
 
-class _DryPeaks(Ledger):
+class DryLedger(Ledger):
     """A ledger that also notes the dry memory's peak in every interval."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
@@ -433,14 +433,14 @@ class Step:
             finally:
                 tracemalloc.stop()
 
-    def predict(self, mode: Mode) -> Prediction:
-        """Run dry: the same code on arrays that hold no memory.
+    def predict(self, mode: Mode, make_ledger: Callable[[Mapping[int, str]], DryLedger] = DryLedger) -> Prediction:
+        """Run dry: the same code on arrays that hold no memory. ``make_ledger`` gives the ledger that watches.
 
         Raises:
             NoValuesError: the step takes decisions on values.
         """
         with dry_arguments(self.module, self.optimizer), self.unchanged():
-            ledger = _DryPeaks(self.names())
+            ledger = make_ledger(self.names())
             self.run(mode, ledger)
             ledger.finish()
             number, parts = peak_of(ledger.intervals, ledger.peaks)

@@ -1,0 +1,209 @@
+"""Plans as JSON files: plain data, checked in full when it is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from memback.errors import UsageError
+from memback.files import write_atomically
+from memback.plans.actions import Backward, Drop, Forward, Keep, Stored
+from memback.plans.execute import CallShape, Region, Selection
+from memback.plans.model import ModelPlan
+from memback.plans.simulate import IllegalActionError, simulate
+from memback.plans.stage import Stage
+
+__all__ = ["SCHEMA", "from_dict", "load", "save", "to_dict"]
+
+SCHEMA = "memback.plan/1"
+
+
+class _Output(msgspec.Struct, forbid_unknown_fields=True):
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class _Call(msgspec.Struct, forbid_unknown_fields=True):
+    op: str
+    path: str
+    outputs: tuple[_Output, ...]
+
+
+class _Selection(msgspec.Struct, forbid_unknown_fields=True):
+    stored: tuple[int, ...]
+    filled: tuple[int, ...]
+
+
+class _Stage(msgspec.Struct, forbid_unknown_fields=True):
+    forward_cost: float
+    backward_cost: float
+    output_bytes: int
+    saved_bytes: int
+    forward_workspace: int
+    backward_workspace: int
+    parameter_gradient_bytes: int
+
+
+class _Forward(msgspec.Struct, tag="forward", tag_field="do", forbid_unknown_fields=True):
+    stage: int
+    keep: Keep
+
+
+class _Backward(msgspec.Struct, tag="backward", tag_field="do", forbid_unknown_fields=True):
+    stage: int
+
+
+class _Drop(msgspec.Struct, tag="drop", tag_field="do", forbid_unknown_fields=True):
+    stage: int
+    stored: Stored
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    schema: str
+    budget: int
+    peak_bytes: int
+    saved_bytes: int
+    flops: int
+    extra_flops: int
+    optimality: str
+    peak: dict[str, int | str]
+    parameters: dict[str, tuple[int, ...]]
+    calls: tuple[_Call, ...]
+    bounds: tuple[int, ...]
+    crossing: tuple[tuple[int, ...], ...]
+    lasting: dict[int, int]
+    kept: tuple[_Selection | None, ...]
+    stages: tuple[_Stage, ...]
+    actions: tuple[_Forward | _Backward | _Drop, ...]
+    runs: dict[int, int]
+
+
+def to_dict(plan: ModelPlan) -> dict[str, Any]:
+    """A plan as plain data."""
+    region = plan.region
+    content = _File(
+        schema=SCHEMA,
+        budget=plan.budget,
+        peak_bytes=plan.peak_bytes,
+        saved_bytes=plan.saved_bytes,
+        flops=plan.flops,
+        extra_flops=plan.extra_flops,
+        optimality=plan.optimality,
+        peak=dict(plan.peak),
+        parameters=dict(plan.parameters),
+        calls=tuple(_Call(c.op, c.path, tuple(_Output(*output) for output in c.outputs)) for c in region.calls),
+        bounds=region.bounds,
+        crossing=tuple(tuple(sorted(numbers)) for numbers in region.crossing),
+        lasting=dict(region.lasting),
+        kept=tuple(
+            None if s is None else _Selection(tuple(sorted(s.stored)), tuple(sorted(s.filled))) for s in region.kept
+        ),
+        stages=tuple(
+            _Stage(**{name: getattr(stage, name) for name in _Stage.__struct_fields__}) for stage in plan.stages
+        ),
+        actions=tuple(map(_encoded, region.actions)),
+        runs=dict(plan.runs),
+    )
+    data: dict[str, Any] = msgspec.to_builtins(content, str_keys=True)
+    return data
+
+
+def _encoded(action: Forward | Backward | Drop) -> _Forward | _Backward | _Drop:
+    match action:
+        case Forward(stage, keep):
+            return _Forward(stage, keep)
+        case Backward(stage):
+            return _Backward(stage)
+        case Drop(stage, stored):
+            return _Drop(stage, stored)
+
+
+def _decoded(action: _Forward | _Backward | _Drop) -> Forward | Backward | Drop:
+    match action:
+        case _Forward():
+            return Forward(action.stage, action.keep)
+        case _Backward():
+            return Backward(action.stage)
+        case _Drop():
+            return Drop(action.stage, action.stored)
+
+
+def from_dict(data: Any) -> ModelPlan:
+    """Read what :func:`to_dict` gave.
+
+    Raises:
+        UsageError: it is no plan of this schema, or contradicts itself; the message names what is wrong.
+    """
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        raise UsageError(f"this is no plan of memback's: its 'schema' is not {SCHEMA!r}")
+    try:
+        content = msgspec.convert(data, _File, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"this plan is malformed: {error}") from None
+    actions = tuple(map(_decoded, content.actions))
+    stages = tuple(Stage(**msgspec.structs.asdict(stage)) for stage in content.stages)
+    _check(content, stages, actions)
+    region = Region(
+        calls=tuple(CallShape(c.op, c.path, tuple((o.shape, o.dtype) for o in c.outputs)) for c in content.calls),
+        bounds=content.bounds,
+        crossing=tuple(map(frozenset, content.crossing)),
+        lasting=content.lasting,
+        kept=tuple(None if s is None else Selection(frozenset(s.stored), frozenset(s.filled)) for s in content.kept),
+        actions=actions,
+    )
+    return ModelPlan(
+        region=region,
+        stages=stages,
+        budget=content.budget,
+        peak_bytes=content.peak_bytes,
+        saved_bytes=content.saved_bytes,
+        flops=content.flops,
+        extra_flops=content.extra_flops,
+        runs=content.runs,
+        optimality=content.optimality,
+        peak=content.peak,
+        parameters=content.parameters,
+    )
+
+
+def _check(content: _File, stages: Sequence[Stage], actions: Sequence[Forward | Backward | Drop]) -> None:
+    n = len(stages)
+    bounds = content.bounds
+    rising = bounds[:1] == (0,) and all(a < b for a, b in pairwise(bounds))
+    if not rising or bounds[-1] != len(content.calls) or len(bounds) != n + 1:
+        raise UsageError("this plan is malformed: its 'bounds' do not cut its calls into its stages")
+    if len(content.crossing) != n + 1 or len(content.kept) != n:
+        raise UsageError(f"this plan is malformed: 'crossing' and 'kept' do not belong to {n} stages")
+    numbers = {*content.lasting, *content.runs}.union(*content.crossing, *(s.stored for s in content.kept if s))
+    if numbers and not 0 <= min(numbers) <= max(numbers) < len(content.calls):
+        raise UsageError(f"this plan is malformed: it names a call beyond the {len(content.calls)} that it has")
+    try:
+        simulate(stages, actions)
+    except IllegalActionError as error:
+        raise UsageError(f"this plan can't be run: {error}") from None
+
+
+def save(plan: ModelPlan, path: str | os.PathLike[str], overwrite: bool) -> None:
+    """Write a plan as JSON; see :meth:`memback.plans.model.ModelPlan.save`."""
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(to_dict(plan)), indent=1), overwrite)
+
+
+def load(path: str | os.PathLike[str]) -> ModelPlan:
+    """Read a plan; see :meth:`memback.plans.model.ModelPlan.load`."""
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from None
+    try:
+        data = msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise UsageError(f"{path} is no JSON: {error}") from None
+    try:
+        return from_dict(data)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None

@@ -1,0 +1,365 @@
+"""``mb.plan``: the cheapest way to run a model's step within a budget of bytes.
+
+What a budget counts is what a peak counts: saved and recomputed activations, gradients of activations and parameters,
+and workspace, above the arguments. A plan's own peak is that of a dry run of the planned step, exact as every dry run.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from memback.errors import MembackError, UsageError
+from memback.plans import chain
+from memback.plans.actions import Action, Plan
+from memback.plans.execute import Execution, Region, run_region
+from memback.plans.measure import Choice, Staged, measure, planned, predict
+from memback.plans.registry import planner as planner_of
+from memback.plans.segments import recorded
+from memback.plans.simulate import BudgetError, Chain, finish, simulate
+from memback.plans.stage import Stage
+from memback.profiling.passes import Step
+from memback.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from memback.nn.module import Module
+    from memback.optim import Optimizer
+    from memback.tape import Tensor
+
+__all__ = ["FrontierPoint", "ModelPlan", "NoPlanError", "Planning", "knee", "plan"]
+
+_REFINEMENTS = 3
+_KEEPING_EVERYTHING = ("chain", "exact", "all")
+
+
+class NoPlanError(MembackError):
+    """No plan fits the budget; ``minimum_bytes`` is the least for which there is one."""
+
+    def __init__(self, budget: int, minimum: ModelPlan, made_of: str) -> None:
+        self.budget = budget
+        self.minimum_bytes = minimum.peak_bytes
+        super().__init__(
+            f"no plan fits {format_bytes(budget)}: the leanest has a peak of {format_bytes(minimum.peak_bytes)}, which"
+            f" is {made_of}. Raise the budget to that, or make the step smaller (its batch, its model)"
+        )
+
+
+class FrontierPoint(NamedTuple):
+    """A peak in bytes, never exceeded, and the FLOPs that the cheapest plan for it computes again."""
+
+    peak_bytes: int
+    extra_flops: float
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A plan for a model's step: what is kept of each stage of it, and what is computed again when.
+
+    Attributes:
+        region: the calls, how they are cut into stages, and the actions.
+        stages: what the planner knew of the stages; sizes in bytes, costs in FLOPs.
+        budget: in bytes.
+        peak_bytes: of the whole step, above the arguments, exactly.
+        saved_bytes: at the end of the forward pass.
+        flops: of one forward pass.
+        extra_flops: of what is computed again.
+        runs: how often each call is run again.
+        optimality: what is proved of the plan.
+        peak: what the peak is made of, in bytes by category, and when it is there.
+        parameters: the model's parameters and their shapes, which tell whether a model is the one that this is for.
+    """
+
+    region: Region
+    stages: tuple[Stage, ...]
+    budget: int
+    peak_bytes: int
+    saved_bytes: int
+    flops: int
+    extra_flops: int
+    runs: Mapping[int, int]
+    optimality: str
+    peak: Mapping[str, Any]
+    parameters: Mapping[str, tuple[int, ...]]
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        """The schedule."""
+        return self.region.actions
+
+    @contextmanager
+    def apply(self, module: Module) -> Iterator[None]:
+        """In the block, ``module`` runs this plan; gradients have the same bits as without it.
+
+        Raises:
+            UsageError: the plan was made for another model; or, when the step runs, for other inputs.
+        """
+        self.check(module)
+        with planned(module, self.begin):
+            yield
+
+    def begin(self) -> Execution:
+        """One run of the plan."""
+        return Execution(self.region)
+
+    def run(self, forward: Callable[..., Any], *args: Any) -> Any:
+        """Run ``forward`` under the plan, as :meth:`apply` has a module do it."""
+        return run_region(self.begin, forward, args, {})
+
+    def check(self, module: Module) -> None:
+        """Raise unless a module has the parameters that the plan was made for.
+
+        Raises:
+            UsageError: it has not; the message names the first difference.
+        """
+        mine, theirs = dict(self.parameters), _parameters(module)
+        for name in [*mine, *theirs]:
+            if mine.get(name) != theirs.get(name):
+                raise UsageError(
+                    f"this plan was made for another model: {name} has shape {mine.get(name, 'none')} in it, in this"
+                    f" {type(module).__name__} {theirs.get(name, 'none')}. Make a plan for this one"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data."""
+        from memback.plans.files import to_dict
+
+        return to_dict(self)
+
+    @staticmethod
+    def from_dict(data: Any) -> ModelPlan:
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            UsageError: it is no plan; the message names what is wrong.
+        """
+        from memback.plans.files import from_dict
+
+        return from_dict(data)
+
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Write the plan as JSON, whole or not at all.
+
+        Raises:
+            UsageError: the file exists and ``overwrite`` is false, or there is no such folder.
+            MembackError: the system does not let it be written.
+        """
+        from memback.plans.files import save
+
+        save(self, path, overwrite)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> ModelPlan:
+        """Read a plan that :meth:`save` wrote.
+
+        Raises:
+            UsageError: there is no such file, or it is no plan.
+        """
+        from memback.plans.files import load
+
+        return load(path)
+
+
+def plan(
+    module: Module,
+    *inputs: Any,
+    budget: str | int,
+    step: Callable[[], Tensor] | None = None,
+    planner: str = "chain",
+    optimizer: Optimizer | None = None,
+) -> ModelPlan:
+    """The cheapest plan whose peak is within a budget. Nothing is run or allocated: it is made from dry runs.
+
+    Args:
+        module: the model.
+        *inputs: what it is called with, on real arrays, Tensors or :class:`memback.ShapeArray`.
+        budget: the largest peak, above the arguments, in bytes or as ``"512MiB"``.
+        step: runs forward and returns the scalar loss, calling the module once; by default the sum of its output.
+        planner: one of :data:`memback.plans.PLANNERS`, or ``"uniform:k"``.
+        optimizer: whose update ends the step; its workspace counts too.
+
+    Raises:
+        NoPlanError: nothing fits; it says what would, and what memory is made of there.
+        UsageError: an unknown planner or a malformed budget; a step that does not call the module once.
+        NoValuesError: the step takes decisions on values, so it can't be predicted.
+    """
+    wanted = parse_bytes(budget) if isinstance(budget, str) else budget
+    return Planning(Step(step or _summed(module, inputs), module, optimizer)).plan(wanted, planner)
+
+
+def _summed(module: Module, inputs: tuple[Any, ...]) -> Callable[[], Tensor]:
+    def step() -> Tensor:
+        from memback import ops
+
+        total: Tensor = ops.sum(module(*inputs))
+        return total
+
+    return step
+
+
+def _parameters(module: Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+class Planning:
+    """A step measured once, for which plans are made.
+
+    Raises:
+        UsageError: the step does not call its module exactly once.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.staged: Staged = measure(step)
+
+    @cached_property
+    def everything(self) -> ModelPlan:
+        """The plan that keeps all that backward needs."""
+        stages = self.staged.choices[0].stages
+        made = finish(Chain(stages), list(recorded(0, len(stages))), "optimal: nothing is computed twice")
+        plan = self._realise(self.staged.choices[0], made, 0)
+        return replace(plan, budget=plan.peak_bytes)
+
+    # -- one plan
+
+    def plan(self, budget: int, planner: str = "chain") -> ModelPlan:
+        """The cheapest plan within a budget (bytes) that the planner finds, over all choices of what to keep of stages.
+
+        Raises:
+            NoPlanError: none fits.
+            UsageError: there is no such planner, or the model is not one for it.
+        """
+        if planner in _KEEPING_EVERYTHING and self.everything.peak_bytes <= budget:
+            return replace(self.everything, budget=budget)
+        found = [p for choice in self.staged.choices if (p := self._within(choice, budget, planner)) is not None]
+        if not found:
+            leanest = self.leanest(planner)
+            if leanest.peak_bytes > budget:
+                raise NoPlanError(budget, leanest, _made_of(leanest.peak))
+            found = [replace(leanest, budget=budget)]
+        return min(found, key=lambda p: (p.extra_flops, p.peak_bytes))
+
+    def leanest(self, planner: str = "chain") -> ModelPlan:
+        """The plan with the least peak that the planner finds."""
+        plans = []
+        for choice in self.staged.choices:
+            try:
+                planner_of(planner)(choice.stages, 0)
+            except BudgetError as error:
+                room = error.minimum_bytes
+                plans.append(self._realise(choice, planner_of(planner)(choice.stages, room), room))
+            else:
+                raise AssertionError("a plan within no bytes at all")
+        best = min(plans, key=lambda p: (p.peak_bytes, p.extra_flops))
+        return replace(best, budget=best.peak_bytes)
+
+    def _within(self, choice: Choice, budget: int, planner: str) -> ModelPlan | None:
+        """The plan for one choice. What a simulation counts too much is room for a cheaper plan."""
+        solve = planner_of(planner)
+        room, best = budget - self.staged.base_bytes, None
+        for _ in range(_REFINEMENTS):
+            try:
+                solved = solve(choice.stages, room)
+            except BudgetError:
+                break
+            made = self._realise(self._eased(choice, solved, room), solved, budget)
+            if made.peak_bytes <= budget and (best is None or made.extra_flops < best.extra_flops):
+                best = made
+            slack = budget - made.peak_bytes
+            if slack == 0 or made.extra_flops == 0 or (slack > 0 and slack < budget // 100):
+                break
+            room += slack
+        return best
+
+    def _eased(self, choice: Choice, made: Plan, room: int) -> Choice:
+        """The choice with everything kept of as many stages as there is room for, those first that gain most by it."""
+        full = self.staged.choices[0]
+        gains = {
+            i: (lean.backward_cost - stage.backward_cost) / max(stage.saved_bytes - lean.saved_bytes, 1)
+            for i, (lean, stage) in enumerate(zip(choice.stages, full.stages, strict=True))
+            if choice.kept[i] is not None and lean.backward_cost > stage.backward_cost
+        }
+        order = sorted(gains, key=gains.__getitem__, reverse=True)
+
+        def mixed(count: int) -> Choice:
+            eased = set(order[:count])
+            pick = [full if i in eased else choice for i in range(len(choice.stages))]
+            return Choice(tuple(c.kept[i] for i, c in enumerate(pick)), tuple(c.stages[i] for i, c in enumerate(pick)))
+
+        def exceeds(count: int) -> bool:
+            return simulate(mixed(count).stages, made.actions)[1] > room
+
+        return mixed(max(bisect_left(range(len(order) + 1), True, key=exceeds) - 1, 0))
+
+    # -- the whole curve
+
+    def frontier(self) -> list[FrontierPoint]:
+        """What less memory costs: peaks rise and extra FLOPs fall strictly, over all choices of what to keep of stages.
+
+        Peaks are simulated, which counts too much rather than too little.
+        """
+        once = sum(stage.forward_cost + stage.backward_cost for stage in self.staged.choices[0].stages)
+        points: list[FrontierPoint] = []
+        every = sorted(
+            (peak + self.staged.base_bytes, max(cost - once, 0))
+            for choice in self.staged.choices
+            for peak, cost in chain.frontier(choice.stages)
+        )
+        for peak, extra in every:
+            if not points or extra < points[-1].extra_flops:
+                points.append(FrontierPoint(peak, extra))
+        return points
+
+    def _realise(self, choice: Choice, made: Plan, budget: int) -> ModelPlan:
+        """Run a plan dry: what it really takes."""
+        assert self.step.module is not None
+        region = self.staged.region(choice.kept, made.actions)
+        execution = Execution(region)
+        prediction = predict(self.step, lambda: execution)
+        peak, ledger = prediction.peak, prediction.ledger
+        return ModelPlan(
+            region=region,
+            stages=choice.stages,
+            budget=budget,
+            peak_bytes=peak.bytes,
+            saved_bytes=ledger.saved_at_end_of_forward or 0,
+            flops=ledger.flops,
+            extra_flops=ledger.recomputed_flops,
+            runs=dict(execution.runs),
+            optimality=_proved(choice, made, len(self.staged.choices)),
+            peak={"phase": peak.interval.phase, "path": peak.interval.path, "op": peak.interval.op, **peak.parts},
+            parameters=_parameters(self.step.module),
+        )
+
+
+def _proved(choice: Choice, made: Plan, choices: int) -> str:
+    """What is proved of a plan: ops that are computed again inside of kept stages are chosen by a rule of thumb."""
+    if all(selection is None for selection in choice.kept):
+        return made.optimality
+    proof = "no stage is run twice" if made.optimality.startswith("optimal: nothing") else made.optimality
+    return (
+        f"heuristic: {proof}; inside of kept stages cheap ops are computed again, by the best of {choices - 1} choices"
+        " by FLOPs a byte"
+    )
+
+
+def _made_of(peak: Mapping[str, Any]) -> str:
+    sizes = {name: size for name, size in peak.items() if isinstance(size, int) and size}
+    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes.items())
+    return f"{parts} (in {peak['phase']}, {peak['op']} of layer {peak['path'] or '(top)'!r})"
+
+
+def knee(points: Sequence[FrontierPoint]) -> FrontierPoint:
+    """The point that is farthest below the straight line from the frontier's first point to its last one."""
+    first, last = points[0], points[-1]
+    width, height = max(last.peak_bytes - first.peak_bytes, 1), max(first.extra_flops - last.extra_flops, 1e-300)
+
+    def below(point: FrontierPoint) -> float:
+        across = (point.peak_bytes - first.peak_bytes) / width
+        return 1 - across - (point.extra_flops - last.extra_flops) / height
+
+    return max(points, key=below)
