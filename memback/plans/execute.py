@@ -88,16 +88,21 @@ class Recipe:
         self.outs = [(o.shape, o.dtype) for o in (out if op.multiple else (out,))]
         self.seed, self.draws = random
 
-    def bind(self, op: Op, given: Callable[[int, int | None], Any]) -> list[Any]:
-        """The call's values, with inputs from earlier calls as ``given`` has them: (number, index) -> array or None."""
+    def bind(self, op: Op, given: Callable[[int, int | None], Any], needed: Container[int] | None) -> list[Any]:
+        """The call's values: inputs from earlier calls, (number, index), as ``given`` has them.
+
+        Only those at the places ``needed`` where not all are; an array of a few bytes stands in for the others.
+        """
         values = list(self.values)
         items = values
         if op.variadic is not None:
             items = list(values[op.variadic])
             values[op.variadic] = items
         for (place, number, index), (shape, dtype) in zip(self.sources, self.shapes, strict=True):
-            array = given(number, index)
-            items[place] = _stand_in(shape, dtype) if array is None else array
+            if needed is None or place in needed:
+                items[place] = given(number, index)
+            else:
+                items[place] = _stand_in(shape, dtype)
         return values
 
     def stand_ins(self, multiple: bool) -> Any:
@@ -217,7 +222,7 @@ class Region:
         kept: by stage, what is kept where a plan keeps "everything" of it; None where it really is everything.
         actions: of the plan. The last stage is kept from the first: its backward follows at once.
 
-    What a plan keeps of a stage and drops again before it was of use is not kept in the first place.
+    Saves that a plan drops again, or whose stage's input or output it drops, are not kept in the first place.
     """
 
     calls: tuple[CallShape, ...]
@@ -227,8 +232,10 @@ class Region:
     kept: tuple[Selection | None, ...]
     actions: tuple[Action, ...]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "actions", tuple(_without_waste(self.actions)))
+    @cached_property
+    def executed(self) -> tuple[Action, ...]:
+        """The actions as they are carried out."""
+        return tuple(_without_waste(self.actions))
 
     @property
     def stages(self) -> int:
@@ -248,7 +255,7 @@ class Region:
             UsageError: the plan does not begin by running every stage once, in order.
         """
         first: list[Keep] = []
-        for action in self.actions:
+        for action in self.executed:
             if isinstance(action, Backward):
                 break
             if isinstance(action, Forward):
@@ -276,18 +283,32 @@ class Region:
 
 
 def _without_waste(actions: Sequence[Action]) -> list[Action]:
-    """The same plan without saves that are dropped unused."""
-    wasted: set[int] = set()
-    result: list[Action] = []
-    for action in reversed(actions):
-        if isinstance(action, Drop) and action.stored == "saves":
-            wasted.add(action.stage)
-            continue
-        if isinstance(action, Forward) and action.keep is Keep.EVERYTHING and action.stage in wasted:
-            wasted.discard(action.stage)
-            action = Forward(action.stage, Keep.INPUT)
-        result.append(action)
-    return result[::-1]
+    """The same plan, for calls that hold their stage's input and output themselves.
+
+    Saves that are dropped unused are not made. Those of a stage whose input or output is dropped while they are held
+    would hold on to it: they are not made either, and filled in from what is there when the stage is reversed.
+    """
+    result = list(actions)
+    holding: dict[int, int] = {}
+    dropped: set[int] = set()
+    for index, action in enumerate(actions):
+        stage = action.stage
+        let_go: tuple[int, ...] = ()
+        if isinstance(action, Forward):
+            if action.keep is Keep.NOTHING:
+                let_go = (stage - 1, stage)
+        elif isinstance(action, Drop):
+            let_go = (stage,) if action.stored == "saves" else (stage, stage + 1)
+            if action.stored == "saves":
+                dropped.add(index)
+        else:
+            holding.pop(stage, None)
+        for held in let_go:
+            if held in holding:
+                result[holding.pop(held)] = Forward(held, Keep.INPUT)
+        if isinstance(action, Forward) and action.keep is Keep.EVERYTHING:
+            holding[stage] = index
+    return [action for index, action in enumerate(result) if index not in dropped]
 
 
 class Execution:
@@ -316,6 +337,11 @@ class Execution:
             return False
         selection = self.region.kept[stage]
         return selection is None or self.count in selection.filled
+
+    def may_run_again(self) -> bool:
+        """Whether the plan, as it stands, runs the next call again, or computes from its inputs what others keep."""
+        stage = self.region.stage_of[self.count]
+        return self.region.first[stage] is not Keep.EVERYTHING or self.region.kept[stage] is not None
 
     def expect(self, op: Op, path: str, out: Any) -> None:
         """Raise unless a call is the next one of the plan.
@@ -366,7 +392,7 @@ class Execution:
 
     def _drops_until(self, forward: Forward) -> None:
         """Carry out what the plan drops before, and right after, a stage has run forward."""
-        actions = self.region.actions
+        actions = self.region.executed
         while self._position < len(actions):
             action = actions[self._position]
             if (isinstance(action, Forward) and action.stage > forward.stage) or isinstance(action, Backward):
@@ -388,7 +414,7 @@ class Execution:
                 self._leave(stage)
 
     def _until_backward(self, stage: int, state: State, retain: bool) -> None:
-        actions = self.region.actions
+        actions = self.region.executed
         while self._position < len(actions):
             action = actions[self._position]
             self._position += 1
@@ -405,7 +431,8 @@ class Execution:
 
     def _forward_again(self, action: Forward, state: State, retain: bool) -> None:
         stage, region = action.stage, self.region
-        following = region.actions[self._position] if self._position < len(region.actions) else None
+        actions = region.executed
+        following = actions[self._position] if self._position < len(actions) else None
         reversed_next = following == Backward(stage)
         if reversed_next and action.keep is Keep.EVERYTHING:
             return  # the reversal fills in what is missing
@@ -516,12 +543,10 @@ class Execution:
         op, recipe = node.op, node.recipe
 
         def given(number: int, index: int | None) -> Any:
-            out = made.get(number)
-            if out is None and number in self._store:
-                out = self._store[number].out
-            return out if out is None or index is None else out[index]
+            out = made[number] if number in made else self._store[number].out
+            return out if index is None else out[index]
 
-        values = recipe.bind(op, given)
+        values = recipe.bind(op, given, None if task.run else _saved_places(node))
         filled = node if task.fill else None
         if task.run:
             self.runs[task.number] += 1
@@ -625,7 +650,8 @@ class _RegionTape(Tape):
         dtype = tuple(o.dtype for o in out) if op.multiple else out.dtype
         node: Any = kind(op, self._outer_tape, path, site, dtype, edges, kept, saving)
         node.execution, node.index = execution, execution.count
-        node.recipe = Recipe(op, values, edges, out, execution, self._random) if lean else None
+        again = execution.may_run_again()
+        node.recipe = Recipe(op, values, edges, out, execution, self._random) if again else None
         self._outer_tape.append(node)
         execution.add(node, values, out, residuals)
         return node

@@ -61,6 +61,9 @@ class Trace(Execution):
     def keeps(self) -> bool:
         return True
 
+    def may_run_again(self) -> bool:
+        return False
+
     def expect(self, *_: Any) -> None:
         return
 
