@@ -40,7 +40,6 @@ __all__ = ["REGISTRY", "Op", "OpDefinitionError", "OpError", "Saving"]
 REGISTRY: dict[str, Op] = {}
 """Every op by its name."""
 
-_FLOAT32 = np.dtype(np.float32)
 _REQUIRED = inspect.Parameter.empty
 
 
@@ -191,13 +190,13 @@ class Op:
         if not self.multiple:
             if not is_array(out):
                 out = np.asarray(out)
-            if out.dtype == _FLOAT32:
+            if out.dtype.kind == "f" and out.dtype.itemsize > 2:
                 out = self._narrowed(values, out)
         return out, residuals
 
     def _narrowed(self, values: list[Any], out: Any) -> Any:
-        """NumPy has no products of bfloat16 and no Python numbers beside it: it gives float32, which is rounded here,
-        so that a bfloat16 model keeps values of two bytes.
+        """NumPy has no products of bfloat16 and no Python numbers beside it: it gives float32 or float64, which is
+        rounded here, so that a bfloat16 model keeps values of two bytes.
         """
         inputs = [value for value in self.input_arrays(values) if hasattr(value, "dtype")]
         narrow = [value.dtype for value in inputs if value.dtype.kind == "V"]
