@@ -277,15 +277,12 @@ class Op:
         if self.multiple:
             raise OpError(f"{self.name} has several outputs: take the Jacobian of one of them")
         out, pull_back = self._pull_back(values)
-        rows = []
-        for index in range(out.size):
-            unit = np.zeros(out.shape, out.dtype)
-            unit.reshape(-1)[index] = 1
-            rows.append(pull_back(unit))
+        units = np.eye(out.size, dtype=out.dtype).reshape(-1, *out.shape) if out.size else np.zeros_like(out)[None]
+        columns = zip(*map(pull_back, units), strict=True)
         inputs = self.input_arrays(values)
         stacked = [
-            None if column[0] is None else np.stack(column).reshape(out.shape + np.shape(x))
-            for column, x in zip(zip(*rows, strict=True), inputs, strict=True)
+            None if column[0] is None else np.stack(column)[: out.size].reshape(out.shape + np.shape(x))
+            for column, x in zip(columns, inputs, strict=True)
         ]
         return self._unpack(tuple(stacked))
 

@@ -147,7 +147,10 @@ class Power(Elementwise):
 
 
 def _lowered(exponent: Any) -> Any:
-    """p - 1, but 0 for p = 0, where p x^(p-1) is 0 even at x = 0. A Python number stays one, and so takes x's dtype."""
+    """The exponent of p x^(p-1): 0 for p = 0, where the product is 0 even at x = 0.
+
+    A Python number stays one, and so takes x's dtype.
+    """
     if is_array(exponent):
         return np.where(np.equal(exponent, 0), 0, np.subtract(exponent, 1))
     return exponent - 1 if exponent else 0

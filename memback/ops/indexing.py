@@ -8,8 +8,9 @@ import numpy as np
 
 from memback.arrays import Array, is_array
 from memback.op import Op
+from memback.shape_array import ShapeArray
 
-__all__ = ["embedding", "getitem"]
+__all__ = ["check_indices", "embedding", "getitem"]
 
 
 class Getitem(Op):
@@ -40,6 +41,18 @@ def _picks(index: Any) -> bool:
     return any(is_array(item) or isinstance(item, list) for item in items)
 
 
+def check_indices(name: str, indices: Any, count: int) -> None:
+    """Raise a ValueError unless all lie in 0..count - 1; NumPy counts negative ones from the end, which hides mistakes.
+
+    On a dry run they have no values, and pass.
+    """
+    if isinstance(indices, ShapeArray) or not indices.size:
+        return
+    for index in (indices.min(), indices.max()):
+        if not 0 <= index < count:
+            raise ValueError(f"`{name}` holds {index}, it must lie between 0 and {count - 1}")
+
+
 class Embedding(Op):
     """Rows of ``weight`` (n, width) by integer ``input`` of any shape: its shape + (width,). Keeps the indices."""
 
@@ -50,6 +63,7 @@ class Embedding(Op):
     def forward(self, input: Array, weight: Array) -> Array:
         if input.dtype.kind not in "iu":
             raise ValueError(f"`input` must be integers, not {input.dtype}")
+        check_indices("input", input, len(weight))
         return np.take(weight, input, axis=0)
 
     def vjp(self, d_out: Array, input: Array, shapes: list[tuple[int, ...]]) -> tuple[None, Array]:
