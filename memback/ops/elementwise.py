@@ -255,7 +255,7 @@ class Where(Elementwise):
     """x where the condition holds, else y. Keeps the condition."""
 
     name = "where"
-    source = "the gradient goes to the value that was chosen"
+    source = "out = c x + (1 - c) y with c 1 or 0: d out/dx = c, d out/dy = 1 - c"
     saves = {"x": ("condition",), "y": ("condition",)}
 
     def forward(self, condition: Array, x: Array, y: Array) -> Array:

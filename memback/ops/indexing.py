@@ -17,7 +17,7 @@ class Getitem(Op):
     """input[index], by NumPy's rules. Slices give a view; integer arrays pick, and are kept for backward."""
 
     name = "getitem"
-    source = "the gradient goes back to where the element was taken"
+    source = "out_k = x_i(k), dL/dx_i = sum of dL/dout_k over the k with i(k) = i"
     saves = {"input": ("index",)}
 
     def forward(self, input: Array, index: Any) -> Array:
@@ -57,7 +57,7 @@ class Embedding(Op):
     """Rows of ``weight`` (n, width) by integer ``input`` of any shape: its shape + (width,). Keeps the indices."""
 
     name = "embedding"
-    source = "a product with one-hot rows"
+    source = "out_k = W_i(k), dL/dW_i = sum of dL/dout_k over the k with i(k) = i"
     saves = {"weight": ("input",)}
 
     def forward(self, input: Array, weight: Array) -> Array:

@@ -103,7 +103,7 @@ class Max(Op):
     """
 
     name = "max"
-    source = "the gradient goes to the element that was chosen"
+    source = "out = x_k with the largest x_k: d out/dx_i = delta_ik"
     saves = {"input": ("place",)}
     residuals = ("place",)
 

@@ -23,7 +23,7 @@ class Reshape(_Shape):
     """The same elements in another shape; one dimension may be -1. A view where the layout allows one."""
 
     name = "reshape"
-    source = "out = x, element by element in row-major order: dL/dx is dL/dout in the shape of x"
+    source = "out = x, element by element in row-major order: dL/dx = dL/dout in the shape of x"
     saves = {"input": ()}
 
     def forward(self, input: Array, shape: Sequence[int]) -> Array:
@@ -58,7 +58,7 @@ class Permute(_Shape):
     """All dimensions in a new order: a view."""
 
     name = "permute"
-    source = "dL/dx is dL/dout with its dimensions in the inverse order"
+    source = "dL/dx = dL/dout with its dimensions in the inverse order"
     saves = {"input": ()}
 
     def forward(self, input: Array, dims: Sequence[int]) -> Array:
@@ -98,7 +98,7 @@ class Concatenate(_Shape):
     """The inputs one after the other along ``dim``. Their gradients are views of the output's."""
 
     name = "concatenate"
-    source = "dL/dx_k is the part of dL/dout where x_k lies"
+    source = "dL/dx_k = the part of dL/dout where x_k lies"
     saves = {"tensors": ()}
 
     def forward(self, tensors: Sequence[Array], dim: int = 0) -> Array:
@@ -128,7 +128,7 @@ class Split(_Shape):
     """Parts along ``dim``: views. Each is as long as said, the last may be shorter; or a list says how long each is."""
 
     name = "split"
-    source = "dL/dx holds the dL/dout_k one after the other, zeros for those without use"
+    source = "dL/dx = the dL/dout_k one after the other, zeros for those without use"
     saves = {"input": ()}
     multiple = True
 
