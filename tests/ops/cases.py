@@ -548,14 +548,18 @@ def _heads(draw: Draw) -> tuple[Array, Array, Array]:
     )
 
 
-@case("scaled_dot_product_attention", _torch_attention)
-def _(draw: Draw) -> Call:
-    q, k, v = _heads(draw)
-    scores = (*q.shape[:-1], k.shape[-2])
+def _attention_mask(draw: Draw, scores: tuple[int, ...]) -> Array | None:
+    """None, numbers or booleans that broadcast to the scores and leave every query a key."""
     numbers = draw.normal(*draw.one(scores, scores[-2:], (*scores[-3:-2], 1, scores[-1])))
     seen = numbers > -0.5
     seen[..., 0] = True
-    attn_mask = draw.one(None, numbers, seen)
+    return draw.one(None, numbers, seen)
+
+
+@case("scaled_dot_product_attention", _torch_attention)
+def _(draw: Draw) -> Call:
+    q, k, v = _heads(draw)
+    attn_mask = _attention_mask(draw, (*q.shape[:-1], k.shape[-2]))
     return call(
         *(q, k, v, attn_mask, draw.one(0.0, 0.4)),
         is_causal=attn_mask is None and draw.one(True, False),
@@ -564,10 +568,16 @@ def _(draw: Draw) -> Call:
     )
 
 
-@case("tiled_attention", lambda torch, q, k, v, block, **kwargs: _torch_attention(torch, q, k, v, **kwargs))
+def _torch_tiled(torch: Any, q: Any, k: Any, v: Any, causal: bool, scale: Any, block: int, attn_mask: Any) -> Any:
+    return _torch_attention(torch, q, k, v, attn_mask, is_causal=causal, scale=scale)
+
+
+@case("tiled_attention", _torch_tiled)
 def _(draw: Draw) -> Call:
-    kwargs = {"is_causal": draw.one(True, False), "scale": draw.one(None, 0.3), "block": draw.size(1, 5)}
-    return Call(_heads(draw), kwargs)
+    q, k, v = _heads(draw)
+    attn_mask = _attention_mask(draw, (*q.shape[:-1], k.shape[-2]))
+    causal = attn_mask is None and draw.one(True, False)
+    return call(q, k, v, causal, draw.one(None, 0.3), draw.size(1, 5), attn_mask)
 
 
 def without_memory(array: Array) -> ShapeArray:

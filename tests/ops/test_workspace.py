@@ -35,6 +35,8 @@ CALLS = {
     "attention": (scaled_dot_product_attention, (SEQUENCES,) * 3, {"dropout_p": 0.1, "is_causal": True}),
     "attention with a key": (scaled_dot_product_attention, (SEQUENCES,) * 3, {"dropout_p": 0.1, "mask": "seed"}),
     "tiled attention": (tiled_attention, (SEQUENCES,) * 3, {"is_causal": True}),
+    "masked attention": (scaled_dot_product_attention, (SEQUENCES,) * 3, {"attn_mask": (400, 400)}),
+    "masked tiles": (tiled_attention, (SEQUENCES,) * 3, {"attn_mask": (400, 400)}),
     "rotary": (rotary, (SEQUENCES,), {}),
 }
 """Op, its arguments with shapes in the place of inputs, and its keyword arguments."""
