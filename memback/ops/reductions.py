@@ -23,7 +23,7 @@ class _Reduction(Op):
 
 
 def _axes(dim: Dim, ndim: int) -> tuple[int, ...]:
-    dims = range(ndim) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+    dims = range(ndim) if dim is None else (dim,) if isinstance(dim, (int, np.integer)) else tuple(dim)
     for d in dims:
         if not -ndim <= d < ndim:
             raise ValueError(f"`dim` (={d}) is out of range for an input of {ndim} dimensions")
@@ -110,7 +110,9 @@ class Max(Op):
     def forward(
         self, input: Array, dim: int | None = None, keepdim: bool = False, *, keep: bool
     ) -> tuple[Array, Array | None]:
-        axis = None if dim is None else _axes(dim, input.ndim)[0]
+        if dim is not None and not isinstance(dim, (int, np.integer)):
+            raise ValueError(f"`dim` (={dim}) must be one dimension or None, which is all of them")
+        axis = None if dim is None else _axes(int(dim), input.ndim)[0]
         out = np.max(input, axis=axis, keepdims=keepdim)
         if not keep:
             return out, None
