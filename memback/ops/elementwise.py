@@ -87,21 +87,22 @@ class Multiply(Elementwise):
 
 
 class Divide(Elementwise):
-    """x / y: by x it keeps y, by y its output and y."""
+    """x / y: by x it keeps y, by y both."""
 
     name = "divide"
     source = "d(x/y)/dx = 1/y, d(x/y)/dy = -(x/y)/y"
-    saves = {"x": ("y",), "y": ("y", "out")}
+    saves = {"x": ("y",), "y": ("x", "y")}
 
     def forward(self, x: Array, y: Array) -> Array:
         return np.divide(x, y)
 
-    def vjp(self, d_out: Array, needs: Any, shapes: Any, y: Array, out: Array) -> tuple[Array | None, Array | None]:
+    def vjp(self, d_out: Array, needs: Any, shapes: Any, x: Array, y: Array) -> tuple[Array | None, Array | None]:
         quotient = np.divide(d_out, y)
         d_x = unbroadcast(quotient, shapes[0]) if needs.x else None
         if not needs.y:
             return d_x, None
-        d_y = np.multiply(quotient, out, out=np.empty_like(d_out))
+        d_y = np.divide(x, y, out=np.empty_like(d_out))
+        np.multiply(quotient, d_y, out=d_y)
         np.negative(d_y, out=d_y)
         return d_x, unbroadcast(d_y, shapes[1])
 

@@ -70,29 +70,31 @@ class Mean(_Reduction):
 
 
 class Var(_Reduction):
-    """Variance over ``dim``, divided by n - correction. Keeps its input and the mean."""
+    """Variance over ``dim``, divided by n - correction. Keeps its input; the mean is taken again in backward."""
 
     name = "var"
     source = "d(var x)/dx_i = 2 (x_i - mean) / (n - correction)"
-    saves = {"input": ("input", "average")}
-    residuals = ("average",)
+    saves = {"input": ("input",)}
 
-    def forward(self, input: Array, dim: Dim = None, correction: int = 1, keepdim: bool = False) -> tuple[Array, Array]:
+    def forward(self, input: Array, dim: Dim = None, correction: int = 1, keepdim: bool = False) -> Array:
         axes = _axes(dim, input.ndim)
-        average = np.mean(input, axis=axes, keepdims=True, dtype=wide(input.dtype))
-        squares = np.subtract(input, average)
+        squares = _centred(input, axes)
         np.multiply(squares, squares, out=squares)
         total = np.sum(squares, axis=axes, keepdims=keepdim)
         total = np.divide(total, _count(input.shape, dim) - correction)
-        return total.astype(input.dtype), average
+        return total.astype(input.dtype)
 
-    def vjp(self, d_out: Array, input: Array, average: Array, dim: Dim, correction: int) -> Array:
-        d_input = np.subtract(input, average)
+    def vjp(self, d_out: Array, input: Array, dim: Dim, correction: int) -> Array:
+        d_input = _centred(input, _axes(dim, input.ndim))
         np.multiply(d_input, 2 / (_count(input.shape, dim) - correction), out=d_input)
         return np.multiply(d_input, _stretch(d_out, input.shape, dim), out=d_input)
 
     def flops(self, input: Array) -> int:
         return 4 * input.size
+
+
+def _centred(x: Array, axes: tuple[int, ...]) -> Array:
+    return np.subtract(x, np.mean(x, axis=axes, keepdims=True, dtype=wide(x.dtype)))
 
 
 class Max(Op):

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import memback as mb
 from memback import ops
 from memback.op import REGISTRY, Op
 from memback.tape import Tensor
@@ -92,6 +93,30 @@ def _close(found: Any, expected: Any, dtype: str) -> None:
         np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.max(np.abs(expected), initial=1))
     else:
         np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", [name for name in OPS if name != "tiled_attention"])  # PyTorch's picks plain for some
+@settings(max_examples=15)
+@given(data=st.data())
+def test_an_op_keeps_no_more_than_pytorchs(torch, name, data):
+    """Inputs are values of the forward pass here, so that keeping them counts; each is the output of an addition."""
+    from tests.models.torch_twins import kept_bytes
+
+    op, call = REGISTRY[name], data.draw(CASES[name].calls).cast(np.dtype(np.float32))
+    places = differentiable(op, call)
+    zero = np.float32(0)
+    with mb.Tape() as tape:
+        ours = with_inputs(op, call.copy(), lambda i, x: Tensor(x, i in places) + zero if i in places else Tensor(x))
+        out = op(*ours.args)
+        saved = tape.saved_bytes
+    del out
+    existing: dict[str, Any] = {}
+
+    def leaf(place: int, x: Any) -> Any:
+        existing[str(place)] = tensor = to_torch(torch, x).requires_grad_(place in places)
+        return tensor + 0.0 if place in places else tensor
+
+    assert saved <= kept_bytes(lambda: equivalent(torch, op, call, leaf), existing, [])
 
 
 # -- where numbers are extreme, and where derivatives jump
