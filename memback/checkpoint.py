@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -32,6 +32,7 @@ from memback.tape import (
     TapeError,
     Tensor,
     call_site,
+    changes,
     make,
     node_of,
     short_path,
@@ -42,6 +43,9 @@ __all__ = ["CheckpointNode", "CheckpointWarning", "checkpoint", "run_segment"]
 
 Place: TypeAlias = "tuple[int, Any]"
 """An output of a segment's call: (number of the call, index among its outputs)."""
+
+Read: TypeAlias = "tuple[weakref.ref[Any], int]"
+"""A buffer from outside that a segment reads, and the time of changes at which it did first."""
 
 
 class CheckpointWarning(UserWarning):
@@ -64,6 +68,7 @@ class Sketch(Tape):
         self._counted: dict[int, weakref.ref[Any]] = {}
         self.would_save = 0
         self.unknown = False
+        self.reads: dict[int, Read] = {}
 
     def keeps(self, op: Op) -> bool:
         """A call saves its residuals here only where its output is kept with them."""
@@ -94,6 +99,7 @@ class Sketch(Tape):
         """Record that there was a call, without what it would save."""
         if op.name in self._keep:
             self.outputs[len(self.calls)] = (out, residuals)
+        self.note_reads((root(x), changes.clock) for x in op.input_arrays(values) if is_array(x))
         saving = op.saving(needs, len(edges))
         self._count(saving, op.arguments(saving, values, out, residuals), out if op.multiple else (out,))
         node = Stub(op, self, path, site, None, (), None, saving)
@@ -101,6 +107,13 @@ class Sketch(Tape):
         if not {"out", *op.residuals} & set(saving.names):
             self.stand_in = tuple(map(_stand_in, out)) if op.multiple else _stand_in(out)
         return node
+
+    def note_reads(self, reads: Iterable[tuple[Any, int]]) -> None:
+        """Remember when buffers from outside were first read: a second run must find them unchanged."""
+        for buffer, time in reads:
+            known = self.reads.get(id(buffer))
+            if not _is(self._made, buffer) and (known is None or known[0]() is not buffer):
+                self.reads[id(buffer)] = (weakref.ref(buffer), time)
 
     def _count(self, saving: Saving, kept: tuple[Any, ...], outs: tuple[Any, ...]) -> None:
         for out in outs:
@@ -188,7 +201,7 @@ class Recomputation(Tape):
 class CheckpointNode(Node):
     """A checkpointed segment on the surrounding tape. It keeps the segment's inputs, and outputs of ops in ``keep``."""
 
-    __slots__ = ("calls", "function", "outputs", "random", "stand_in")
+    __slots__ = ("calls", "function", "outputs", "random", "reads", "stand_in")
 
     def __init__(
         self,
@@ -206,6 +219,7 @@ class CheckpointNode(Node):
         self.random = (state.seed, state.draws)
         self.calls: list[str] = []
         self.outputs: dict[int, tuple[Any, tuple[Any, ...]]] = {}
+        self.reads: list[Read] = []
         self.stand_in: Any = None
 
     @property
@@ -219,7 +233,7 @@ class CheckpointNode(Node):
 
     def adopt(self, sketch: Sketch, out: Any) -> Any:
         """Take over what the first run showed, and give the outputs as the surrounding graph sees them."""
-        self.calls, self.stand_in = sketch.calls, sketch.stand_in
+        self.calls, self.stand_in, self.reads = sketch.calls, sketch.stand_in, [*sketch.reads.values()]
         self.outputs, sketch.outputs = sketch.outputs, {}
 
         def outer(tensor: Tensor) -> Tensor:
@@ -249,7 +263,7 @@ class CheckpointNode(Node):
         self.grad = dict.fromkeys(self.dtype)
 
     def forget(self) -> None:
-        self.kept, self.outputs, self.stand_in = None, {}, None
+        self.kept, self.outputs, self.reads, self.stand_in = None, {}, [], None
 
     def saved(self) -> list[tuple[str, Any]]:
         """The inputs by name, and the outputs that are kept."""
@@ -259,6 +273,19 @@ class CheckpointNode(Node):
         for number, (out, residuals) in self.outputs.items():
             values.append((f"{self.calls[number]} (call {number})", [out, *(r for r in residuals if r is not None)]))
         return values
+
+    def check(self) -> None:
+        """Raise also where something that the segment read from outside, a parameter say, has changed since."""
+        super().check()
+        if changes.clock == self.time:
+            return
+        for ref, time in self.reads:
+            buffer = ref()
+            if buffer is not None and (what := changes.since(buffer, time)):
+                raise TapeError(
+                    f"an array of shape {buffer.shape}, used inside {self.describe()} and needed again to recompute it,"
+                    f" was changed in place by {what}. Change it after backward."
+                )
 
     def pull(self, state: State, retain: bool) -> list[Any]:
         """Run the segment again and walk its tape; the inputs' gradients arrive where they belong by themselves."""
@@ -356,6 +383,7 @@ def run_segment(
     out = node.adopt(sketch, out)
     outer.append(node)
     if isinstance(outer, Sketch):
+        outer.note_reads((buffer, time) for ref, time in node.reads if (buffer := ref()) is not None)
         node.forget()
     if state.observer is not None:
         state.observer.held(node)

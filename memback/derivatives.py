@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from memback.state import current
-from memback.tape import Node, Port, TapeError, Tensor, node_of, walk
+from memback.tape import Node, Observer, Port, TapeError, Tensor, node_of, walk
 
 __all__ = ["UndefinedDerivativeError", "partial", "total"]
 
@@ -35,8 +35,10 @@ def partial(f: Tensor, x: Tensor) -> Any:
 
     Raises:
         UndefinedDerivativeError: ``x`` is no direct argument of that function: the derivative is undefined, not zero.
-        TapeError: ``x`` was passed in two places, so that "the" argument is ambiguous; ``f`` was not recorded.
+        TapeError: ``x`` was passed in two places, so that "the" argument is ambiguous; ``f`` was not recorded, or what
+            it saved is gone; either is no Tensor.
     """
+    _check(f, x)
     node = _recorded(f)
     edge = x if x.node is None else x.node
     places = [i for i, e in enumerate(node.edges) if e is not None and _same(e, edge)]
@@ -47,7 +49,6 @@ def partial(f: Tensor, x: Tensor) -> Any:
             f"x is argument {' and '.join(map(str, places))} of {node.describe()}: a partial derivative changes one"
             " argument alone (Eq. 1a), so give the places different tensors, for example ops.add(x, 0.0)"
         )
-    node.check()
     rows = []
     for unit in _unit_gradients(f):
         if isinstance(f.node, Port):
@@ -55,7 +56,7 @@ def partial(f: Tensor, x: Tensor) -> Any:
         else:
             node.grad = unit
         rows.append(np.array(node.pull(current(), retain=True)[places[0]]))
-    return np.stack(rows).reshape(f.shape + x.shape)
+    return np.reshape(np.array(rows, x.dtype), f.shape + x.shape)
 
 
 def total(f: Tensor, x: Tensor) -> Any:
@@ -71,8 +72,10 @@ def total(f: Tensor, x: Tensor) -> Any:
         an array of f's shape + x's shape; zeros where nothing leads from x to f.
 
     Raises:
-        TapeError: ``f`` was not recorded, or ``x`` does not require gradients.
+        TapeError: ``f`` was not recorded, or what it saved is gone; ``x`` does not require gradients; either is no
+            Tensor.
     """
+    _check(f, x)
     if not x.requires_grad:
         raise TapeError("x does not require gradients, so nothing is recorded of how f depends on it")
     if f is x:
@@ -83,11 +86,11 @@ def total(f: Tensor, x: Tensor) -> Any:
     nodes = everything[: until + 1]
     rows = []
     for unit in _unit_gradients(f):
-        with _Borrowed(nodes):
+        with _Borrowed(nodes, x):
             seed = [unit]
             f.node.accumulate(seed, 0)  # type: ignore[union-attr]
             rows.append(_walk_to(nodes, x))
-    return np.stack(rows).reshape(f.shape + x.shape)
+    return np.reshape(np.array(rows, x.dtype), f.shape + x.shape)
 
 
 def _walk_to(nodes: list[Node], x: Tensor) -> Any:
@@ -99,24 +102,44 @@ def _walk_to(nodes: list[Node], x: Tensor) -> Any:
     return np.zeros(x.shape, x.dtype) if grad is None else np.array(grad)
 
 
-class _Borrowed:
-    """Sets aside the gradients of leaves and calls, and puts them back."""
+class _Borrowed(Observer):
+    """Sets the gradients of leaves aside as the walk reaches them, and puts them back.
 
-    def __init__(self, nodes: list[Node]) -> None:
-        leaves = {id(e): e for n in nodes for e in n.edges if isinstance(e, Tensor)}
-        self._leaves = list(leaves.values())
-        self._nodes = nodes
+    As an observer, since which leaves a checkpoint reaches is known when it runs again. In the meantime nobody else
+    observes: the account is as it was when all is over.
+    """
+
+    def __init__(self, nodes: list[Node], x: Tensor) -> None:
+        self._nodes, self._x = nodes, x
+        self._leaves: dict[int, tuple[Tensor, Any]] = {}
 
     def __enter__(self) -> None:
-        self._grads = [leaf.grad for leaf in self._leaves]
-        for leaf in self._leaves:
-            leaf.grad = None
+        state = current()
+        self._outer, state.observer = state.observer, self
+        self._set_aside(self._x)
 
     def __exit__(self, *_: object) -> None:
-        for leaf, grad in zip(self._leaves, self._grads, strict=True):
+        current().observer = self._outer
+        for leaf, grad in self._leaves.values():
             leaf.grad = grad
         for node in self._nodes:
             node.forget_gradients()
+
+    def backward_begins(self, node: Node) -> None:
+        for edge in node.edges:
+            if isinstance(edge, Tensor):
+                self._set_aside(edge)
+
+    def _set_aside(self, leaf: Tensor) -> None:
+        if id(leaf) not in self._leaves:
+            self._leaves[id(leaf)] = leaf, leaf.grad
+            leaf.grad = None
+
+
+def _check(f: Any, x: Any) -> None:
+    for name, value in (("f", f), ("x", x)):
+        if not isinstance(value, Tensor):
+            raise TapeError(f"`{name}` must be a Tensor, not {type(value).__name__}: only those are recorded")
 
 
 def _recorded(f: Tensor) -> Node:
@@ -124,7 +147,9 @@ def _recorded(f: Tensor) -> Node:
         raise TapeError(
             "f is the output of no recorded op: compute it, on a tape, from a tensor with requires_grad=True"
         )
-    return node_of(f.node)
+    node = node_of(f.node)
+    node.check()
+    return node
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -40,7 +40,6 @@ __all__ = ["REGISTRY", "Op", "OpDefinitionError", "OpError", "Saving"]
 REGISTRY: dict[str, Op] = {}
 """Every op by its name."""
 
-_FLOAT32 = np.dtype(np.float32)
 _REQUIRED = inspect.Parameter.empty
 
 
@@ -191,13 +190,13 @@ class Op:
         if not self.multiple:
             if not is_array(out):
                 out = np.asarray(out)
-            if out.dtype == _FLOAT32:
+            if out.dtype.kind == "f" and out.dtype.itemsize > 2:
                 out = self._narrowed(values, out)
         return out, residuals
 
     def _narrowed(self, values: list[Any], out: Any) -> Any:
-        """NumPy has no products of bfloat16 and no Python numbers beside it: it gives float32, which is rounded here,
-        so that a bfloat16 model keeps values of two bytes.
+        """NumPy has no products of bfloat16 and no Python numbers beside it: it gives float32 or float64, which is
+        rounded here, so that a bfloat16 model keeps values of two bytes.
         """
         inputs = [value for value in self.input_arrays(values) if hasattr(value, "dtype")]
         narrow = [value.dtype for value in inputs if value.dtype.kind == "V"]
@@ -278,15 +277,12 @@ class Op:
         if self.multiple:
             raise OpError(f"{self.name} has several outputs: take the Jacobian of one of them")
         out, pull_back = self._pull_back(values)
-        rows = []
-        for index in range(out.size):
-            unit = np.zeros(out.shape, out.dtype)
-            unit.reshape(-1)[index] = 1
-            rows.append(pull_back(unit))
+        units = np.eye(out.size, dtype=out.dtype).reshape(-1, *out.shape) if out.size else np.zeros_like(out)[None]
+        columns = zip(*map(pull_back, units), strict=True)
         inputs = self.input_arrays(values)
         stacked = [
-            None if column[0] is None else np.stack(column).reshape(out.shape + np.shape(x))
-            for column, x in zip(zip(*rows, strict=True), inputs, strict=True)
+            None if column[0] is None else np.stack(column)[: out.size].reshape(out.shape + np.shape(x))
+            for column, x in zip(columns, inputs, strict=True)
         ]
         return self._unpack(tuple(stacked))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 from operator import attrgetter
 from types import CodeType, TracebackType
@@ -362,6 +362,7 @@ class TensorOperators:
         def __neg__(self) -> Tensor: ...
         def __abs__(self) -> Tensor: ...
         def __getitem__(self, index: Any) -> Tensor: ...
+        def __iter__(self) -> Iterator[Tensor]: ...
         def abs(self) -> Tensor: ...
         def exp(self) -> Tensor: ...
         def log(self) -> Tensor: ...
@@ -506,7 +507,10 @@ class Tensor(TensorOperators):
                 was freed by an earlier backward, or changed in place; higher derivatives are asked for.
         """
         if create_graph:
-            raise TapeError("create_graph: higher derivatives are out of memback's scope; it differentiates once")
+            raise TapeError(
+                f"backward from {self._origin()} with create_graph: higher derivatives are out of memback's scope; it"
+                " differentiates once"
+            )
         if not self.requires_grad:
             raise TapeError(
                 "backward from a tensor that nothing with requires_grad=True led to; was the forward pass run under"
@@ -515,20 +519,24 @@ class Tensor(TensorOperators):
         if gradient is None:
             if self.size != 1:
                 raise TapeError(
-                    f"backward from a tensor of shape {self.shape} needs `gradient`, dL/d(this) of that shape: only a"
-                    " scalar loss has dL/dL = 1"
+                    f"backward from {self._origin()}, of shape {self.shape}, needs `gradient`, dL/d(this) of that"
+                    " shape: only a scalar loss has dL/dL = 1"
                 )
             gradient = np.ones_like(self.data)
         gradient = gradient.data if isinstance(gradient, Tensor) else gradient
         gradient = gradient if is_array(gradient) else np.asarray(gradient, self.dtype)
         if gradient.shape != self.shape:
-            raise TapeError(f"`gradient` has shape {gradient.shape}, but this tensor has {self.shape}")
+            raise TapeError(f"`gradient` has shape {gradient.shape}, but {self._origin()} has {self.shape}")
         seed = [gradient]
         del gradient
         if self.node is None:
             self.accumulate(seed, 0)
         else:
             node_of(self.node).tape.backward(self.node, seed, retain_graph)
+
+    def _origin(self) -> str:
+        """Where this tensor comes from, as errors name it."""
+        return "a leaf" if self.node is None else f"the output of {node_of(self.node).describe()}"
 
 
 Edge: TypeAlias = "Node | Port | Tensor"

@@ -344,6 +344,13 @@ def test_a_closed_jacobian_equals_the_one_row_by_row(b):
         np.testing.assert_array_equal(jacobian, stacked)
 
 
+def test_the_jacobian_of_an_output_without_elements_has_none():
+    by_x, by_y = ops.add.jacobian(np.ones((0, 3)), np.ones(3, np.float32))
+    assert (by_x.shape, by_y.shape) == ((0, 3, 0, 3), (0, 3, 3))
+    by_weight = ops.embedding.jacobian(np.zeros(0, int), np.ones((2, 3)))[1]
+    assert by_weight.shape == (0, 3, 2, 3)
+
+
 def test_the_jacobian_of_an_op_with_several_outputs_says_what_to_do():
     with pytest.raises(OpError, match="split has several outputs: take the Jacobian of one of them"):
         ops.split.jacobian(X, 1)

@@ -614,15 +614,31 @@ def test_assigning_into_a_tensor_that_requires_gradients_is_an_error():
 
 def test_a_loss_that_is_no_scalar_needs_a_gradient_of_its_shape():
     out = ops.exp(leaf(3))
-    with pytest.raises(mb.TapeError, match=r"backward from a tensor of shape \(3,\) needs `gradient`"):
+    made = r"the output of exp \(layer '\(top\)', called at test_tape.py:\d+\)"
+    with pytest.raises(mb.TapeError, match=rf"backward from {made}, of shape \(3,\), needs `gradient`"):
         out.backward()
-    with pytest.raises(mb.TapeError, match=r"`gradient` has shape \(2,\), but this tensor has \(3,\)"):
+    with pytest.raises(mb.TapeError, match=rf"`gradient` has shape \(2,\), but {made} has \(3,\)"):
         out.backward(np.ones(2))
     out.backward(np.ones(3))
 
 
+def test_a_leaf_that_is_no_scalar_needs_a_gradient_too():
+    with pytest.raises(mb.TapeError, match=r"backward from a leaf, of shape \(3,\), needs `gradient`"):
+        leaf(3).backward()
+
+
+def test_an_output_among_several_that_is_no_scalar_names_its_call():
+    first, _ = ops.split(leaf(4), 2)
+    with pytest.raises(mb.TapeError, match=r"the output of split \(layer '\(top\)', called at test_tape.py:\d+\), of"):
+        first.backward()
+
+
 def test_higher_derivatives_are_refused():
-    with pytest.raises(mb.TapeError, match="create_graph: higher derivatives are out of memback's scope"):
+    with pytest.raises(
+        mb.TapeError,
+        match=r"backward from the output of sum \(.*test_tape.py:\d+\) with create_graph: higher derivatives are out of"
+        " memback's scope",
+    ):
         ops.sum(leaf(3)).backward(create_graph=True)
 
 

@@ -38,6 +38,11 @@ def _check(query: Array, key: Array, value: Array) -> None:
         raise ValueError(f"the query's heads (={q[-3]}) must be divisible by the key's (={k[-3]})")
 
 
+def _check_masks(is_causal: bool, attn_mask: Array | None) -> None:
+    if is_causal and attn_mask is not None:
+        raise ValueError("`attn_mask` and `is_causal` exclude each other: make the one contain the other")
+
+
 def _heads(like: Array, query: tuple[int, ...], key: tuple[int, ...]) -> Iterator[tuple[int, Head, Head]]:
     """Each head of the queries: its number, its index, and the index of its keys and values."""
     group = query[-3] // key[-3] if len(query) > 2 else 1
@@ -125,17 +130,16 @@ class ScaledDotProductAttention(Op):
     ) -> tuple[Array, Array | None, Mask | None]:
         _check(query, key, value)
         check_dropout(dropout_p, mask)
-        if is_causal and attn_mask is not None:
-            raise ValueError("`attn_mask` and `is_causal` exclude each other: make the one contain the other")
+        _check_masks(is_causal, attn_mask)
         shape = (*query.shape[:-1], key.shape[-2])
         form: MaskForm = mask if keep else "seed"
         kept = draw_mask(query, prod(shape[:-2]), prod(shape[-2:]), dropout_p, form) if dropout_p else None
-        barrier = None if attn_mask is None else _Barrier(attn_mask, shape)
+        masks = None if attn_mask is None else np.broadcast_to(attn_mask, shape)
         out = _output(query, value.shape[-1])
         probabilities = np.empty_like(query, shape=shape, order="C") if keep else None
         scale = _default_scale(scale, query.shape[-1])
         for number, head, shared in _heads(query, query.shape, key.shape):
-            p = _probabilities(query[head], key[shared], scale, is_causal, barrier, head)
+            p = _probabilities(query[head], key[shared], scale, is_causal, None if masks is None else masks[head])
             if probabilities is not None:
                 np.copyto(probabilities[head], p, casting="same_kind")
             if kept is not None:
@@ -183,26 +187,17 @@ class ScaledDotProductAttention(Op):
         return scores * each + query.size
 
 
-class _Barrier:
-    """A mask of scores, seen head by head."""
-
-    def __init__(self, mask: Array, shape: tuple[int, ...]) -> None:
-        self.boolean = mask.dtype == bool
-        self.mask = np.broadcast_to(np.logical_not(mask) if self.boolean else mask, shape)
-
-    def apply(self, scores: Array, head: Head) -> None:
-        if self.boolean:
-            np.copyto(scores, -np.inf, where=self.mask[head])
-        else:
-            np.add(scores, self.mask[head], out=scores, casting="same_kind")
+def _mask_scores(scores: Array, mask: Array) -> None:
+    if mask.dtype == bool:
+        np.copyto(scores, -np.inf, where=np.logical_not(mask))
+    else:
+        np.add(scores, mask, out=scores, casting="same_kind")
 
 
-def _probabilities(
-    query: Array, key: Array, scale: float, is_causal: bool, barrier: _Barrier | None, head: Head
-) -> Array:
+def _probabilities(query: Array, key: Array, scale: float, is_causal: bool, mask: Array | None) -> Array:
     scores = np.matmul(_scaled(query, scale), _dense(key).T)
-    if barrier is not None:
-        barrier.apply(scores, head)
+    if mask is not None:
+        _mask_scores(scores, mask)
     if is_causal:
         for rows in pieces(slices(scores.shape[0], ROWS), like=scores):
             _hide_future(scores[rows, rows.start :], rows.start, rows.start)
@@ -227,14 +222,15 @@ def _pull_back_softmax(d_p: Array, p: Array) -> None:
 class TiledAttention(Op):
     """softmax(q k^T scale) v by blocks, with an online softmax: no array of L x S elements is ever made.
 
-    ``is_causal``, ``scale``: as in :class:`ScaledDotProductAttention`. ``block``: queries, and keys, in a block; causal
-    attention skips blocks in which every key comes after every query. For each block of queries, running over blocks of
-    keys with scores s, m' = max(m, max s) and p = exp(s - m'):
+    ``is_causal``, ``scale``, ``attn_mask``: as in :class:`ScaledDotProductAttention`; a mask that broadcasts is never
+    spread out. ``block``: queries, and keys, in a block; causal attention skips blocks in which every key comes after
+    every query. For each block of queries, running over blocks of keys with scores s, m' = max(m, max s) and
+    p = exp(s - m'):
 
         l' = exp(m - m') l + sum p,    a' = exp(m - m') a + p v,    in the end out = a / l.
 
-    Keeps query, key, value, the output and one number a query, the log-sum-exp m + log l, from which backward makes
-    the probabilities of a block again: p = exp(s - log-sum-exp). With D = sum of dL/dout out over a row,
+    Keeps query, key, value, the mask, the output and one number a query, the log-sum-exp m + log l, from which backward
+    makes the probabilities of a block again: p = exp(s - log-sum-exp). With D = sum of dL/dout out over a row,
     dL/ds = p (dL/dout v^T - D).
     """
 
@@ -242,9 +238,9 @@ class TiledAttention(Op):
     source = "Dao et al. 2022, arXiv 2205.14135, Algorithms 1 and 4; Milakov & Gimelshein 2018, arXiv 1805.02867"
     residuals = ("lse",)
     saves = {
-        "query": ("query", "key", "value", "out", "lse"),
-        "key": ("query", "key", "value", "out", "lse"),
-        "value": ("query", "key", "lse"),
+        "query": ("query", "key", "value", "out", "lse", "attn_mask"),
+        "key": ("query", "key", "value", "out", "lse", "attn_mask"),
+        "value": ("query", "key", "lse", "attn_mask"),
     }
 
     def forward(
@@ -255,16 +251,19 @@ class TiledAttention(Op):
         is_causal: bool = False,
         scale: float | None = None,
         block: int = 128,
+        attn_mask: Array | None = None,
     ) -> tuple[Array, Array]:
         _check(query, key, value)
+        _check_masks(is_causal, attn_mask)
         if block < 1:
             raise ValueError(f"`block` (={block}) must be at least 1")
         out = _output(query, value.shape[-1])
         lse = np.empty_like(query, shape=query.shape[:-1], dtype=wide(query.dtype), order="C")
         scale = _default_scale(scale, query.shape[-1])
+        masks = None if attn_mask is None else np.broadcast_to(attn_mask, (*query.shape[:-1], key.shape[-2]))
         for _, head, shared in _heads(query, query.shape, key.shape):
             for rows in pieces(slices(query.shape[-2], block), like=query):
-                tile = _Tile(rows, key.shape[-2], block, is_causal)
+                tile = _Tile(rows, key.shape[-2], block, is_causal, None if masks is None else masks[head])
                 q = _scaled(query[head][rows], scale)
                 _attend(tile, q, key[shared], value[shared], out[head][rows], lse[head][rows])
                 del q
@@ -280,15 +279,17 @@ class TiledAttention(Op):
         value: Array | None,
         out: Array | None,
         lse: Array,
+        attn_mask: Array | None,
         is_causal: bool,
         scale: float | None,
         block: int,
     ) -> tuple[Array | None, ...]:
         scale = _default_scale(scale, shapes[0][-1])
-        d_query, d_key, d_value = map(_gradient, [d_out] * 3, shapes, needs)
+        d_query, d_key, d_value = map(_gradient, [d_out] * 3, shapes[:3], needs[:3])
+        masks = None if attn_mask is None else np.broadcast_to(attn_mask, (*shapes[0][:-1], shapes[1][-2]))
         for _, head, shared in _heads(d_out, shapes[0], shapes[1]):
             for rows in pieces(slices(shapes[0][-2], block), like=d_out):
-                tile = _Tile(rows, shapes[1][-2], block, is_causal)
+                tile = _Tile(rows, shapes[1][-2], block, is_causal, None if masks is None else masks[head])
                 _pull_back(
                     tile,
                     _dense(d_out[head][rows]),
@@ -303,20 +304,22 @@ class TiledAttention(Op):
                 )
                 if d_query is not None:
                     np.multiply(d_query[head][rows], scale, out=d_query[head][rows])
-        return tuple(None if d is None else d.astype(d_out.dtype, copy=False) for d in (d_query, d_key, d_value))
+        grads = (None if d is None else d.astype(d_out.dtype, copy=False) for d in (d_query, d_key, d_value))
+        return (*grads, None)
 
-    def flops(self, query: Array, key: Array, is_causal: bool, block: int, out: Array) -> int:
+    def flops(self, query: Array, key: Array, is_causal: bool, block: int, attn_mask: Array | None, out: Array) -> int:
         length, keys = query.shape[-2], key.shape[-2]
         tiles = (_Tile(rows, keys, block, is_causal) for rows in slices(length, block))
         scores = prod(query.shape[:-2]) * sum((t.rows.stop - t.rows.start) * t.end for t in tiles)
-        return scores * (2 * query.shape[-1] + 2 * out.shape[-1] + 4) + query.size + out.size
+        each = 2 * query.shape[-1] + 2 * out.shape[-1] + 4 + (attn_mask is not None)
+        return scores * each + query.size + out.size
 
 
 class _Tile:
-    """A block of queries, and the keys that it attends to."""
+    """A block of queries, and the keys that it attends to; ``mask`` is that of the whole head."""
 
-    def __init__(self, rows: slice, keys: int, block: int, causal: bool) -> None:
-        self.rows, self.block, self.causal = rows, block, causal
+    def __init__(self, rows: slice, keys: int, block: int, causal: bool, mask: Array | None = None) -> None:
+        self.rows, self.block, self.causal, self.mask = rows, block, causal, mask
         self.end = min(keys, rows.stop) if causal else keys
 
     def columns(self, like: Array) -> Iterator[slice]:
@@ -324,6 +327,8 @@ class _Tile:
 
     def scores(self, query: Array, key: Array, columns: slice) -> Array:
         scores = np.matmul(query, _dense(key[columns]).T)
+        if self.mask is not None:
+            _mask_scores(scores, self.mask[self.rows, columns])
         if self.causal and columns.stop - 1 > self.rows.start:
             _hide_future(scores, self.rows.start, columns.start)
         return scores
@@ -335,6 +340,7 @@ def _attend(tile: _Tile, query: Array, key: Array, value: Array, out: Array, lse
     mixed = np.zeros_like(query, shape=(len(query), value.shape[-1]), order="C")
     for columns in tile.columns(query):
         _absorb(tile.scores(query, key, columns), _dense(value[columns]), top, total, mixed)
+    np.maximum(total, 1, out=total)  # the largest term is 1, if any key is seen
     np.divide(mixed, total, out=mixed)
     np.copyto(out, mixed, casting="same_kind")
     np.log(total, out=total)

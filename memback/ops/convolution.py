@@ -421,7 +421,7 @@ class Upsample(Op):
     """
 
     name = "upsample"
-    source = "linear interpolation along height, then width"
+    source = "out = (1 - w) x_i + w x_i+1 along height, then width"
     saves = {"input": ()}
 
     def forward(self, input: Array, scale_factor: Pair, mode: Literal["nearest", "bilinear"] = "nearest") -> Array:
@@ -456,8 +456,9 @@ class Upsample(Op):
         _shrink(tall, vertical, d_input)
         return d_input
 
-    def flops(self, out: Array, mode: str) -> int:
-        return 0 if mode == "nearest" else 6 * out.size
+    def flops(self, out: Array, scale_factor: Pair, mode: str) -> int:
+        tall = out.size // _pair("scale_factor", scale_factor, 1)[1]
+        return 0 if mode == "nearest" else 3 * (tall + out.size)
 
 
 def _neighbours(scale: int, n: int) -> Iterator[tuple[int, float, list[tuple[slice, slice]]]]:

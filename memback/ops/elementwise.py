@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from memback.arrays import Array
+from memback.arrays import Array, is_array
 from memback.op import Op
 from memback.ops.broadcasting import unbroadcast
 
@@ -87,21 +87,22 @@ class Multiply(Elementwise):
 
 
 class Divide(Elementwise):
-    """x / y: by x it keeps y, by y its output and y."""
+    """x / y: by x it keeps y, by y both."""
 
     name = "divide"
     source = "d(x/y)/dx = 1/y, d(x/y)/dy = -(x/y)/y"
-    saves = {"x": ("y",), "y": ("y", "out")}
+    saves = {"x": ("y",), "y": ("x", "y")}
 
     def forward(self, x: Array, y: Array) -> Array:
         return np.divide(x, y)
 
-    def vjp(self, d_out: Array, needs: Any, shapes: Any, y: Array, out: Array) -> tuple[Array | None, Array | None]:
+    def vjp(self, d_out: Array, needs: Any, shapes: Any, x: Array, y: Array) -> tuple[Array | None, Array | None]:
         quotient = np.divide(d_out, y)
         d_x = unbroadcast(quotient, shapes[0]) if needs.x else None
         if not needs.y:
             return d_x, None
-        d_y = np.multiply(quotient, out, out=np.empty_like(d_out))
+        d_y = np.divide(x, y, out=np.empty_like(d_out))
+        np.multiply(quotient, d_y, out=d_y)
         np.negative(d_y, out=d_y)
         return d_x, unbroadcast(d_y, shapes[1])
 
@@ -124,7 +125,7 @@ class Power(Elementwise):
     """x ** exponent. By a base whose exponent is a number it keeps the base alone; by the exponent also its output."""
 
     name = "power"
-    source = "d(x^p)/dx = p x^(p-1), d(x^p)/dp = x^p log x (0 where x = 0)"
+    source = "d(x^p)/dx = p x^(p-1) (0 where p = 0), d(x^p)/dp = x^p log x (0 where x = 0)"
     saves = {"x": ("x", "exponent"), "exponent": ("x", "out")}
 
     def forward(self, x: Array, exponent: Array) -> Array:
@@ -135,15 +136,25 @@ class Power(Elementwise):
     ) -> tuple[Array | None, Array | None]:
         d_x = d_exponent = None
         if needs.x:
-            slope = np.power(x, np.subtract(exponent, 1))
+            slope = np.power(x, _lowered(exponent))
             slope = np.multiply(slope, exponent)
             d_x = unbroadcast(np.multiply(slope, d_out), shapes[0])
         if needs.exponent:
-            positive = np.where(np.greater(x, 0), x, 1)  # the limit of x^p log x at 0 is 0
-            slope = np.log(positive)
+            with np.errstate(invalid="ignore"):  # negative numbers have no derivative by the exponent: NaN says so
+                slope = np.log(np.where(np.equal(x, 0), 1, x))  # the limit of x^p log x at 0 is 0
             slope = np.multiply(slope, out)
             d_exponent = unbroadcast(np.multiply(slope, d_out), shapes[1])
         return d_x, d_exponent
+
+
+def _lowered(exponent: Any) -> Any:
+    """The exponent of p x^(p-1): 0 for p = 0, where the product is 0 even at x = 0.
+
+    A Python number stays one, and so takes x's dtype.
+    """
+    if is_array(exponent):
+        return np.where(np.equal(exponent, 0), 0, np.subtract(exponent, 1))
+    return exponent - 1 if exponent else 0
 
 
 class Exp(Elementwise):
@@ -245,7 +256,7 @@ class Where(Elementwise):
     """x where the condition holds, else y. Keeps the condition."""
 
     name = "where"
-    source = "the gradient goes to the value that was chosen"
+    source = "out = c x + (1 - c) y with c 1 or 0: d out/dx = c, d out/dy = 1 - c"
     saves = {"x": ("condition",), "y": ("condition",)}
 
     def forward(self, condition: Array, x: Array, y: Array) -> Array:

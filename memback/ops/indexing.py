@@ -8,15 +8,16 @@ import numpy as np
 
 from memback.arrays import Array, is_array
 from memback.op import Op
+from memback.shape_array import ShapeArray
 
-__all__ = ["embedding", "getitem"]
+__all__ = ["check_indices", "embedding", "getitem"]
 
 
 class Getitem(Op):
     """input[index], by NumPy's rules. Slices give a view; integer arrays pick, and are kept for backward."""
 
     name = "getitem"
-    source = "the gradient goes back to where the element was taken"
+    source = "out_k = x_i(k), dL/dx_i = sum of dL/dout_k over the k with i(k) = i"
     saves = {"input": ("index",)}
 
     def forward(self, input: Array, index: Any) -> Array:
@@ -40,16 +41,29 @@ def _picks(index: Any) -> bool:
     return any(is_array(item) or isinstance(item, list) for item in items)
 
 
+def check_indices(name: str, indices: Any, count: int) -> None:
+    """Raise a ValueError unless all lie in 0..count - 1; NumPy counts negative ones from the end, which hides mistakes.
+
+    On a dry run they have no values, and pass.
+    """
+    if isinstance(indices, ShapeArray) or not indices.size:
+        return
+    for index in (indices.min(), indices.max()):
+        if not 0 <= index < count:
+            raise ValueError(f"`{name}` holds {index}, it must lie between 0 and {count - 1}")
+
+
 class Embedding(Op):
     """Rows of ``weight`` (n, width) by integer ``input`` of any shape: its shape + (width,). Keeps the indices."""
 
     name = "embedding"
-    source = "a product with one-hot rows"
+    source = "out_k = W_i(k), dL/dW_i = sum of dL/dout_k over the k with i(k) = i"
     saves = {"weight": ("input",)}
 
     def forward(self, input: Array, weight: Array) -> Array:
         if input.dtype.kind not in "iu":
             raise ValueError(f"`input` must be integers, not {input.dtype}")
+        check_indices("input", input, len(weight))
         return np.take(weight, input, axis=0)
 
     def vjp(self, d_out: Array, input: Array, shapes: list[tuple[int, ...]]) -> tuple[None, Array]:

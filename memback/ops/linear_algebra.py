@@ -27,6 +27,7 @@ class Linear(Op):
     matrix_product = True
 
     def forward(self, h: Array, W: Array, b: Array | None = None) -> Array:
+        _check_linear(h.shape, W.shape, b)
         out = np.matmul(h, W)
         if b is not None:
             np.add(out, b, out=out)
@@ -53,6 +54,15 @@ class Linear(Op):
         by_W = np.einsum("ra,jb->rjab", rows, same_out).reshape(a_shape + W.shape)
         by_b = None if b is None else np.broadcast_to(same_out, (len(rows), n_out, n_out)).reshape(a_shape + b.shape)
         return by_h, by_W, by_b
+
+
+def _check_linear(h: tuple[int, ...], W: tuple[int, ...], b: Array | None) -> None:
+    if len(W) != 2:
+        raise ValueError(f"`W` must have shape (in, out), it has {W}")
+    if h[-1:] != W[:1]:
+        raise ValueError(f"`h` of shape {h} has {h[-1] if h else 'no'} features, `W` of shape {W} takes {W[0]}")
+    if b is not None and b.shape != W[1:]:
+        raise ValueError(f"`b` has shape {b.shape}, it must have {W[1:]}")
 
 
 class Matmul(Op):

@@ -8,6 +8,7 @@ import numpy as np
 
 from memback.arrays import Array
 from memback.op import Op
+from memback.ops.indexing import check_indices
 
 __all__ = ["binary_cross_entropy_with_logits", "cross_entropy", "mse", "sqerr"]
 
@@ -42,7 +43,7 @@ class Mse(Op):
     """The mean squared error over all elements."""
 
     name = "mse"
-    source = "torch.nn.functional.mse_loss"
+    source = "L = <(f - y)^2>, dL/df_i = 2 (f_i - y_i) / n"
     saves = {"input": ("input", "target"), "target": ("input", "target")}
 
     def forward(self, input: Array, target: Array) -> Array:
@@ -69,12 +70,13 @@ class CrossEntropy(Op):
     """-log softmax(input)[target], averaged or summed over the targets.
 
     ``input`` is (n, classes), (classes,) or (n, classes, d1, ...); ``target`` holds class numbers of the input's shape
-    without the class dimension. Targets equal to ``ignore_index`` count nowhere. Keeps the softmax and the targets: the
-    gradient is (softmax - one-hot target) / number of targets.
+    without the class dimension. Targets equal to ``ignore_index`` count nowhere; where none is left, the loss is 0 (in
+    PyTorch its mean is NaN). Keeps the softmax and the targets: the gradient is (softmax - one-hot target) / number of
+    targets.
     """
 
     name = "cross_entropy"
-    source = "torch.nn.functional.cross_entropy"
+    source = "L = -log softmax(x)_y, dL/dx_i = softmax(x)_i - delta_iy; Bridle 1990, doi 10.1007/978-3-642-76153-9_28"
     saves = {"input": ("probabilities", "target", "counted")}
     residuals = ("probabilities", "counted")
 
@@ -91,8 +93,10 @@ class CrossEntropy(Op):
         if reduction not in ("mean", "sum"):
             raise ValueError(f"`reduction` (={reduction!r}) must be 'mean' or 'sum'")
         valid = np.not_equal(target, ignore_index)
+        classes = np.multiply(target, valid)
+        check_indices("target", classes, input.shape[axis])
         probabilities = np.subtract(input, np.max(input, axis=axis, keepdims=True))
-        picked = np.expand_dims(np.multiply(target, valid), axis)
+        picked = np.expand_dims(classes, axis)
         chosen = np.take_along_axis(probabilities, picked, axis)
         np.exp(probabilities, out=probabilities)
         total = np.sum(probabilities, axis=axis, keepdims=True)
@@ -141,7 +145,7 @@ class BinaryCrossEntropyWithLogits(Op):
     """
 
     name = "binary_cross_entropy_with_logits"
-    source = "torch.nn.functional.binary_cross_entropy_with_logits"
+    source = "L = <max(x, 0) - x y + log(1 + e^-|x|)>, dL/dx_i = (sigma(x_i) - y_i) / n"
     saves = {"input": ("input", "target"), "target": ("input",)}
 
     def forward(self, input: Array, target: Array) -> Array:

@@ -349,7 +349,8 @@ class BatchNorm(Op):
     shape and dtype. In training the running statistics are moved towards the batch's, in place:
     running = (1 - momentum) running + momentum batch, with the variance unbiased. This is a side effect of the forward
     pass: it happens once, neither again when a checkpoint recomputes nor in :meth:`backward` or :meth:`jacobian`.
-    Keeps its input, and mean and 1/sqrt(variance + eps) of each channel, in float32 at least.
+    Keeps its input, and mean and 1/sqrt(variance + eps) of each channel, in float32 at least; outside of training the
+    running statistics in their place, which are there anyway.
 
     Raises:
         ValueError: no running statistics outside of training, or a single value a channel in training.
@@ -358,7 +359,11 @@ class BatchNorm(Op):
     name = "batch_norm"
     source = "Ioffe & Szegedy 2015, arXiv 1502.03167"
     residuals = ("mean", "rstd")
-    saves = {"input": ("input", "weight", "mean", "rstd"), "weight": ("input", "mean", "rstd"), "bias": ()}
+    saves = {
+        "input": ("input", "weight", "mean", "rstd", "running_mean", "running_var"),
+        "weight": ("input", "mean", "rstd", "running_mean", "running_var"),
+        "bias": (),
+    }
 
     def forward(
         self,
@@ -370,7 +375,7 @@ class BatchNorm(Op):
         training: bool = False,
         momentum: float = 0.1,
         eps: float = 1e-5,
-    ) -> tuple[Array, Array, Array]:
+    ) -> tuple[Array, Array | None, Array | None]:
         form = self._form(input)
         _check_parameters(self.name, form.features, weight, bias)
         if training:
@@ -378,7 +383,8 @@ class BatchNorm(Op):
         else:
             mean, variance = self._running(form, running_mean, running_var, wide(input.dtype))
         rstd = _invert(variance, eps)
-        return _scale_and_shift(input, form, mean, rstd, weight, bias), mean, rstd
+        out = _scale_and_shift(input, form, mean, rstd, weight, bias)
+        return (out, mean, rstd) if training else (out, None, None)
 
     def _of_batch(
         self, x: Array, form: _Form, running_mean: Array | None, running_var: Array | None, momentum: float
@@ -417,9 +423,16 @@ class BatchNorm(Op):
         weight: Array | None,
         mean: Array | None,
         rstd: Array | None,
+        running_mean: Array | None,
+        running_var: Array | None,
         training: bool,
+        eps: float,
     ) -> tuple[Array | None, ...]:
-        gradients = _Gradients(d_out, self._form(d_out), needs, constant=not training)
+        form = self._form(d_out)
+        gradients = _Gradients(d_out, form, needs, constant=not training)
+        if not training and (needs.input or needs.weight):
+            mean, variance = self._running(form, running_mean, running_var, wide(d_out.dtype))
+            rstd = _invert(variance, eps)
         d_input, d_weight, d_bias = gradients.collect(input, weight, mean, rstd)
         return d_input, None, None, d_weight, d_bias
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,12 @@ def _permute(self: Tensor, *dims: Any) -> Any:
     return shape.permute(self, dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims)
 
 
+def _iterate(self: Tensor) -> Iterator[Any]:
+    if not self.ndim:
+        raise TypeError("a tensor without dimensions can't be iterated over")
+    return (indexing.getitem(self, i) for i in range(len(self)))
+
+
 def _install() -> None:
     arithmetic = {
         "add": elementwise.add,
@@ -56,6 +62,7 @@ def _install() -> None:
         "__neg__": elementwise.negative,
         "__abs__": elementwise.absolute,
         "__getitem__": indexing.getitem,
+        "__iter__": _iterate,
         "abs": elementwise.absolute,
         "exp": elementwise.exp,
         "log": elementwise.log,

@@ -23,7 +23,7 @@ class _Reduction(Op):
 
 
 def _axes(dim: Dim, ndim: int) -> tuple[int, ...]:
-    dims = range(ndim) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+    dims = range(ndim) if dim is None else (dim,) if isinstance(dim, (int, np.integer)) else tuple(dim)
     for d in dims:
         if not -ndim <= d < ndim:
             raise ValueError(f"`dim` (={d}) is out of range for an input of {ndim} dimensions")
@@ -70,29 +70,31 @@ class Mean(_Reduction):
 
 
 class Var(_Reduction):
-    """Variance over ``dim``, divided by n - correction. Keeps its input and the mean."""
+    """Variance over ``dim``, divided by n - correction. Keeps its input; the mean is taken again in backward."""
 
     name = "var"
     source = "d(var x)/dx_i = 2 (x_i - mean) / (n - correction)"
-    saves = {"input": ("input", "average")}
-    residuals = ("average",)
+    saves = {"input": ("input",)}
 
-    def forward(self, input: Array, dim: Dim = None, correction: int = 1, keepdim: bool = False) -> tuple[Array, Array]:
+    def forward(self, input: Array, dim: Dim = None, correction: int = 1, keepdim: bool = False) -> Array:
         axes = _axes(dim, input.ndim)
-        average = np.mean(input, axis=axes, keepdims=True, dtype=wide(input.dtype))
-        squares = np.subtract(input, average)
+        squares = _centred(input, axes)
         np.multiply(squares, squares, out=squares)
         total = np.sum(squares, axis=axes, keepdims=keepdim)
         total = np.divide(total, _count(input.shape, dim) - correction)
-        return total.astype(input.dtype), average
+        return total.astype(input.dtype)
 
-    def vjp(self, d_out: Array, input: Array, average: Array, dim: Dim, correction: int) -> Array:
-        d_input = np.subtract(input, average)
+    def vjp(self, d_out: Array, input: Array, dim: Dim, correction: int) -> Array:
+        d_input = _centred(input, _axes(dim, input.ndim))
         np.multiply(d_input, 2 / (_count(input.shape, dim) - correction), out=d_input)
         return np.multiply(d_input, _stretch(d_out, input.shape, dim), out=d_input)
 
     def flops(self, input: Array) -> int:
         return 4 * input.size
+
+
+def _centred(x: Array, axes: tuple[int, ...]) -> Array:
+    return np.subtract(x, np.mean(x, axis=axes, keepdims=True, dtype=wide(x.dtype)))
 
 
 class Max(Op):
@@ -103,14 +105,16 @@ class Max(Op):
     """
 
     name = "max"
-    source = "the gradient goes to the element that was chosen"
+    source = "out = x_k with the largest x_k: d out/dx_i = delta_ik"
     saves = {"input": ("place",)}
     residuals = ("place",)
 
     def forward(
         self, input: Array, dim: int | None = None, keepdim: bool = False, *, keep: bool
     ) -> tuple[Array, Array | None]:
-        axis = None if dim is None else _axes(dim, input.ndim)[0]
+        if dim is not None and not isinstance(dim, (int, np.integer)):
+            raise ValueError(f"`dim` (={dim}) must be one dimension or None, which is all of them")
+        axis = None if dim is None else _axes(int(dim), input.ndim)[0]
         out = np.max(input, axis=axis, keepdims=keepdim)
         if not keep:
             return out, None

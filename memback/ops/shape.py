@@ -23,7 +23,7 @@ class Reshape(_Shape):
     """The same elements in another shape; one dimension may be -1. A view where the layout allows one."""
 
     name = "reshape"
-    source = "np.reshape"
+    source = "out = x, element by element in row-major order: dL/dx = dL/dout in the shape of x"
     saves = {"input": ()}
 
     def forward(self, input: Array, shape: Sequence[int]) -> Array:
@@ -37,7 +37,7 @@ class Transpose(_Shape):
     """Two dimensions exchanged: a view."""
 
     name = "transpose"
-    source = "torch.transpose"
+    source = "out_ij = x_ji, dL/dx_ij = dL/dout_ji"
     saves = {"input": ()}
 
     def forward(self, input: Array, dim0: int, dim1: int) -> Array:
@@ -51,14 +51,14 @@ class Swapaxes(Transpose):
     """Two dimensions exchanged: a view. NumPy's name for transpose(input, dim0, dim1)."""
 
     name = "swapaxes"
-    source = "np.swapaxes"
+    source = "out_ij = x_ji, dL/dx_ij = dL/dout_ji"
 
 
 class Permute(_Shape):
     """All dimensions in a new order: a view."""
 
     name = "permute"
-    source = "torch.permute"
+    source = "dL/dx = dL/dout with its dimensions in the inverse order"
     saves = {"input": ()}
 
     def forward(self, input: Array, dims: Sequence[int]) -> Array:
@@ -75,7 +75,7 @@ class BroadcastTo(_Shape):
     """The values repeated to a larger shape: a view."""
 
     name = "broadcast_to"
-    source = "np.broadcast_to"
+    source = "out_ij = x_j, dL/dx_j = sum_i dL/dout_ij"
     saves = {"input": ()}
 
     def forward(self, input: Array, shape: Sequence[int]) -> Array:
@@ -98,7 +98,7 @@ class Concatenate(_Shape):
     """The inputs one after the other along ``dim``. Their gradients are views of the output's."""
 
     name = "concatenate"
-    source = "torch.cat"
+    source = "dL/dx_k = the part of dL/dout where x_k lies"
     saves = {"tensors": ()}
 
     def forward(self, tensors: Sequence[Array], dim: int = 0) -> Array:
@@ -113,7 +113,7 @@ class Stack(_Shape):
     """The inputs, all of one shape, side by side along a new dimension. Their gradients are views of the output's."""
 
     name = "stack"
-    source = "torch.stack"
+    source = "dL/dx_k = (dL/dout)_k"
     saves = {"tensors": ()}
 
     def forward(self, tensors: Sequence[Array], dim: int = 0) -> Array:
@@ -128,7 +128,7 @@ class Split(_Shape):
     """Parts along ``dim``: views. Each is as long as said, the last may be shorter; or a list says how long each is."""
 
     name = "split"
-    source = "torch.split"
+    source = "dL/dx = the dL/dout_k one after the other, zeros for those without use"
     saves = {"input": ()}
     multiple = True
 

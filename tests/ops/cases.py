@@ -167,26 +167,34 @@ def _two_arguments(name: str, first: Callable[..., Array], second: Callable[...,
     def _(draw: Draw) -> Call:
         shapes = draw.shapes(2)
         x, y = first(draw, *shapes[0]), second(draw, *shapes[1])
-        return call(x, draw.one(y, y, 1.7))
+        return draw.one(call(x, y), call(x, y), call(x, 1.7), call(x, 2), call(0.6, y))
 
 
 _two_arguments("add", Draw.normal, Draw.normal, lambda torch, x, y: x + y)
 _two_arguments("subtract", Draw.normal, Draw.normal, lambda torch, x, y: x - y)
 _two_arguments("multiply", Draw.normal, Draw.normal, lambda torch, x, y: x * y)
 _two_arguments("divide", Draw.normal, Draw.nonzero, lambda torch, x, y: x / y)
-_two_arguments("power", Draw.positive, Draw.normal, lambda torch, x, y: x**y)
 
 
-@case("maximum", lambda torch, x, y: torch.maximum(x, y))
+@case("power", lambda torch, x, exponent: x**exponent)
+def _(draw: Draw) -> Call:
+    x, exponent = draw.shapes(2)
+    if draw.one(True, False):  # a whole exponent, of any number
+        return call(draw.nonzero(*x), draw.one(2, 3, -1, 0, 2.0))
+    return call(draw.one(draw.positive(*x), 1.7), draw.normal(*exponent))
+
+
+@case("maximum", lambda torch, x, y: torch.maximum(x, torch.as_tensor(y, dtype=x.dtype)))
 def _(draw: Draw) -> Call:
     shapes = draw.shapes(2)
-    return call(draw.distinct(*shapes[0]), np.asarray(draw.distinct(*shapes[1]) + 0.01))
+    x, y = draw.distinct(*shapes[0]), np.asarray(draw.distinct(*shapes[1]) + 0.01)
+    return call(x, draw.one(y, y, 0.123))
 
 
 @case("where", lambda torch, condition, x, y: torch.where(condition, x, y))
 def _(draw: Draw) -> Call:
     condition, x, y = draw.shapes(3)
-    return call(np.asarray(draw.normal(*condition) > 0), draw.normal(*x), draw.normal(*y))
+    return call(np.asarray(draw.normal(*condition) > 0), draw.normal(*x), draw.one(draw.normal(*y), 0.5))
 
 
 # -- reductions
@@ -289,6 +297,11 @@ def _(draw: Draw) -> Call:
         (slice(None), draw.integers(columns, 3)),
         (picked, draw.integers(columns, *picked.shape)),
         (slice(0, 1), draw.integers(columns, 2, 2)),
+        (..., draw.integers(2, 3) - 2),
+        [0, -1, 0],
+        (picked, None, 0),
+        (draw.integers(rows, 2, 1), draw.integers(columns, 3)),
+        draw.normal(rows, columns) > 0,
     )
     return call(draw.normal(rows, columns, 2), draw.one(*indices))
 
@@ -467,7 +480,8 @@ def _torch_rotary(torch: Any, x: Any, base: float, offset: int) -> Any:
     length, half = x.shape[-2], x.shape[-1] // 2
     positions = torch.arange(offset, offset + length, dtype=torch.float64)
     angles = torch.outer(positions, base ** (-torch.arange(half, dtype=torch.float64) / half))
-    turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angles), angles)
+    wide = x.double()
+    turned = torch.complex(wide[..., :half], wide[..., half:]) * torch.polar(torch.ones_like(angles), angles)
     return torch.cat([turned.real, turned.imag], -1).to(x.dtype)
 
 
@@ -508,10 +522,10 @@ def _torch_attention(
 ) -> Any:
     if not dropout_p:
         return torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=True
+            q, k, v, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=q.ndim > 2
         )
-    group = q.shape[-3] // k.shape[-3]
-    k, v = (x.repeat_interleave(group, -3) for x in (k, v))
+    if q.ndim > 2:
+        k, v = (x.repeat_interleave(q.shape[-3] // k.shape[-3], -3) for x in (k, v))
     scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
@@ -522,24 +536,30 @@ def _torch_attention(
 
 
 def _heads(draw: Draw) -> tuple[Array, Array, Array]:
-    shared = draw.size(1, 2)
-    batch, heads = draw.size(1, 2), shared * draw.size(1, 2)
+    """Queries, keys and values: one head, several, or batches of them, whose keys groups of heads may share."""
+    shared, group = draw.size(1, 2), draw.size(1, 2)
     length, keys, width = draw.size(), draw.size(), draw.size()
+    before = draw.one((), (shared,), (draw.size(1, 2), shared), (2, draw.size(1, 2), shared))
+    query = (*before[:-1], group * shared) if before else ()
     return (
-        draw.normal(batch, heads, length, width),
-        draw.normal(batch, shared, keys, width),
-        draw.normal(batch, shared, keys, draw.size()),
+        draw.normal(*query, length, width),
+        draw.normal(*before, keys, width),
+        draw.normal(*before, keys, draw.size()),
     )
+
+
+def _attention_mask(draw: Draw, scores: tuple[int, ...]) -> Array | None:
+    """None, numbers or booleans that broadcast to the scores and leave every query a key."""
+    numbers = draw.normal(*draw.one(scores, scores[-2:], (*scores[-3:-2], 1, scores[-1])))
+    seen = numbers > -0.5
+    seen[..., 0] = True
+    return draw.one(None, numbers, seen)
 
 
 @case("scaled_dot_product_attention", _torch_attention)
 def _(draw: Draw) -> Call:
     q, k, v = _heads(draw)
-    scores = (*q.shape[:-1], k.shape[-2])
-    numbers = draw.normal(*draw.one(scores, scores[-2:], (scores[1], 1, scores[-1])))
-    seen = numbers > -0.5
-    seen[..., 0] = True
-    attn_mask = draw.one(None, numbers, seen)
+    attn_mask = _attention_mask(draw, (*q.shape[:-1], k.shape[-2]))
     return call(
         *(q, k, v, attn_mask, draw.one(0.0, 0.4)),
         is_causal=attn_mask is None and draw.one(True, False),
@@ -548,10 +568,16 @@ def _(draw: Draw) -> Call:
     )
 
 
-@case("tiled_attention", lambda torch, q, k, v, block, **kwargs: _torch_attention(torch, q, k, v, **kwargs))
+def _torch_tiled(torch: Any, q: Any, k: Any, v: Any, causal: bool, scale: Any, block: int, attn_mask: Any) -> Any:
+    return _torch_attention(torch, q, k, v, attn_mask, is_causal=causal, scale=scale)
+
+
+@case("tiled_attention", _torch_tiled)
 def _(draw: Draw) -> Call:
-    kwargs = {"is_causal": draw.one(True, False), "scale": draw.one(None, 0.3), "block": draw.size(1, 5)}
-    return Call(_heads(draw), kwargs)
+    q, k, v = _heads(draw)
+    attn_mask = _attention_mask(draw, (*q.shape[:-1], k.shape[-2]))
+    causal = attn_mask is None and draw.one(True, False)
+    return call(q, k, v, causal, draw.one(None, 0.3), draw.size(1, 5), attn_mask)
 
 
 def without_memory(array: Array) -> ShapeArray:

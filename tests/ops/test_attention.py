@@ -64,14 +64,15 @@ def test_a_causal_query_sees_itself_and_what_came_before(rng):
     )
 
 
-def test_a_query_that_sees_nothing_gives_zero_and_has_no_gradient(rng):
+@pytest.mark.parametrize("op", [attention, tiled_attention])
+def test_a_query_that_sees_nothing_gives_zero_and_has_no_gradient(op, rng):
     q, k, v = three(rng)
     mask = np.ones((5, 7), bool)
     mask[2] = False
-    out = attention(q, k, v, mask)
+    out = op(q, k, v, attn_mask=mask)
     assert not out[:, :, 2].any()
     assert np.isfinite(out).all()
-    grads = attention.backward(out, q, k, v, mask)
+    grads = op.backward(out, q, k, v, attn_mask=mask)
     assert not grads[0][:, :, 2].any()
     assert all(np.isfinite(g).all() for g in grads[:3])
 
@@ -103,21 +104,23 @@ def test_tiled_attention_keeps_bytes_that_grow_linearly_with_the_length():
     assert kept(192) == 3 * kept(64)
 
 
-@pytest.mark.parametrize("is_causal", [False, True])
-def test_tiled_attention_never_makes_scores_of_full_length(is_causal):
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"attn_mask": "padding"}], ids=str)
+def test_tiled_attention_never_makes_scores_of_full_length(options):
     length, width = 2**17, 64
     x = ShapeArray.argument((1, 1, length, width))
+    if "attn_mask" in options:
+        options = {"attn_mask": ShapeArray.argument((1, 1, 1, length), "bool")}
     memory = dry_memory()
     before = memory.live
     memory.reset_peak()
-    out, lse = tiled_attention.forward(x, x, x, is_causal)
+    out, lse = tiled_attention.forward(x, x, x, **options)
     assert memory.peak - before < out.nbytes + lse.nbytes + 2**20
-    saving = tiled_attention.saving(0b111, 3)
-    kept = tiled_attention.arguments(saving, tiled_attention.bind((x, x, x, is_causal), {}), out, (lse,))
+    saving = tiled_attention.saving(0b111, 4)
+    kept = tiled_attention.arguments(saving, tiled_attention.bind((x, x, x), options), out, (lse,))
     before = memory.live
     memory.reset_peak()
     grads = tiled_attention.vjp(ShapeArray.argument(out.shape), *kept)
-    assert memory.peak - before < sum(g.nbytes for g in grads) + 2**20
+    assert memory.peak - before < sum(g.nbytes for g in grads[:3]) + 2**20
 
 
 def test_plain_attention_needs_the_scores_of_one_head_besides_what_it_keeps():
@@ -185,8 +188,30 @@ def test_tiled_attention_equals_plain_attention_at_any_length(length, keys, bloc
     np.testing.assert_allclose(out, attention(q, k, v, is_causal=is_causal), atol=1e-12)
     d_out = rng.normal(size=out.shape)
     tiled = tiled_attention.backward(d_out, q, k, v, is_causal, block=block)
-    plain = attention.backward(d_out, q, k, v, is_causal=is_causal)[:3]
-    for one, other in zip(tiled, plain, strict=True):
+    plain = attention.backward(d_out, q, k, v, is_causal=is_causal)
+    for one, other in zip(tiled[:3], plain[:3], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+@given(
+    length=st.integers(1, 20),
+    keys=st.integers(1, 20),
+    block=st.integers(1, 25),
+    numbers=st.booleans(),
+    spread=st.sampled_from([(2, 4), (2, 1), (1, 4), (), (1,)]),
+    seed=st.integers(0, 100),
+)
+def test_masked_tiles_equal_plain_attention_whatever_they_hide(length, keys, block, numbers, spread, seed):
+    rng = np.random.default_rng(seed)
+    q, k, v = three(rng, length, keys)
+    mask = rng.normal(size=(*spread, length, keys))
+    if not numbers:
+        mask = mask > 0.3  # some queries see nothing at all
+    out = tiled_attention(q, k, v, attn_mask=mask, block=block)
+    np.testing.assert_allclose(out, attention(q, k, v, mask), atol=1e-12)
+    d_out = rng.normal(size=out.shape)
+    tiled = tiled_attention.backward(d_out, q, k, v, attn_mask=mask, block=block)
+    for one, other in zip(tiled[:3], attention.backward(d_out, q, k, v, mask)[:3], strict=True):
         np.testing.assert_allclose(one, other, atol=1e-12)
 
 
@@ -221,6 +246,8 @@ def test_heads_and_batches_are_optional(op, rng):
         (lambda q, k, v: attention(q, k, v[..., :5, :]), r"attention needs query .* their shapes are"),
         (lambda q, k, v: tiled_attention(q[:, :3], k, v), r"heads \(=3\) must be divisible by the key's \(=2\)"),
         (lambda q, k, v: attention(q, k, v, np.ones((5, 7), bool), is_causal=True), "exclude each other"),
+        (lambda q, k, v: tiled_attention(q, k, v, True, attn_mask=np.ones((5, 7), bool)), "exclude each other"),
+        (lambda q, k, v: tiled_attention(q, k, v, attn_mask=np.ones((5, 6), bool)), r"\(5, ?6\)"),
         (lambda q, k, v: attention(q, k, v, dropout_p=2), r"probability \(=2\) must lie between 0 and 1"),
         (lambda q, k, v: tiled_attention(q, k, v, block=0), r"`block` \(=0\) must be at least 1"),
     ],

@@ -21,6 +21,7 @@ NUMPYS_OWN = 2**18
 """Bytes of the buffers that NumPy itself works with inside of one function, whatever the arrays' size."""
 
 IMAGES, SEQUENCES, WEIGHT = (6, 16, 64, 64), (2, 4, 400, 32), (16, 8, 3, 3)
+SHORT = (1, 2, 200, 32)
 CALLS = {
     "layer_norm": (layer_norm, (IMAGES, (64, 64), (64, 64), (64, 64)), {}),
     "rms_norm": (rms_norm, (IMAGES, 64, (64,)), {}),
@@ -35,6 +36,8 @@ CALLS = {
     "attention": (scaled_dot_product_attention, (SEQUENCES,) * 3, {"dropout_p": 0.1, "is_causal": True}),
     "attention with a key": (scaled_dot_product_attention, (SEQUENCES,) * 3, {"dropout_p": 0.1, "mask": "seed"}),
     "tiled attention": (tiled_attention, (SEQUENCES,) * 3, {"is_causal": True}),
+    "masked attention": (scaled_dot_product_attention, (SHORT,) * 3, {"attn_mask": (200, 200)}),
+    "masked tiles": (tiled_attention, (SHORT,) * 3, {"attn_mask": (200, 200)}),
     "rotary": (rotary, (SEQUENCES,), {}),
 }
 """Op, its arguments with shapes in the place of inputs, and its keyword arguments."""
