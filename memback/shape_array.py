@@ -397,31 +397,61 @@ def _loop(ufunc: np.ufunc, kinds: tuple[Any, ...], dtype: Any = None) -> _Loop:
     return _Loop(inputs, outputs, any(isinstance(kind, np.dtype) and kind != wanted for kind, wanted in pairs))
 
 
-def _convert_in_pieces(made: Any, operands: Iterable[Any], wanted: Iterable[np.dtype[Any]]) -> None:
-    """NumPy converts operands of a loop over the elements of ``made`` by way of buffers.
+def _take_buffers(operands: Sequence[Any], wanted: Sequence[np.dtype[Any]], shape: tuple[int, ...]) -> None:
+    """Count the buffers through which NumPy passes some operands of a loop over ``shape``, ``wanted`` their types."""
+    layouts = tuple(
+        [
+            (o.shape, o.strides, o.dtype.itemsize, dtype.itemsize, o.dtype != dtype)
+            for o, dtype in zip(operands, wanted, strict=True)
+            if getattr(o, "size", 1) > 1
+        ]
+    )
+    _for_a_moment(_buffer_bytes(layouts, shape))
 
-    Where one operand has a buffer, so have those that begin again within it (a broadcast row).
+
+@lru_cache(maxsize=4096)
+def _buffer_bytes(layouts: tuple[tuple[Any, ...], ...], shape: tuple[int, ...]) -> int:
+    """Bytes of those buffers (as of NumPy 2.3; older versions have fewer).
+
+    An operand has one if it is converted, or if its elements do not lie at one distance from each other for as long as
+    a buffer is (a broadcast row, a part of each row). The length, at most ``np.getbufsize()``, is the one for which
+    (1 + buffers) / length is the least.
     """
-    pairs = [(o, dtype) for o, dtype in zip(operands, wanted, strict=True) if getattr(o, "size", 1) > 1]
-    if any(o.dtype != dtype for o, dtype in pairs):
-        length = np.getbufsize()
-        itemsizes = [dtype.itemsize for o, dtype in pairs if o.dtype != dtype or 2 * _stretch(o, made.shape) <= length]
-        _for_a_moment(min(made.size, length) * sum(itemsizes))
+    if not layouts:
+        return 0
+    strides = [_broadcast_strides(shape, *layout[:2]) for layout in layouts]
+    order = _order(_elementwise_result, tuple((tuple(min(n, 2) for n in shape), _ranks(s)) for s in strides))
+    stretches = [
+        0 if converted else _stretch(shape, s, order) for s, (*_, converted) in zip(strides, layouts, strict=True)
+    ]
+    length = min(_lengths(shape, order), key=lambda n: ((1 + sum(s < n for s in stretches)) / n, n))
+    return length * sum(layout[3] for layout, s in zip(layouts, stretches, strict=True) if s < length)
 
 
-def _stretch(operand: Any, shape: tuple[int, ...]) -> float:
-    """How many elements of a loop over ``shape`` go by before an operand that is broadcast to it begins again."""
-    lead = len(shape) - len(operand.shape)
-    strides = (0,) * lead + tuple([0 if n == 1 else s for n, s in zip(operand.shape, operand.strides, strict=True)])
-    if all(s != 0 or n == 1 for s, n in zip(strides, shape, strict=True)):
-        return math.inf
+def _lengths(shape: tuple[int, ...], order: tuple[int, ...]) -> list[int]:
+    """Lengths that a buffer can have: of some of the inner dimensions, and a part of the next."""
+    most, inner, lengths = np.getbufsize(), 1, [1]
+    for d in reversed(order):
+        if 1 < shape[d] and inner <= most:
+            lengths.append(inner * min(shape[d], most // inner))
+            inner *= shape[d]
+    return lengths
+
+
+def _broadcast_strides(shape: tuple[int, ...], own: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
+    lead = len(shape) - len(own)
+    return (0,) * lead + tuple([0 if n == 1 else s for n, s in zip(own, strides, strict=True)])
+
+
+def _stretch(shape: tuple[int, ...], strides: tuple[int, ...], order: tuple[int, ...]) -> float:
+    """How many elements of a loop lie at one distance from each other; infinity if all of them do."""
     length, following = 1, None
-    for n, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if n != 1:
-            if following not in (None, stride):
-                break
-            length, following = length * n, stride * n
-    return length
+    for d in reversed(order):
+        if shape[d] != 1:
+            if following not in (None, strides[d]):
+                return length
+            length, following = length * shape[d], strides[d] * shape[d]
+    return math.inf
 
 
 def _for_a_moment(count: int) -> None:
@@ -434,9 +464,13 @@ def _for_a_moment(count: int) -> None:
 def _miniature(array: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shape and strides of the smallest array that is laid out like ``array``."""
     shape, strides = shape_of(array), getattr(array, "strides", ())
+    return tuple([min(n, 2) for n in shape]), _ranks(strides)
+
+
+def _ranks(strides: tuple[int, ...]) -> tuple[int, ...]:
+    """Small strides in the same order of size."""
     ranks = {stride: 8 * 4**rank for rank, stride in enumerate(sorted({abs(s) for s in strides if s}))}
-    small = tuple([min(n, 2) for n in shape])
-    return small, tuple([ranks.get(abs(s), 0) for s in strides])
+    return tuple([ranks.get(abs(s), 0) for s in strides])
 
 
 @lru_cache(maxsize=4096)
@@ -507,21 +541,28 @@ def _elementwise(ufunc: np.ufunc, inputs: tuple[Any, ...], out: Any, kwargs: dic
     loop = _loop(ufunc, tuple(map(_kind, inputs)), kwargs.get("dtype"))
     if out is None:
         results = tuple([like_operands(inputs, shape, dtype) for dtype in loop.outputs])
-        if loop.converts:
-            _convert_in_pieces(results[0], inputs, loop.inputs)
+        if loop.converts or not _all_go_on(inputs, shape):
+            _take_buffers(inputs, loop.inputs, shape)
         return results[0] if len(results) == 1 else results
-    converts = loop.converts
-    for target, dtype in zip(out, loop.outputs, strict=True):
-        if target is not None:
-            _check_out(ufunc.__name__, target, shape, dtype, kwargs.get("casting", "same_kind"))
-            converts = converts or target.dtype != dtype
     results = tuple(
-        like_operands(inputs, shape, dtype) if target is None else target
-        for target, dtype in zip(out, loop.outputs, strict=True)
+        [
+            like_operands(inputs, shape, dtype) if target is None else target
+            for target, dtype in zip(out, loop.outputs, strict=True)
+        ]
     )
-    if converts:
-        _convert_in_pieces(results[0], (*inputs, *results), (*loop.inputs, *loop.outputs))
+    converts = loop.converts
+    for target, dtype in zip(results, loop.outputs, strict=True):
+        _check_out(ufunc.__name__, target, shape, dtype, kwargs.get("casting", "same_kind"))
+        converts = converts or target.dtype != dtype
+    shape = results[0].shape
+    if converts or not _all_go_on((*inputs, *results), shape):
+        _take_buffers((*inputs, *results), (*loop.inputs, *loop.outputs), shape)
     return results[0] if len(results) == 1 else results
+
+
+def _all_go_on(operands: Iterable[Any], shape: tuple[int, ...]) -> bool:
+    """Whether all operands lie row by row, or are but one element."""
+    return all([_is_plain(x) and (shape_of(x) == shape or getattr(x, "size", 1) == 1) for x in operands])
 
 
 def _check_out(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], casting: Any = "same_kind") -> None:
@@ -592,8 +633,8 @@ def _reduce(
     else:
         axis = _axes(axis, len(x.shape))
         made = _laid_out(np.add.reduce, (x,), shape, given, axis=axis, keepdims=keepdims is True)
-    if x.dtype != read:
-        _convert_in_pieces(x, (x,), (read,))
+    if x.dtype != read or (made.size == 1 and not x.contiguous):
+        _take_buffers((x,), (read,), x.shape)
     return made
 
 
@@ -753,7 +794,7 @@ def _where(condition: Any, *choices: Any) -> Any:
     operands = (condition, *choices)
     dtype = np.result_type(*[c.dtype if hasattr(c, "dtype") else c for c in choices])
     made = like_operands(operands, broadcast(*map(shape_of, operands)), dtype)
-    _convert_in_pieces(made, operands, (np.dtype(bool), dtype, dtype))
+    _take_buffers(operands, (np.dtype(bool), dtype, dtype), made.shape)
     return made
 
 
