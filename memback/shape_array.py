@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -91,7 +91,10 @@ class ShapeArray(NDArrayOperatorsMixin):
     :class:`NoValuesError`.
     """
 
-    __slots__ = ("__weakref__", "_memory", "base", "dtype", "nbytes", "shape", "size", "strides")
+    __slots__ = ("__weakref__", "_memory", "base", "contiguous", "dtype", "nbytes", "shape", "size", "strides")
+
+    contiguous: bool
+    """Whether the elements lie row by row without gaps."""
 
     def __init__(
         self,
@@ -100,31 +103,34 @@ class ShapeArray(NDArrayOperatorsMixin):
         strides: tuple[int, ...] | None = None,
         base: ShapeArray | None = None,
     ) -> None:
+        self._memory: DryMemory | None = None
+        self._describe(shape, dtype)
         self.base = base
-        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        self.dtype = np.dtype(dtype)
-        self.size = math.prod(self.shape)
-        self.nbytes = self.size * self.dtype.itemsize
-        self.strides = row_major(self.shape, self.dtype.itemsize) if strides is None else strides
+        if strides is not None:
+            self.strides = strides
+            self.contiguous = is_row_major(self.shape, strides, self.dtype.itemsize)
         if base is None:
             self._memory = _local.memory
             self._memory.allocate(self.nbytes)
+
+    def _describe(self, shape: int | Sequence[int], dtype: Any) -> None:
+        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.dtype = np.dtype(dtype)
+        self.strides, self.size = _rows(self.shape, self.dtype.itemsize)
+        self.nbytes = self.size * self.dtype.itemsize
+        self.contiguous = True
 
     @classmethod
     def argument(cls, shape: int | Sequence[int], dtype: Any = "float32") -> ShapeArray:
         """An array that counts nowhere: it stands for memory that is there before the step."""
         array = cls.__new__(cls)
-        array._memory = DryMemory()
+        array._memory = None
+        array._describe(shape, dtype)
         array.base = None
-        array.shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        array.dtype = np.dtype(dtype)
-        array.size = math.prod(array.shape)
-        array.nbytes = array.size * array.dtype.itemsize
-        array.strides = row_major(array.shape, array.dtype.itemsize)
         return array
 
     def __del__(self) -> None:
-        if self.base is None:
+        if self._memory is not None:
             self._memory.free(self.nbytes)
 
     # -- what an ndarray also has
@@ -143,11 +149,6 @@ class ShapeArray(NDArrayOperatorsMixin):
     def T(self) -> ShapeArray:
         """The transpose, a view."""
         return self.transpose()
-
-    @property
-    def contiguous(self) -> bool:
-        """Whether the elements lie row by row without gaps."""
-        return is_row_major(self.shape, self.strides, self.dtype.itemsize)
 
     def view_as(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> ShapeArray:
         """A view of the same buffer."""
@@ -334,16 +335,25 @@ class _uncounted:
 # -- shapes, strides and dtypes
 
 
-def row_major(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
-    """Strides of an array whose rows lie one after the other."""
+@lru_cache(maxsize=8192)
+def _rows(shape: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], int]:
+    """Strides of an array whose rows lie one after the other, and its size."""
+    if any(n < 0 for n in shape):
+        raise ValueError(f"negative dimensions are not allowed: {shape}")
     strides, step = [], itemsize
     for n in reversed(shape):
         strides.append(step)
         step *= max(n, 1)
-    return tuple(reversed(strides))
+    return tuple(reversed(strides)), math.prod(shape)
 
 
-def is_row_major(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> bool:
+def row_major(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Strides of an array whose rows lie one after the other."""
+    return _rows(shape, itemsize)[0]
+
+
+@lru_cache(maxsize=8192)
+def is_row_major(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
     """Whether an array's elements lie row by row without gaps (strides of dimensions of size 1 do not matter)."""
     step = itemsize
     for n, stride in zip(reversed(shape), reversed(strides), strict=True):
@@ -432,7 +442,7 @@ def _lengths(shape: tuple[int, ...], order: tuple[int, ...]) -> list[int]:
     """Lengths that a buffer can have: of some of the inner dimensions, and a part of the next."""
     most, inner, lengths = np.getbufsize(), 1, [1]
     for d in reversed(order):
-        if 1 < shape[d] and inner <= most:
+        if shape[d] > 1 and inner <= most:
             lengths.append(inner * min(shape[d], most // inner))
             inner *= shape[d]
     return lengths
@@ -537,11 +547,12 @@ def _strides_in_order(shape: tuple[int, ...], order: Sequence[int], itemsize: in
 
 
 def _elementwise(ufunc: np.ufunc, inputs: tuple[Any, ...], out: Any, kwargs: dict[str, Any]) -> Any:
-    shape = broadcast(*[shape_of(x) for x in inputs])
     loop = _loop(ufunc, tuple(map(_kind, inputs)), kwargs.get("dtype"))
+    shape, simple = _common(inputs)
     if out is None:
-        results = tuple([like_operands(inputs, shape, dtype) for dtype in loop.outputs])
-        if loop.converts or not _all_go_on(inputs, shape):
+        make = ShapeArray if simple else partial(like_operands, inputs)
+        results = tuple([make(shape, dtype) for dtype in loop.outputs])
+        if loop.converts or not simple:
             _take_buffers(inputs, loop.inputs, shape)
         return results[0] if len(results) == 1 else results
     results = tuple(
@@ -553,16 +564,27 @@ def _elementwise(ufunc: np.ufunc, inputs: tuple[Any, ...], out: Any, kwargs: dic
     converts = loop.converts
     for target, dtype in zip(results, loop.outputs, strict=True):
         _check_out(ufunc.__name__, target, shape, dtype, kwargs.get("casting", "same_kind"))
+        simple = simple and target.shape == shape and _is_plain(target)
         converts = converts or target.dtype != dtype
-    shape = results[0].shape
-    if converts or not _all_go_on((*inputs, *results), shape):
-        _take_buffers((*inputs, *results), (*loop.inputs, *loop.outputs), shape)
+    if converts or not simple:
+        _take_buffers((*inputs, *results), (*loop.inputs, *loop.outputs), results[0].shape)
     return results[0] if len(results) == 1 else results
 
 
-def _all_go_on(operands: Iterable[Any], shape: tuple[int, ...]) -> bool:
-    """Whether all operands lie row by row, or are but one element."""
-    return all([_is_plain(x) and (shape_of(x) == shape or getattr(x, "size", 1) == 1) for x in operands])
+def _common(operands: Sequence[Any]) -> tuple[tuple[int, ...], bool]:
+    """The shape to which operands broadcast, and whether they are plain numbers or lie row by row in that shape."""
+    shape: tuple[int, ...] = ()
+    simple = True
+    for operand in operands:
+        own = shape_of(operand)
+        if own == ():
+            continue
+        simple = simple and _is_plain(operand)
+        if shape == ():
+            shape = own
+        elif own != shape:
+            shape, simple = _broadcast((shape, own)), False
+    return shape, simple
 
 
 def _check_out(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], casting: Any = "same_kind") -> None:
