@@ -30,8 +30,12 @@ def is_array(value: object) -> bool:
 def root(array: Array) -> Buffer:
     """The array that owns the allocation which ``array`` keeps alive: ``.base`` followed to the end."""
     base = array.base
-    while is_array(base):
-        array, base = base, base.base  # type: ignore[assignment, union-attr]
+    while base is not None:
+        if is_array(base):
+            array = base
+        elif not is_array(getattr(base, "base", None)):  # as_strided puts an object in between that only refers on
+            break
+        base = base.base
     return array
 
 

@@ -22,6 +22,7 @@ import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from memback import tape as engine
@@ -36,6 +37,13 @@ Category: TypeAlias = Literal["saved", "gradients", "recomputed", "outputs"]
 Phase: TypeAlias = Literal["forward", "backward", "recompute", "update"]
 
 CATEGORIES: tuple[Category, ...] = ("saved", "gradients", "recomputed", "outputs")
+
+
+@lru_cache
+def _name_of(dtype: Any) -> str:
+    """NumPy puts a type's name together anew each time."""
+    name: str = dtype.name
+    return name
 
 
 @dataclass(slots=True, eq=False)
@@ -270,7 +278,7 @@ class Ledger(Observer):
         else:
             self.flops += flops
         number = 0 if repeated else self._count(call.path, call.op.name)
-        row = Row(call.path, call.op.name, number, out.shape, out.dtype.name, call.site, flops, seconds)
+        row = Row(call.path, call.op.name, number, out.shape, _name_of(out.dtype), call.site, flops, seconds)
         row.recomputed = call.tape is not None and call.tape.reruns(call.node)
         if not repeated:
             self.rows.append(row)
@@ -339,7 +347,7 @@ class Ledger(Observer):
         key = id(buffer)
         account = self._accounts.get(key)
         if account is None:
-            owner = Row(node.path, node.name, 0, grad.shape, grad.dtype.name, node.site)
+            owner = Row(node.path, node.name, 0, grad.shape, _name_of(grad.dtype), node.site)
             account = self._open(
                 key, buffer, owner, f"gradient from {node.name}" + (f" ({node.path})" if node.path else "")
             )

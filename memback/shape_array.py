@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from itertools import pairwise
-from typing import Any
+from functools import lru_cache, partial
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
@@ -21,11 +21,15 @@ from numpy.lib.stride_tricks import as_strided
 
 from memback.errors import MembackError
 
-__all__ = ["DryMemory", "NoValuesError", "ShapeArray", "dry_memory", "is_shape_array"]
+__all__ = ["DryMemory", "NoValuesError", "ShapeArray", "UnsupportedError", "dry_memory", "is_shape_array"]
 
 
 class NoValuesError(MembackError, TypeError):
     """A dry run needed a value, or met a function that it does not know."""
+
+
+class UnsupportedError(NoValuesError, AttributeError):
+    """An attribute that real arrays have, and arrays without memory have not."""
 
 
 class DryMemory:
@@ -50,6 +54,10 @@ class DryMemory:
     def reset_peak(self) -> None:
         """Count the peak from now on."""
         self.peak = self.live
+
+
+_METHODS = frozenset({"all", "any", "argmax", "argmin", "clip", "cumprod", "cumsum", "diagonal", "max", "mean", "min"})
+_METHODS |= {"prod", "repeat", "squeeze", "std", "sum", "take", "var"}
 
 
 class _Local(threading.local):
@@ -83,7 +91,10 @@ class ShapeArray(NDArrayOperatorsMixin):
     :class:`NoValuesError`.
     """
 
-    __slots__ = ("__weakref__", "_memory", "base", "dtype", "nbytes", "shape", "size", "strides")
+    __slots__ = ("__weakref__", "_memory", "base", "contiguous", "dtype", "nbytes", "shape", "size", "strides")
+
+    contiguous: bool
+    """Whether the elements lie row by row without gaps."""
 
     def __init__(
         self,
@@ -92,31 +103,34 @@ class ShapeArray(NDArrayOperatorsMixin):
         strides: tuple[int, ...] | None = None,
         base: ShapeArray | None = None,
     ) -> None:
+        self._memory: DryMemory | None = None
+        self._describe(shape, dtype)
         self.base = base
-        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        self.dtype = np.dtype(dtype)
-        self.size = math.prod(self.shape)
-        self.nbytes = self.size * self.dtype.itemsize
-        self.strides = row_major(self.shape, self.dtype.itemsize) if strides is None else strides
+        if strides is not None:
+            self.strides = strides
+            self.contiguous = is_row_major(self.shape, strides, self.dtype.itemsize)
         if base is None:
             self._memory = _local.memory
             self._memory.allocate(self.nbytes)
+
+    def _describe(self, shape: int | Sequence[int], dtype: Any) -> None:
+        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.dtype = np.dtype(dtype)
+        self.strides, self.size = _rows(self.shape, self.dtype.itemsize)
+        self.nbytes = self.size * self.dtype.itemsize
+        self.contiguous = True
 
     @classmethod
     def argument(cls, shape: int | Sequence[int], dtype: Any = "float32") -> ShapeArray:
         """An array that counts nowhere: it stands for memory that is there before the step."""
         array = cls.__new__(cls)
-        array._memory = DryMemory()
+        array._memory = None
+        array._describe(shape, dtype)
         array.base = None
-        array.shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        array.dtype = np.dtype(dtype)
-        array.size = math.prod(array.shape)
-        array.nbytes = array.size * array.dtype.itemsize
-        array.strides = row_major(array.shape, array.dtype.itemsize)
         return array
 
     def __del__(self) -> None:
-        if self.base is None:
+        if self._memory is not None:
             self._memory.free(self.nbytes)
 
     # -- what an ndarray also has
@@ -135,11 +149,6 @@ class ShapeArray(NDArrayOperatorsMixin):
     def T(self) -> ShapeArray:
         """The transpose, a view."""
         return self.transpose()
-
-    @property
-    def contiguous(self) -> bool:
-        """Whether the elements lie row by row without gaps."""
-        return is_row_major(self.shape, self.strides, self.dtype.itemsize)
 
     def view_as(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> ShapeArray:
         """A view of the same buffer."""
@@ -172,6 +181,17 @@ class ShapeArray(NDArrayOperatorsMixin):
 
     def __int__(self) -> int:
         raise self._no_value("int()")
+
+    def __complex__(self) -> complex:
+        raise self._no_value("complex()")
+
+    def __contains__(self, value: object) -> bool:
+        raise self._no_value("`in`")
+
+    def __format__(self, spec: str) -> str:
+        if spec:
+            raise self._no_value("formatting")
+        return repr(self)
 
     def __index__(self) -> int:
         raise self._no_value("an index")
@@ -207,16 +227,22 @@ class ShapeArray(NDArrayOperatorsMixin):
 
     # -- methods
 
-    def astype(self, dtype: Any, copy: bool = True, **_: Any) -> ShapeArray:
+    def astype(
+        self, dtype: Any, order: str = "K", casting: str = "unsafe", subok: bool = True, copy: bool = True
+    ) -> ShapeArray:
         """A copy of another type (itself where ``copy`` is False and the type is the same)."""
         dtype = np.dtype(dtype)
         if not copy and dtype == self.dtype:
             return self
-        return like_operands((self,), self.shape, dtype)
+        return _copy_of(self, dtype, order)
 
     def copy(self, order: str = "C") -> ShapeArray:
         """A copy with a buffer of its own."""
-        return ShapeArray(self.shape, self.dtype)
+        return _copy_of(self, None, order)
+
+    def flatten(self, order: str = "C") -> ShapeArray:
+        """One dimension, in a buffer of its own."""
+        return ShapeArray((self.size,), self.dtype)
 
     def reshape(self, *shape: Any, **_: Any) -> ShapeArray:
         """A view where the layout allows one, else a copy, as in NumPy."""
@@ -232,21 +258,39 @@ class ShapeArray(NDArrayOperatorsMixin):
         """A view with two dimensions exchanged."""
         return _swapaxes(self, a, b)
 
-    def ravel(self, *_: Any) -> ShapeArray:
+    def ravel(self, order: str = "C") -> ShapeArray:
         """One dimension: a view where the layout allows one."""
-        return _reshape(self, (-1,))
+        return _ravel(self, order)
 
-    def sum(self, *args: Any, **kwargs: Any) -> ShapeArray:
-        """As ``np.sum``."""
-        return np.sum(self, *args, **kwargs)
+    if TYPE_CHECKING:
 
-    def mean(self, *args: Any, **kwargs: Any) -> ShapeArray:
-        """As ``np.mean``."""
-        return np.mean(self, *args, **kwargs)
+        def all(self, *args: Any, **kwargs: Any) -> Any: ...
+        def any(self, *args: Any, **kwargs: Any) -> Any: ...
+        def argmax(self, *args: Any, **kwargs: Any) -> Any: ...
+        def argmin(self, *args: Any, **kwargs: Any) -> Any: ...
+        def clip(self, *args: Any, **kwargs: Any) -> Any: ...
+        def cumprod(self, *args: Any, **kwargs: Any) -> Any: ...
+        def cumsum(self, *args: Any, **kwargs: Any) -> Any: ...
+        def diagonal(self, *args: Any, **kwargs: Any) -> Any: ...
+        def max(self, *args: Any, **kwargs: Any) -> Any: ...
+        def mean(self, *args: Any, **kwargs: Any) -> Any: ...
+        def min(self, *args: Any, **kwargs: Any) -> Any: ...
+        def prod(self, *args: Any, **kwargs: Any) -> Any: ...
+        def repeat(self, *args: Any, **kwargs: Any) -> Any: ...
+        def squeeze(self, *args: Any, **kwargs: Any) -> Any: ...
+        def std(self, *args: Any, **kwargs: Any) -> Any: ...
+        def sum(self, *args: Any, **kwargs: Any) -> Any: ...
+        def take(self, *args: Any, **kwargs: Any) -> Any: ...
+        def var(self, *args: Any, **kwargs: Any) -> Any: ...
 
-    def max(self, *args: Any, **kwargs: Any) -> ShapeArray:
-        """As ``np.max``."""
-        return np.max(self, *args, **kwargs)
+    def __getattr__(self, name: str) -> Any:
+        """Methods that are functions of the same name; for what else an array has, a clear refusal."""
+        function = _functions.get(getattr(np, name)) if name in _METHODS else None
+        if function is not None:
+            return partial(function, self)
+        if hasattr(np.ndarray, name) and not name.startswith("__"):
+            raise UnsupportedError(f"ndarray.{name} is not supported on arrays without memory")
+        raise AttributeError(f"'ShapeArray' object has no attribute {name!r}")
 
     def fill(self, value: Any) -> None:
         """Sets every element; nothing to do."""
@@ -263,16 +307,19 @@ class ShapeArray(NDArrayOperatorsMixin):
         elif method == "reduce":
             return _reduce(ufunc, inputs[0], out=None if out is None else out[0], **kwargs)
         elif method == "at":
-            return None
+            return inputs[0].__setitem__(inputs[1], inputs[2] if len(inputs) > 2 else 0)
         raise NoValuesError(f"np.{ufunc.__name__}.{method} is not supported on arrays without memory")
 
     def __array_function__(self, func: Callable[..., Any], types: Any, args: Any, kwargs: Any) -> Any:
         handler = _functions.get(func)
         if handler is None:
-            raise NoValuesError(
-                f"np.{func.__name__} is not supported on arrays without memory; memback.shape_array lists what is"
-            )
+            raise NoValuesError(f"{_name_of(func)} is not supported on arrays without memory")
         return handler(*args, **kwargs)
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    module = getattr(function, "__module__", "numpy").partition(".")[2]
+    return f"np.{module}.{function.__name__}" if module in ("linalg", "fft") else f"np.{function.__name__}"
 
 
 class _uncounted:
@@ -288,22 +335,31 @@ class _uncounted:
 # -- shapes, strides and dtypes
 
 
-def row_major(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
-    """Strides of an array whose rows lie one after the other."""
+@lru_cache(maxsize=8192)
+def _rows(shape: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], int]:
+    """Strides of an array whose rows lie one after the other, and its size."""
+    if any(n < 0 for n in shape):
+        raise ValueError(f"negative dimensions are not allowed: {shape}")
     strides, step = [], itemsize
     for n in reversed(shape):
         strides.append(step)
         step *= max(n, 1)
-    return tuple(reversed(strides))
+    return tuple(reversed(strides)), math.prod(shape)
 
 
-def is_row_major(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> bool:
+def row_major(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Strides of an array whose rows lie one after the other."""
+    return _rows(shape, itemsize)[0]
+
+
+@lru_cache(maxsize=8192)
+def is_row_major(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
     """Whether an array's elements lie row by row without gaps (strides of dimensions of size 1 do not matter)."""
     step = itemsize
     for n, stride in zip(reversed(shape), reversed(strides), strict=True):
         if n != 1:
             if stride != step:
-                return n == 0
+                return 0 in shape
             step *= n
     return True
 
@@ -332,44 +388,144 @@ def _kind(value: Any) -> Any:
     return value.dtype if hasattr(value, "dtype") else type(value)
 
 
-def _sample(kind: Any) -> Any:
-    return np.empty(0, kind) if isinstance(kind, np.dtype) else kind(1)
+class _Loop(NamedTuple):
+    """The types in which a universal function works on operands of given types."""
+
+    inputs: tuple[np.dtype[Any], ...]
+    outputs: tuple[np.dtype[Any], ...]
+    converts: bool
+    """Whether an input is of another type."""
 
 
 @lru_cache(maxsize=4096)
-def _result_dtypes(ufunc: np.ufunc, kinds: tuple[Any, ...], dtype: Any) -> tuple[np.dtype[Any], ...]:
-    kwargs = {} if dtype is None else {"dtype": dtype}
-    results = ufunc(*map(_sample, kinds), **kwargs)
-    return tuple(r.dtype for r in (results if isinstance(results, tuple) else (results,)))
+def _loop(ufunc: np.ufunc, kinds: tuple[Any, ...], dtype: Any = None) -> _Loop:
+    operands = tuple(np.dtype(bool) if kind is bool else kind for kind in kinds)
+    asked: Any = {} if dtype is None else {"signature": (None,) * ufunc.nin + (np.dtype(dtype),) * ufunc.nout}
+    found = ufunc.resolve_dtypes((*operands, *(None,) * ufunc.nout), **asked)
+    inputs, outputs = found[: ufunc.nin], found[ufunc.nin :]
+    pairs = zip(operands, inputs, strict=True)
+    return _Loop(inputs, outputs, any(isinstance(kind, np.dtype) and kind != wanted for kind, wanted in pairs))
 
 
-def _miniature(array: Any, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shape and strides of the smallest array that is laid out like ``array`` in relation to others."""
+def _take_buffers(operands: Sequence[Any], wanted: Sequence[np.dtype[Any]], shape: tuple[int, ...]) -> None:
+    """Count the buffers through which NumPy passes some operands of a loop over ``shape``, ``wanted`` their types."""
+    layouts = tuple(
+        [
+            (o.shape, o.strides, o.dtype.itemsize, dtype.itemsize, o.dtype != dtype)
+            for o, dtype in zip(operands, wanted, strict=True)
+            if getattr(o, "size", 1) > 1
+        ]
+    )
+    _for_a_moment(_buffer_bytes(layouts, shape))
+
+
+@lru_cache(maxsize=4096)
+def _buffer_bytes(layouts: tuple[tuple[Any, ...], ...], shape: tuple[int, ...]) -> int:
+    """Bytes of those buffers (as of NumPy 2.3; older versions have fewer).
+
+    An operand has one if it is converted, or if its elements do not lie at one distance from each other for as long as
+    a buffer is (a broadcast row, a part of each row). The length, at most ``np.getbufsize()``, is the one for which
+    (1 + buffers) / length is the least.
+    """
+    if not layouts:
+        return 0
+    strides = [_broadcast_strides(shape, *layout[:2]) for layout in layouts]
+    order = _order(_elementwise_result, tuple((tuple(min(n, 2) for n in shape), _ranks(s)) for s in strides))
+    stretches = [
+        0 if converted else _stretch(shape, s, order) for s, (*_, converted) in zip(strides, layouts, strict=True)
+    ]
+    length = min(_lengths(shape, order), key=lambda n: ((1 + sum(s < n for s in stretches)) / n, n))
+    return length * sum(layout[3] for layout, s in zip(layouts, stretches, strict=True) if s < length)
+
+
+def _lengths(shape: tuple[int, ...], order: tuple[int, ...]) -> list[int]:
+    """Lengths that a buffer can have: of some of the inner dimensions, and a part of the next."""
+    most, inner, lengths = np.getbufsize(), 1, [1]
+    for d in reversed(order):
+        if shape[d] > 1 and inner <= most:
+            lengths.append(inner * min(shape[d], most // inner))
+            inner *= shape[d]
+    return lengths
+
+
+def _broadcast_strides(shape: tuple[int, ...], own: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
+    lead = len(shape) - len(own)
+    return (0,) * lead + tuple([0 if n == 1 else s for n, s in zip(own, strides, strict=True)])
+
+
+def _stretch(shape: tuple[int, ...], strides: tuple[int, ...], order: tuple[int, ...]) -> float:
+    """How many elements of a loop lie at one distance from each other; infinity if all of them do."""
+    length, following = 1, None
+    for d in reversed(order):
+        if shape[d] != 1:
+            if following not in (None, strides[d]):
+                return length
+            length, following = length * shape[d], strides[d] * shape[d]
+    return math.inf
+
+
+def _for_a_moment(count: int) -> None:
+    """Bytes that a function takes and gives back before it returns."""
+    memory = _local.memory
+    memory.allocate(count)
+    memory.free(count)
+
+
+def _miniature(array: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape and strides of the smallest array that is laid out like ``array``."""
     shape, strides = shape_of(array), getattr(array, "strides", ())
+    return tuple([min(n, 2) for n in shape]), _ranks(strides)
+
+
+def _ranks(strides: tuple[int, ...]) -> tuple[int, ...]:
+    """Small strides in the same order of size."""
     ranks = {stride: 8 * 4**rank for rank, stride in enumerate(sorted({abs(s) for s in strides if s}))}
-    small = tuple(min(n, 2) for n in shape)
-    return small, tuple(ranks.get(abs(s), 0) for s in strides)
+    return tuple([ranks.get(abs(s), 0) for s in strides])
 
 
 @lru_cache(maxsize=4096)
-def _order(miniatures: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]) -> tuple[int, ...]:
+def _order(
+    function: Callable[..., Any], miniatures: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], **options: Any
+) -> tuple[int, ...]:
     """In which order NumPy lays out the dimensions of a new result of these operands, outermost first."""
     ground = np.zeros(8 * 4 ** max((len(s) for s, _ in miniatures), default=0) + 8, np.uint8)
-    operands = [as_strided(ground[:1], s, t) for s, t in miniatures]
+    made = function(*(as_strided(ground[:1], s, t) for s, t in miniatures), **options)
+    return tuple(sorted(range(made.ndim), key=lambda d: -abs(made.strides[d]) if made.shape[d] != 1 else -math.inf))
+
+
+def _laid_out(
+    function: Callable[..., Any], operands: Sequence[Any], shape: tuple[int, ...], dtype: Any, **options: Any
+) -> ShapeArray:
+    """A new array of ``shape``, laid out as ``function`` of real operands would lay it out."""
+    if all(map(_is_plain, operands)) or math.prod(shape) == 0:
+        return ShapeArray(shape, dtype)
+    dtype = np.dtype(dtype)
+    order = _order(function, tuple(map(_miniature, operands)), **options)
+    return ShapeArray(shape, dtype, _strides_in_order(shape, order, dtype.itemsize))
+
+
+def _elementwise_result(*operands: Any) -> Any:
     flags: Any = [["readonly"]] * len(operands) + [["writeonly", "allocate"]]
     everything: Any = [*operands, None]
-    iterator = np.nditer(everything, flags=["external_loop", "refs_ok", "zerosize_ok"], op_flags=flags)
-    made = iterator.operands[-1]
-    return tuple(sorted(range(made.ndim), key=lambda d: -abs(made.strides[d]) if made.shape[d] != 1 else -math.inf))
+    return np.nditer(everything, flags=["external_loop", "refs_ok", "zerosize_ok"], op_flags=flags).operands[-1]
 
 
 def like_operands(operands: Sequence[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> ShapeArray:
     """A new array of ``shape``, laid out as NumPy lays out the result of an elementwise function of ``operands``."""
     if all(map(_is_plain, operands)):
         return ShapeArray(shape, dtype)
-    arrays = [o for o in operands if shape_of(o)]
-    order = _order(tuple(_miniature(o, len(shape)) for o in arrays))
-    return ShapeArray(shape, dtype, _strides_in_order(shape, order, dtype.itemsize))
+    return _laid_out(_elementwise_result, [o for o in operands if shape_of(o)], shape, dtype)
+
+
+def _copy_of(a: Any, dtype: Any = None, order: str | None = "K") -> ShapeArray:
+    dtype = a.dtype if dtype is None else np.dtype(dtype)
+    if order == "F" or (order == "A" and _is_column_major(a)):
+        return ShapeArray(a.shape, dtype, _strides_in_order(a.shape, range(a.ndim)[::-1], dtype.itemsize))
+    return _laid_out(np.copy, (a,), a.shape, dtype) if order in ("K", None) else ShapeArray(a.shape, dtype)
+
+
+def _is_column_major(a: Any) -> bool:
+    return not a.contiguous and is_row_major(a.shape[::-1], a.strides[::-1], a.dtype.itemsize)
 
 
 def _is_plain(operand: Any) -> bool:
@@ -378,7 +534,7 @@ def _is_plain(operand: Any) -> bool:
     return not isinstance(operand, np.ndarray) or operand.flags.c_contiguous
 
 
-def _strides_in_order(shape: tuple[int, ...], order: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+def _strides_in_order(shape: tuple[int, ...], order: Sequence[int], itemsize: int) -> tuple[int, ...]:
     strides = [0] * len(shape)
     step = itemsize
     for d in reversed(order):
@@ -391,25 +547,50 @@ def _strides_in_order(shape: tuple[int, ...], order: tuple[int, ...], itemsize: 
 
 
 def _elementwise(ufunc: np.ufunc, inputs: tuple[Any, ...], out: Any, kwargs: dict[str, Any]) -> Any:
-    shape = broadcast(*[shape_of(x) for x in inputs])
-    dtypes = _result_dtypes(ufunc, tuple(map(_kind, inputs)), kwargs.get("dtype"))
-    if out is not None:
-        for target, dtype in zip(out, dtypes, strict=True):
-            if target is not None:
-                _check_out(ufunc.__name__, target, shape, dtype)
-        if all(target is not None for target in out):
-            return out[0] if len(out) == 1 else out
+    loop = _loop(ufunc, tuple(map(_kind, inputs)), kwargs.get("dtype"))
+    shape, simple = _common(inputs)
+    if out is None:
+        make = ShapeArray if simple else partial(like_operands, inputs)
+        results = tuple([make(shape, dtype) for dtype in loop.outputs])
+        if loop.converts or not simple:
+            _take_buffers(inputs, loop.inputs, shape)
+        return results[0] if len(results) == 1 else results
     results = tuple(
-        like_operands(inputs, shape, dtype) if out is None or out[i] is None else out[i]
-        for i, dtype in enumerate(dtypes)
+        [
+            like_operands(inputs, shape, dtype) if target is None else target
+            for target, dtype in zip(out, loop.outputs, strict=True)
+        ]
     )
+    converts = loop.converts
+    for target, dtype in zip(results, loop.outputs, strict=True):
+        _check_out(ufunc.__name__, target, shape, dtype, kwargs.get("casting", "same_kind"))
+        simple = simple and target.shape == shape and _is_plain(target)
+        converts = converts or target.dtype != dtype
+    if converts or not simple:
+        _take_buffers((*inputs, *results), (*loop.inputs, *loop.outputs), results[0].shape)
     return results[0] if len(results) == 1 else results
 
 
-def _check_out(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    if broadcast(out.shape, shape) != out.shape:
+def _common(operands: Sequence[Any]) -> tuple[tuple[int, ...], bool]:
+    """The shape to which operands broadcast, and whether they are plain numbers or lie row by row in that shape."""
+    shape: tuple[int, ...] = ()
+    simple = True
+    for operand in operands:
+        own = shape_of(operand)
+        if own == ():
+            continue
+        simple = simple and _is_plain(operand)
+        if shape == ():
+            shape = own
+        elif own != shape:
+            shape, simple = _broadcast((shape, own)), False
+    return shape, simple
+
+
+def _check_out(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], casting: Any = "same_kind") -> None:
+    if out.shape != shape and broadcast(out.shape, shape) != out.shape:
         raise ValueError(f"np.{name}: out has shape {out.shape}, the result {shape}")
-    if not np.can_cast(dtype, out.dtype, "same_kind"):
+    if out.dtype != dtype and not np.can_cast(dtype, out.dtype, casting):
         raise TypeError(f"np.{name}: a result of type {dtype} can't be cast to out's {out.dtype}")
 
 
@@ -426,7 +607,7 @@ def _matmul(inputs: tuple[Any, ...], out: Any) -> Any:
     rows = () if len(a_shape) == 1 else (left[-2],)
     columns = () if len(b_shape) == 1 else (right[-1],)
     shape = (*batch, *rows, *columns)
-    (dtype,) = _result_dtypes(np.matmul, (_kind(a), _kind(b)), None)
+    (dtype,) = _loop(np.matmul, (_kind(a), _kind(b))).outputs
     # NumPy converts whole operands, not a piece at a time as in elementwise functions
     converted = [ShapeArray(shape_of(x), dtype) for x in (a, b) if _kind(x) != dtype]
     if out is not None and out[0] is not None:
@@ -455,20 +636,28 @@ def _reduced(shape: tuple[int, ...], axis: Any, keepdims: Any) -> tuple[int, ...
 
 
 @lru_cache(maxsize=1024)
-def _reduced_dtype(ufunc: np.ufunc, kind: Any, dtype: Any) -> np.dtype[Any]:
-    sample = np.ones((1, 1), kind)
-    return np.asarray(ufunc.reduce(sample, axis=0, dtype=dtype)).dtype
+def _reduction_loop(ufunc: np.ufunc, kind: Any, dtype: Any) -> tuple[np.dtype[Any], np.dtype[Any]]:
+    """The types that a reduction reads and gives."""
+    asked: Any = {} if dtype is None else {"signature": (np.dtype(dtype), None, None)}
+    _, read, given = ufunc.resolve_dtypes((None, kind, None), **asked, reduction=True)
+    return read, given
 
 
 def _reduce(
     ufunc: np.ufunc, x: Any, axis: Any = 0, dtype: Any = None, out: Any = None, keepdims: bool = False, **_: Any
 ) -> Any:
     shape = _reduced(x.shape, axis, keepdims)
-    result = np.dtype(dtype) if dtype is not None else _reduced_dtype(ufunc, x.dtype, None)
+    read, given = _reduction_loop(ufunc, x.dtype, dtype)
     if out is not None:
-        _check_out(ufunc.__name__, out, shape, result)
-        return out
-    return ShapeArray(shape, result)
+        if out.shape != shape:
+            raise ValueError(f"np.{ufunc.__name__}.reduce: out has shape {out.shape}, the result {shape}")
+        made = out
+    else:
+        axis = _axes(axis, len(x.shape))
+        made = _laid_out(np.add.reduce, (x,), shape, given, axis=axis, keepdims=keepdims is True)
+    if x.dtype != read or (made.size == 1 and not x.contiguous):
+        _take_buffers((x,), (read,), x.shape)
+    return made
 
 
 # -- functions of the array module
@@ -504,58 +693,87 @@ _functions[np.max] = _functions[np.amax] = _functions[np.min] = _functions[np.am
 
 
 def _truth(a: Any, axis: Any = None, out: Any = None, keepdims: Any = False, **_: Any) -> Any:
-    return _reduce(np.logical_or, a, axis, np.dtype(bool), out, keepdims)
+    return _reduce(np.logical_or, a, axis, None, out, keepdims)
 
 
 _functions[np.any] = _functions[np.all] = _truth
 
 
+_COUNT = np.intp(1)
+
+
+def _divide_by_count(total: Any) -> None:
+    """NumPy divides a sum in place by an integer, which takes a detour by way of float64."""
+    if total.shape:
+        _elementwise(np.true_divide, (total, _COUNT), (total,), {"casting": "unsafe"})
+
+
 @_implements(np.mean)
 def _mean(a: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = False, **_: Any) -> Any:
-    result = np.dtype(dtype) if dtype is not None else (a.dtype if a.dtype.kind not in "iub" else np.dtype(float))
-    return _reduce(np.add, a, axis, result, out, keepdims)
+    wide = dtype
+    if dtype is None and (a.dtype.kind in "iub" or a.dtype == np.float16):
+        wide = np.float32 if a.dtype == np.float16 else np.float64
+    total = _reduce(np.add, a, axis, wide, out, keepdims)
+    _divide_by_count(total)
+    return total.astype(a.dtype) if dtype is None and out is None and a.dtype == np.float16 else total
 
 
 @_implements(np.var, np.std)
 def _var(
     a: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: Any = 0, keepdims: Any = False, **_: Any
 ) -> Any:
-    mean = _mean(a, axis, dtype, None, True)
-    deviations = _elementwise(np.subtract, (a, mean), None, {})  # NumPy makes these, and squares them in place
-    return _reduce(np.add, deviations, axis, mean.dtype, out, keepdims)
+    if dtype is None and a.dtype.kind in "iub":
+        dtype = np.float64
+    mean = _reduce(np.add, a, axis, dtype, None, True)
+    _divide_by_count(mean)
+    deviations = _elementwise(np.subtract, (a, mean), None, {})  # which are then squared in place
+    total = _reduce(np.add, deviations, axis, dtype, out, keepdims)
+    _divide_by_count(total)
+    return total
 
 
 @_implements(np.argmax, np.argmin)
 def _argmax(a: Any, axis: Any = None, out: Any = None, *, keepdims: Any = False) -> Any:
-    if out is not None:
-        return out
-    return ShapeArray(_reduced(a.shape, axis, keepdims), np.intp)
+    made = ShapeArray(_reduced(a.shape, axis, keepdims), np.intp) if out is None else out
+    last = a if axis is None else _moveaxis(a, axis, -1)
+    if not last.contiguous:  # NumPy brings the dimension to the end, by a copy
+        _for_a_moment(a.nbytes)
+    return made
 
 
 @_implements(np.cumsum, np.cumprod)
 def _cumulate(a: Any, axis: Any = None, dtype: Any = None, out: Any = None) -> Any:
     if out is not None:
         return out
-    shape = (a.size,) if axis is None else a.shape
-    return ShapeArray(shape, dtype or _reduced_dtype(np.add, a.dtype, None))
+    result = _reduction_loop(np.add, a.dtype, dtype)[1]
+    return ShapeArray((a.size,), result) if axis is None else like_operands((a,), a.shape, result)
 
 
 @_implements(np.sort)
-def _sort(a: Any, *_: Any, **__: Any) -> Any:
-    return ShapeArray(a.shape, a.dtype)
+def _sort(a: Any, axis: Any = -1, *_: Any, **__: Any) -> Any:
+    return ShapeArray((a.size,), a.dtype) if axis is None else _copy_of(a)
 
 
 @_implements(np.argsort)
-def _argsort(a: Any, *_: Any, **__: Any) -> Any:
-    return ShapeArray(a.shape, np.intp)
+def _argsort(a: Any, axis: Any = -1, *_: Any, **__: Any) -> Any:
+    return ShapeArray((a.size,) if axis is None else a.shape, np.intp)
 
 
 @_implements(np.empty_like, np.zeros_like, np.ones_like)
 def _new_like(a: Any, dtype: Any = None, order: str = "K", subok: bool = True, shape: Any = None, **_: Any) -> Any:
     dtype = a.dtype if dtype is None else np.dtype(dtype)
     if shape is None:
-        return like_operands((a,), shape_of(a), dtype) if order == "K" else ShapeArray(a.shape, dtype)
+        return _copy_of(a, dtype, order)
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    if order == "F" or (order == "A" and _is_column_major(a)):
+        return ShapeArray(shape, dtype, _strides_in_order(shape, range(len(shape))[::-1], dtype.itemsize))
+    if order == "K" and len(shape) == a.ndim:
+        return _laid_out(_empty_of_same_order, (a,), shape, dtype)
     return ShapeArray(shape, dtype)
+
+
+def _empty_of_same_order(a: Any) -> Any:
+    return np.empty_like(a, shape=(2,) * a.ndim)
 
 
 @_implements(np.full_like)
@@ -567,31 +785,39 @@ def _full_like(
 
 @_implements(np.copy)
 def _copy(a: Any, order: str = "K", **_: Any) -> Any:
-    return like_operands((a,), a.shape, a.dtype) if order == "K" else ShapeArray(a.shape, a.dtype)
+    return _copy_of(a, None, order)
 
 
 @_implements(np.ascontiguousarray)
 def _ascontiguousarray(a: Any, dtype: Any = None, **_: Any) -> Any:
     dtype = a.dtype if dtype is None else np.dtype(dtype)
-    return a if a.contiguous and dtype == a.dtype else ShapeArray(a.shape, dtype)
-
-
-@_implements(np.arange)
-def _arange(*args: Any, dtype: Any = None, **_: Any) -> Any:
-    return np.arange(*args, dtype=dtype)  # a vector of positions is small, and its values may be needed
+    if not a.contiguous or dtype != a.dtype:
+        return ShapeArray(a.shape or (1,), dtype)
+    return a if a.shape else _reshape(a, (1,))
 
 
 @_implements(np.copyto)
 def _copyto(dst: Any, src: Any, casting: str = "same_kind", where: Any = True) -> None:
-    _check_out("copyto", dst, shape_of(src), getattr(src, "dtype", dst.dtype))
+    shape = broadcast(shape_of(src), shape_of(where))
+    if broadcast(shape, dst.shape) != dst.shape:
+        raise ValueError(f"np.copyto: could not broadcast shape {shape} into shape {dst.shape}")
+    _check_copy(dst.dtype, _kind(src), casting)
+
+
+@lru_cache(maxsize=1024)
+def _check_copy(target: np.dtype[Any], kind: Any, casting: Any) -> None:
+    np.copyto(np.zeros(1, target), np.zeros(1, kind) if isinstance(kind, np.dtype) else kind(1), casting=casting)
 
 
 @_implements(np.where)
 def _where(condition: Any, *choices: Any) -> Any:
     if len(choices) != 2:
         raise NoValuesError("np.where with one argument needs values; on a dry run arrays have none")
+    operands = (condition, *choices)
     dtype = np.result_type(*[c.dtype if hasattr(c, "dtype") else c for c in choices])
-    return like_operands((condition, *choices), broadcast(*map(shape_of, (condition, *choices))), dtype)
+    made = like_operands(operands, broadcast(*map(shape_of, operands)), dtype)
+    _take_buffers(operands, (np.dtype(bool), dtype, dtype), made.shape)
+    return made
 
 
 @_implements(np.result_type)
@@ -601,7 +827,15 @@ def _result_type(*values: Any) -> Any:
 
 @_implements(np.clip)
 def _clip(a: Any, a_min: Any = None, a_max: Any = None, out: Any = None, **_: Any) -> Any:
-    return like_operands((a,), a.shape, a.dtype) if out is None else out
+    if out is not None:
+        return out
+    limits = [None if limit is None else _sample(_kind(limit)) for limit in (a_min, a_max)]
+    operands = [x for x in (a, a_min, a_max) if x is not None]
+    return like_operands(operands, broadcast(*map(shape_of, operands)), np.clip(_sample(a.dtype), *limits).dtype)
+
+
+def _sample(kind: Any) -> Any:
+    return np.empty(0, kind) if isinstance(kind, np.dtype) else kind(1)
 
 
 @_implements(np.shape)
@@ -619,16 +853,14 @@ def _size(a: Any, axis: Any = None) -> Any:
     return a.size if axis is None else a.shape[axis]
 
 
-@_implements(np.shares_memory, np.may_share_memory)
-def _shares(a: Any, b: Any, *_: Any) -> bool:
-    return (getattr(a, "base", None) or a) is (getattr(b, "base", None) or b)
-
-
 # -- shapes
 
 
 @_implements(np.reshape)
 def _reshape(a: Any, shape: Any = None, order: str = "C", **_: Any) -> Any:
+    if order == "F" or (order == "A" and _is_column_major(a)):
+        flipped = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)[::-1]
+        return _transpose(_reshape(_transpose(a), flipped))
     shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(int(n) for n in shape)
     if shape.count(-1) == 1:
         rest = -math.prod(shape)
@@ -661,7 +893,10 @@ def _untouched() -> bytes:
 
 @_implements(np.ravel)
 def _ravel(a: Any, order: str = "C") -> Any:
-    return _reshape(a, (-1,))
+    if order == "K":
+        raise NoValuesError('np.ravel with order="K" is not supported on arrays without memory; use "C" or "F"')
+    rows = _transpose(a) if order == "F" or (order == "A" and _is_column_major(a)) else a
+    return _reshape(rows, (-1,)) if rows.contiguous else ShapeArray((a.size,), a.dtype)
 
 
 @_implements(np.transpose, np.permute_dims)
@@ -733,6 +968,8 @@ def _sliding_window_view(x: Any, window_shape: Any, axis: Any = None, **_: Any) 
     axes = _axes(axis, x.ndim)
     shape = list(x.shape)
     for d, n in zip(axes, windows, strict=True):
+        if not 0 <= n <= shape[d]:
+            raise ValueError(f"a window of {n} does not lie within dimension {d} of size {shape[d]}")
         shape[d] -= n - 1
     return x.view_as((*shape, *windows), (*x.strides, *(x.strides[d] for d in axes)))
 
@@ -740,15 +977,21 @@ def _sliding_window_view(x: Any, window_shape: Any, axis: Any = None, **_: Any) 
 @_implements(np.concatenate)
 def _concatenate(arrays: Any, axis: int | None = 0, out: Any = None, dtype: Any = None, **_: Any) -> Any:
     arrays = list(arrays)
-    (d,) = _axes(axis, len(shape_of(arrays[0])))
+    dtype = np.result_type(*[a.dtype for a in arrays]) if dtype is None else np.dtype(dtype)
+    if axis is None:
+        return ShapeArray((sum(math.prod(shape_of(a)) for a in arrays),), dtype) if out is None else out
     first = shape_of(arrays[0])
+    (d,) = _axes(axis, len(first))
     for array in arrays[1:]:
         other = shape_of(array)
         if len(other) != len(first) or any(n != m for i, (n, m) in enumerate(zip(first, other, strict=True)) if i != d):
             raise ValueError(f"cannot concatenate shapes {first} and {other} along axis {d}")
     shape = (*first[:d], sum(shape_of(a)[d] for a in arrays), *first[d + 1 :])
-    dtype = np.result_type(*[a.dtype for a in arrays]) if dtype is None else np.dtype(dtype)
-    return ShapeArray(shape, dtype) if out is None else out
+    return _laid_out(_concatenated, arrays, shape, dtype, axis=d) if out is None else out
+
+
+def _concatenated(*arrays: Any, axis: int) -> Any:
+    return np.concatenate(arrays, axis)
 
 
 @_implements(np.stack)
@@ -758,19 +1001,25 @@ def _stack(arrays: Any, axis: int = 0, out: Any = None, **_: Any) -> Any:
     if any(shape_of(a) != first for a in arrays):
         raise ValueError(f"cannot stack arrays of different shapes {sorted({shape_of(a) for a in arrays})}")
     (d,) = _axes(axis, len(first) + 1)
-    dtype = np.result_type(*[a.dtype for a in arrays])
-    return ShapeArray((*first[:d], len(arrays), *first[d:]), dtype) if out is None else out
+    return _concatenate([_expand_dims(a, d) if is_shape_array(a) else np.expand_dims(a, d) for a in arrays], d, out)
 
 
-@_implements(np.split, np.array_split)
+@_implements(np.split)
 def _split(ary: Any, indices_or_sections: Any, axis: int = 0) -> Any:
+    (d,) = _axes(axis, ary.ndim)
+    if isinstance(indices_or_sections, int) and ary.shape[d] % indices_or_sections:
+        raise ValueError(f"cannot split {ary.shape[d]} into {indices_or_sections} equal parts")
+    return _array_split(ary, indices_or_sections, d)
+
+
+@_implements(np.array_split)
+def _array_split(ary: Any, indices_or_sections: Any, axis: int = 0) -> Any:
     (d,) = _axes(axis, ary.ndim)
     n = ary.shape[d]
     if isinstance(indices_or_sections, int):
-        step, rest = divmod(n, indices_or_sections)
-        if rest:
-            raise ValueError(f"cannot split {n} into {indices_or_sections} equal parts")
-        cuts = list(range(step, n, step))
+        step, longer = divmod(n, indices_or_sections)
+        lengths = [step + 1] * longer + [step] * (indices_or_sections - longer)
+        cuts = list(accumulate(lengths))[:-1]
     else:
         cuts = [int(i) for i in indices_or_sections]
     edges = [0, *cuts, n]
@@ -798,13 +1047,14 @@ def _repeat(a: Any, repeats: Any, axis: Any = None) -> Any:
 @_implements(np.pad)
 def _pad(array: Any, pad_width: Any, mode: str = "constant", **_: Any) -> Any:
     widths = np.broadcast_to(np.asarray(pad_width), (array.ndim, 2)).tolist()
-    return ShapeArray(tuple(n + a + b for n, (a, b) in zip(array.shape, widths, strict=True)), array.dtype)
+    shape = tuple(n + a + b for n, (a, b) in zip(array.shape, widths, strict=True))
+    return _new_like(array, None, "A", shape=shape)
 
 
 @_implements(np.tril, np.triu)
 def _triangle(m: Any, k: int = 0) -> Any:
-    mask = ShapeArray(m.shape[-2:], bool)  # NumPy makes this mask, then selects by it
-    return ShapeArray(broadcast(m.shape, mask.shape), m.dtype)
+    mask = ShapeArray(m.shape[-2:] if m.ndim > 1 else m.shape * 2, bool)  # NumPy makes this mask, then selects by it
+    return like_operands((mask, m), broadcast(m.shape, mask.shape), m.dtype)
 
 
 @_implements(np.diagonal)
@@ -818,7 +1068,10 @@ def _diagonal(a: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Any:
 @_implements(np.packbits)
 def _packbits(a: Any, axis: Any = None, bitorder: str = "big") -> Any:
     if axis is None:
-        return ShapeArray((-(-a.size // 8),), np.uint8)
+        made = ShapeArray((-(-a.size // 8),), np.uint8)
+        if not a.contiguous:
+            _for_a_moment(a.nbytes)
+        return made
     (d,) = _axes(axis, a.ndim)
     return ShapeArray((*a.shape[:d], -(-a.shape[d] // 8), *a.shape[d + 1 :]), np.uint8)
 
@@ -840,12 +1093,15 @@ def _is_advanced(item: Any) -> bool:
 
 @_implements(np.take)
 def _take(a: Any, indices: Any, axis: Any = None, out: Any = None, mode: str = "raise") -> Any:
-    _convert_index(indices)
+    converted = _convert_index(indices)
+    whole = None if a.contiguous else ShapeArray(a.shape, a.dtype)  # NumPy takes from rows that lie side by side
     shape = shape_of(indices)
     if axis is not None:
-        (d,) = _axes(axis, a.ndim)
+        (d,) = _axes(axis, len(a.shape))
         shape = (*a.shape[:d], *shape, *a.shape[d + 1 :])
-    return ShapeArray(shape, a.dtype) if out is None else out
+    made = ShapeArray(shape, a.dtype) if out is None else out
+    del converted, whole
+    return made
 
 
 @_implements(np.take_along_axis)
@@ -892,11 +1148,14 @@ def _slice(a: ShapeArray, items: tuple[Any, ...]) -> ShapeArray:
             shape.append(len(range(start, stop, step)))
             strides.append(a.strides[d] * step)
         else:
-            i = int(item)
-            if not -a.shape[d] <= i < a.shape[d]:
-                raise IndexError(f"index {i} is out of bounds for dimension {d} of size {a.shape[d]}")
+            _check_bounds(int(item), a.shape[d], d)
         d += 1
     return a.view_as(tuple(shape), tuple(strides))
+
+
+def _check_bounds(i: int, n: int, d: int) -> None:
+    if not -n <= i < n:
+        raise IndexError(f"index {i} is out of bounds for dimension {d} of size {n}")
 
 
 def _take_advanced(a: ShapeArray, items: tuple[Any, ...]) -> ShapeArray:
@@ -905,18 +1164,44 @@ def _take_advanced(a: ShapeArray, items: tuple[Any, ...]) -> ShapeArray:
     for item in items:
         if _is_advanced(item) and np.dtype(_kind_of_index(item)) == bool:
             raise NoValuesError("a boolean mask selects by value; on a dry run arrays have none. Use np.where")
+    for d, item in enumerate(item for item in items if item is not None):
+        if isinstance(item, int):
+            _check_bounds(item, a.shape[d], d)
     converted = [_convert_index(item) for item in arrays if item is not None]
     # integers beside arrays are arrays of no dimensions, as in NumPy
     places = [i for i, item in enumerate(items) if item is not None and not isinstance(item, slice)]
     picked = broadcast(*[shape_of(items[i]) for i in places])
     plain: list[Any] = [slice(None) if i in places else item for i, item in enumerate(items)]
-    rest = _slice(a, tuple(plain)).shape
-    kept = [n for i, n in enumerate(rest) if i not in places]
+    rest = _slice(a, tuple(plain))
+    kept = [n for i, n in enumerate(rest.shape) if i not in places]
     adjacent = places == list(range(places[0], places[-1] + 1))
     before = places[0] if adjacent else 0
-    result = ShapeArray((*kept[:before], *picked, *kept[before:]), a.dtype)
+    shape = (*kept[:before], *picked, *kept[before:])
+    if before == 0 and rest.contiguous:
+        result = ShapeArray(shape, a.dtype)
+    else:
+        strides = _strides_of_picked(_miniature(rest), tuple(places), shape, a.dtype.itemsize, len(picked))
+        result = ShapeArray(shape, a.dtype, strides)
     del converted
     return result
+
+
+def _strides_of_picked(
+    miniature: tuple[tuple[int, ...], tuple[int, ...]],
+    places: tuple[int, ...],
+    shape: tuple[int, ...],
+    itemsize: int,
+    ndim: int,
+) -> tuple[int, ...]:
+    """Picked elements are laid out first by the indices, then as the array is."""
+    return _strides_in_order(shape, _order(_pick, (miniature,), places=places, ndim=ndim), itemsize)
+
+
+def _pick(a: Any, places: tuple[int, ...], ndim: int) -> Any:
+    index: list[Any] = [slice(None)] * a.ndim
+    for place in places:
+        index[place] = np.zeros((2,) * ndim, np.intp)
+    return a[tuple(index)]
 
 
 def _kind_of_index(item: Any) -> Any:

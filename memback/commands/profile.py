@@ -11,13 +11,9 @@ from memback.commands.options import Output, output_options
 from memback.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from memback.plans.model import ModelPlan
     from memback.profiling.definition import Profile
     from memback.profiling.report import Report
-    from memback.profiling.workload import Workload
-    from memback.tape import Tensor
 
 __all__ = ["command"]
 
@@ -52,8 +48,8 @@ def command(
     """Run one training step of PROFILE in every mode, and show what each one keeps in memory.
 
     PROFILE is the name of a shipped profile (`memback list`) or the path of a TOML file. A mode whose predicted peak
-    does not fit into the free memory is refused, unless --force. Mode checkpoint computes again what --policy, --budget
-    or --plan say, or by default the profile's own policy.
+    does not fit into the free memory is refused before anything is run, unless --force. Mode checkpoint computes again
+    what --policy, --budget or --plan say, or by default the profile's own policy.
     """
     from memback import reports
 
@@ -93,14 +89,15 @@ def _report(
     if dry:
         with progress_bar(output) as progress, dry_run():
             return run(
-                _step(work), work.model, wanted, policy, optimizer=work.optimizer, about=work.about(), progress=progress
+                work.step(), work.model, wanted, policy, optimizer=work.optimizer, about=work.about(), progress=progress
             )
     if not output.force:
-        check_fits(Step(_step(work), work.model, work.optimizer), chosen, work.argument_bytes)
+        copies = work.state_bytes  # from which every run starts anew
+        check_fits(Step(work.step(), work.model, work.optimizer), chosen, work.argument_bytes + copies)
     work = Workload.build(profile)
     with progress_bar(output) as progress:
         return run(
-            _step(work),
+            work.step(),
             work.model,
             wanted,
             policy,
@@ -109,11 +106,6 @@ def _report(
             about=work.about(),
             progress=progress,
         )
-
-
-def _step(work: Workload) -> Callable[[], Tensor]:
-    x, y = work.batch(0)
-    return lambda: work.loss(x, y)
 
 
 def _show(report: Report, layers: bool, output: Output) -> None:

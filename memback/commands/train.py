@@ -17,6 +17,7 @@ from memback.units import format_bytes_short
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from memback.plans.model import ModelPlan
     from memback.profiling.definition import Profile
     from memback.profiling.training import StepResult, Training
 
@@ -47,7 +48,7 @@ def command(
     """Train PROFILE for real, and show loss, accuracy, throughput and live memory.
 
     PROFILE is the name of a shipped profile (`memback list`) or the path of a TOML file. A policy or a budget changes
-    memory and time, and no bit of the result.
+    memory and time, and no bit of the result. A step that does not fit into the free memory is refused, unless --force.
     """
     from memback.errors import UsageError
     from memback.profiling.training import Training
@@ -59,7 +60,10 @@ def command(
         raise UsageError("--save-every needs --save FILE, where to write")
     if save is not None and save != resume:
         output.check(save)
-    training = Training(Workload.build(profile), recomputation(profile, policy, budget, plan_file))
+    again = recomputation(profile, policy, budget, plan_file)
+    if not output.force:
+        _check_fits(profile, again)
+    training = Training(Workload.build(profile), again)
     if resume is not None:
         training.resume(resume)
     until = profile.train.steps if steps is None else steps
@@ -70,6 +74,17 @@ def command(
         training.save(save)
     accuracy = training.accuracy()
     _conclude(training, history, seconds, accuracy, save, output)
+
+
+def _check_fits(profile: Profile, policy: str | ModelPlan | None) -> None:
+    """Refuse a training whose step would not fit into the free memory."""
+    from memback.profiling.guard import check_fits
+    from memback.profiling.passes import Mode, Step
+    from memback.profiling.workload import Workload
+
+    work = Workload.build(profile, dry=True)
+    mode = Mode("full") if policy is None else Mode("checkpoint", policy)
+    check_fits(Step(work.step(), work.model, work.optimizer), [mode], work.argument_bytes, option="--policy")
 
 
 def _train(

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.lib.format as npy
 
 from memback.arrays import Array
-from memback.data.dataset import Dataset, floating
+from memback.data.dataset import INTEGER, Dataset, Layout, floating
 from memback.errors import UsageError
 
-__all__ = ["load_npz"]
+__all__ = ["layout_of_npz", "load_npz"]
+
+
+Header: TypeAlias = "tuple[tuple[int, ...], np.dtype[Any]]"
+"""An array's shape and dtype."""
 
 
 def load_npz(dtype: str = "float32", *, path: str) -> Dataset:
@@ -40,31 +48,65 @@ def load_npz(dtype: str = "float32", *, path: str) -> Dataset:
     return Dataset("npz", x[~test], y[~test], x[test], y[test])
 
 
+def layout_of_npz(dtype: str = "float32", *, path: str) -> Layout:
+    """What a sample of :func:`load_npz` looks like: the file's headers are read, and nothing else of it."""
+    headers = _headers(Path(path))
+    described: list[Any] = []
+    for name in ("x", "y"):
+        shape, kind = _checked(headers, name, Path(path))
+        described += [shape[1:], floating(dtype) if kind.kind == "f" else INTEGER]
+    return Layout(*described)
+
+
+def _headers(path: Path) -> dict[str, Header]:
+    with _errors(path), zipfile.ZipFile(path) as archive:
+        return {name.removesuffix(".npy"): _header(archive, name) for name in archive.namelist()}
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> Header:
+    with archive.open(name) as file:
+        version = npy.read_magic(file)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(file)
+        return shape, dtype
+
+
 def _read(path: Path) -> dict[str, Array]:
+    with _errors(path), path.open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise UsageError(f"{path} is a single array; save x and y with numpy.savez(path, x=..., y=...)")
+        return dict(archive)
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """Turn what reading can raise into one message that names the file."""
     try:
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise UsageError(f"{path} is a single array; save x and y with numpy.savez(path, x=..., y=...)")
-            return dict(archive)
+        yield
     except FileNotFoundError:
         raise UsageError(f"There is no data file {path}; a relative path starts from the profile's folder") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(f"{path} can't be read as an .npz archive of plain arrays: {error}") from error
 
 
+def _checked(headers: Mapping[str, Header], name: str, path: Path) -> Header:
+    if name not in headers:
+        raise UsageError(f"{path} has no array {name!r}; it has {', '.join(sorted(headers)) or 'none'}")
+    shape, dtype = headers[name]
+    if dtype.kind not in "biuf" or not shape:
+        raise UsageError(
+            f"{path}: {name} is a {dtype} array of shape {shape}; it must hold integers or floats, one sample a row"
+        )
+    return shape, dtype
+
+
 def _pair(arrays: dict[str, Array], x_name: str, y_name: str, path: str, dtype: str) -> tuple[Array, Array]:
+    headers = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     pair = []
     for name in (x_name, y_name):
-        if name not in arrays:
-            raise UsageError(f"{path} has no array {name!r}; it has {', '.join(sorted(arrays)) or 'none'}")
-        array = arrays[name]
-        if array.dtype.kind not in "biuf" or array.ndim == 0:
-            raise UsageError(
-                f"{path}: {name} is a {array.dtype} array of shape {array.shape};"
-                " it must hold integers or floats, one sample a row"
-            )
-        pair.append(array.astype(floating(dtype)) if array.dtype.kind == "f" else array)
+        _, kind = _checked(headers, name, Path(path))
+        pair.append(arrays[name].astype(floating(dtype)) if kind.kind == "f" else arrays[name])
     if len(pair[0]) != len(pair[1]) or len(pair[0]) == 0:
         raise UsageError(
             f"{path}: {x_name} has {len(pair[0])} samples, {y_name} has {len(pair[1])}; give as many of each"

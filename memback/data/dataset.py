@@ -6,15 +6,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from memback.arrays import Array
 
-__all__ = ["Dataset", "floating"]
+__all__ = ["INTEGER", "Dataset", "Layout", "floating"]
 
 Batch: TypeAlias = tuple[Array, Array]
+
+
+class Layout(NamedTuple):
+    """What one sample looks like: shapes, and the dtypes in which a batch gives them. Known before any data is read."""
+
+    x_shape: tuple[int, ...]
+    x_dtype: np.dtype[Any]
+    y_shape: tuple[int, ...]
+    y_dtype: np.dtype[Any]
+
+    def batch(self, size: int) -> tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]:
+        """(shape, dtype) of ``x`` and of ``y`` in a batch of ``size`` samples."""
+        return ((size, *self.x_shape), self.x_dtype), ((size, *self.y_shape), self.y_dtype)
 
 
 @dataclass(frozen=True)
@@ -52,9 +65,9 @@ class Dataset:
             stop = start + size
             yield _wide(self.x_test[start:stop]), _wide(self.y_test[start:stop])
 
-    def batch_layout(self, size: int) -> tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]:
-        """(shape, dtype) of ``x`` and of ``y`` in a batch, for a run that holds no memory."""
-        return tuple(((size, *a.shape[1:]), _wide(a[:0]).dtype) for a in (self.x_train, self.y_train))
+
+INTEGER = np.dtype(np.int64)
+"""In which batches give whole numbers."""
 
 
 def floating(name: str) -> np.dtype[Any]:
@@ -66,7 +79,7 @@ def floating(name: str) -> np.dtype[Any]:
 
 
 def _wide(array: Array) -> Array:
-    return array.astype(np.int64) if array.dtype.kind in "biu" else array
+    return array.astype(INTEGER) if array.dtype.kind in "biu" else array
 
 
 def _choose(samples: int, size: int, seed: int, step: int) -> Array:

@@ -9,10 +9,10 @@ import numpy as np
 from msgspec import Meta
 
 from memback.arrays import Array
-from memback.data.dataset import Dataset, floating
+from memback.data.dataset import INTEGER, Dataset, Layout, floating
 from memback.errors import UsageError
 
-__all__ = ["load_digits"]
+__all__ = ["layout_of_digits", "load_digits"]
 
 SIDE = 8
 INK = 16
@@ -34,8 +34,7 @@ def load_digits(
     Raises:
         UsageError: ``size`` is no multiple of 8.
     """
-    if size % SIDE:
-        raise UsageError(f"data.size (={size}) must be a multiple of {SIDE}, the digits' own size")
+    _check_size(size)
     with files("memback.data").joinpath("digits.npz").open("rb") as file, np.load(file) as archive:
         pixels, labels = archive["images"], archive["labels"]
     pixels = pixels.repeat(size // SIDE, axis=1).repeat(size // SIDE, axis=2)
@@ -47,6 +46,20 @@ def load_digits(
     if target == "mask":
         y = np.where(pixels >= INK // 2, 1 + y[:, None, None], 0)
     return Dataset("digits", x[~test], y[~test], x[test], y[test])
+
+
+def layout_of_digits(
+    dtype: str = "float32", *, layout: str = "flat", size: int = SIDE, target: str = "label"
+) -> Layout:
+    """What a sample of :func:`load_digits` looks like."""
+    _check_size(size)
+    x = (size * size,) if layout == "flat" else (1, size, size)
+    return Layout(x, floating(dtype), (size, size) if target == "mask" else (), INTEGER)
+
+
+def _check_size(size: int) -> None:
+    if size % SIDE:
+        raise UsageError(f"data.size (={size}) must be a multiple of {SIDE}, the digits' own size")
 
 
 def _rank_within_class(labels: Array) -> Array:

@@ -8,9 +8,9 @@ import numpy as np
 from msgspec import Meta
 
 from memback.arrays import Array
-from memback.data.dataset import Dataset, floating
+from memback.data.dataset import INTEGER, Dataset, Layout, floating
 
-__all__ = ["load_random"]
+__all__ = ["layout_of_random", "load_random"]
 
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -39,10 +39,26 @@ def load_random(
     def label(size: list[int]) -> Array:
         return random.integers(classes, size=(samples, *size))
 
+    sample = layout_of_random(dtype, shape=shape, task=task, outputs=outputs)
     x = label(shape) if task == "sequence" else normal(shape)
-    if task == "regression":
-        y = normal(shape if outputs is None else outputs)
-    else:
-        y = label({"classification": [], "segmentation": shape[1:], "sequence": shape}[task])
+    y = normal([*sample.y_shape]) if task == "regression" else label([*sample.y_shape])
     train = samples - max(1, samples // 5)
     return Dataset("random", x[:train], y[:train], x[train:], y[train:])
+
+
+def layout_of_random(
+    dtype: str = "float32",
+    *,
+    shape: list[int],
+    task: str = "classification",
+    outputs: list[int] | None = None,
+    classes: int = 10,
+    samples: int = 64,
+    seed: int = 0,
+) -> Layout:
+    """What a sample of :func:`load_random` looks like."""
+    numbers = floating(dtype)
+    if task == "regression":
+        return Layout(tuple(shape), numbers, tuple(shape if outputs is None else outputs), numbers)
+    target = {"classification": [], "segmentation": shape[1:], "sequence": shape}[task]
+    return Layout(tuple(shape), INTEGER if task == "sequence" else numbers, tuple(target), INTEGER)

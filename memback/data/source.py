@@ -11,10 +11,10 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from memback.data.dataset import Dataset
+from memback.data.dataset import INTEGER, Dataset, Layout
 from memback.errors import MembackError, UsageError
 
-__all__ = ["load_python_source"]
+__all__ = ["layout_of_python_source", "load_python_source"]
 
 _NOT_PYTHONS_OWN = {"site-packages", "dist-packages", "__pycache__"}
 
@@ -46,6 +46,11 @@ def load_python_source(
     x, y = text[:used].reshape(windows, sequence), text[1 : used + 1].reshape(windows, sequence)
     train = windows - max(1, windows // 10)
     return Dataset("python-source", x[:train], y[:train], x[train:], y[train:])
+
+
+def layout_of_python_source(dtype: str = "float32", *, sequence: int = 128, limit: int = 2**20) -> Layout:
+    """What a sample of :func:`load_python_source` looks like."""
+    return Layout((sequence,), INTEGER, (sequence,), INTEGER)
 
 
 def _read(folder: Path, limit: int) -> bytes:

@@ -36,12 +36,23 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 import memback
+from memback.data import LAYOUTS, Dataset, Layout
 from memback.data import REGISTRY as DATA
-from memback.data import Dataset
 from memback.errors import UsageError
 from memback.profiling.schema import arguments_schema, check, choose, read_value
 
-__all__ = ["Checkpoint", "Data", "Model", "Profile", "Train", "load", "load_data", "make_model", "shipped"]
+__all__ = [
+    "Checkpoint",
+    "Data",
+    "Model",
+    "Profile",
+    "Train",
+    "load",
+    "load_data",
+    "load_layout",
+    "make_model",
+    "shipped",
+]
 
 _COMMON = ("dtype",)
 """Arguments of models and loaders that the profile gives for all of them."""
@@ -173,10 +184,23 @@ def load_data(profile: Profile) -> Dataset:
     Raises:
         UsageError: the loader refuses its arguments, or the file that they name.
     """
+    return DATA[profile.data.name](profile.dtype, **_data_arguments(profile))
+
+
+def load_layout(profile: Profile) -> Layout:
+    """What a sample of the profile's data looks like; no data is read for it.
+
+    Raises:
+        UsageError: the arguments are refused, or a file has not the arrays that it should have.
+    """
+    return LAYOUTS[profile.data.name](profile.dtype, **_data_arguments(profile))
+
+
+def _data_arguments(profile: Profile) -> dict[str, Any]:
     arguments = dict(profile.data.arguments)
     if profile.data.name == "npz":
         arguments["path"] = str(profile.folder / arguments["path"])
-    return DATA[profile.data.name](profile.dtype, **arguments)
+    return arguments
 
 
 def make_model(profile: Profile) -> Any:

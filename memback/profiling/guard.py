@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +11,11 @@ import psutil
 from memback.errors import MembackError
 from memback.profiling.passes import Mode, Step
 from memback.shape_array import NoValuesError
-from memback.units import format_bytes
+from memback.units import KIB, format_bytes_short
 
 __all__ = ["Available", "available_memory", "check_fits"]
 
-_CANDIDATES = ("sqrt", "all", "selective")
+_CANDIDATES = ("sqrt", "all", "selective", "selective:attention")
 
 
 @dataclass(frozen=True)
@@ -84,40 +84,63 @@ def _reclaimable(folder: Path) -> int:
     return stat.get("inactive_file", stat.get("total_inactive_file", 0))
 
 
-def check_fits(step: Step, modes: Sequence[Mode], extra_bytes: int = 0, available: Available | None = None) -> None:
+def check_fits(
+    step: Step,
+    modes: Sequence[Mode],
+    extra_bytes: int = 0,
+    available: Available | None = None,
+    option: str = "--mode checkpoint --policy",
+) -> None:
     """Refuse modes whose predicted peak is above the available memory, before anything is run.
 
     Args:
         step: the step, as it would be run.
         modes: the modes that are asked for.
-        extra_bytes: arguments that are still to be allocated (a model that was only built dry).
+        extra_bytes: what else is still to be allocated: a model that was only built dry, copies.
         available: what there is; by default :func:`available_memory`.
+        option: how a policy is asked for.
 
     Raises:
-        MembackError: a mode does not fit; the message gives the prediction and the policies that would fit.
+        MembackError: a mode does not fit; the message gives the prediction and what would fit.
     """
     available = available_memory() if available is None else available
-    for mode in modes:
-        try:
-            need = step.predict(mode).peak.bytes + extra_bytes
-        except NoValuesError:
-            return  # a step that takes decisions on values can't be predicted
-        if need > available.bytes:
-            raise MembackError(
-                f"mode {mode} needs {format_bytes(need)} at its peak, but there are {format_bytes(available.bytes)}"
-                f" ({available.limit}). {_remedy(step, extra_bytes, available)}, or go ahead with --force"
-            )
+    try:
+        needs = {mode: step.predict(mode).peak.bytes + extra_bytes for mode in modes}
+    except NoValuesError:
+        return  # a step that takes decisions on values can't be predicted
+    too_large = {mode: need for mode, need in needs.items() if need > available.bytes}
+    if not too_large:
+        return
+    raise MembackError(
+        f"The peak would be {_listed(too_large)}, but there are {_size(available.bytes)}: {available.limit}."
+        f" {_remedy(step, needs, extra_bytes, available, option)}, or go ahead with --force"
+    )
 
 
-def _remedy(step: Step, extra_bytes: int, available: Available) -> str:
-    fitting = []
+def _listed(needs: Mapping[Mode, int]) -> str:
+    return ", ".join(f"{_size(need)} in mode {mode}" for mode, need in needs.items())
+
+
+def _size(size: int) -> str:
+    return f"{format_bytes_short(size)} ({size:,} B)" if size >= KIB else f"{size} B"
+
+
+def _remedy(step: Step, needs: Mapping[Mode, int], extra_bytes: int, available: Available, option: str) -> str:
+    policies = {}
     for policy in _CANDIDATES:
         try:
-            need = step.predict(Mode("checkpoint", policy)).peak.bytes + extra_bytes
+            policies[policy] = step.predict(Mode("checkpoint", policy)).peak.bytes + extra_bytes
         except MembackError:
-            continue
-        if need <= available.bytes:
-            fitting.append(f"{policy} ({format_bytes(need)})")
+            continue  # the policy finds nothing in this model
+    fitting = [f"{option} {name} with {_size(n)}" for name, n in policies.items() if n <= available.bytes]
+    modes = [
+        f"--mode {mode.name} with {_size(n)}" for mode, n in needs.items() if n <= available.bytes and not mode.policy
+    ]
+    found = []
     if fitting:
-        return f"Policies that would fit: {', '.join(fitting)}: use --mode checkpoint --policy, or a smaller --batch"
-    return "No checkpoint policy makes it fit: use a smaller --batch or model"
+        found.append(f"Policies that would fit: {', '.join(fitting)}")
+    elif policies:
+        found.append("No checkpoint policy makes it fit")
+    if modes:
+        found.append(f"Modes that would fit: {', '.join(modes)}")
+    return ". ".join([*found, "Use a smaller --batch or model"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,13 @@ from memback.arrays import distinct_bytes
 from memback.dry import dry_run
 from memback.errors import UsageError
 from memback.op import OpError
-from memback.profiling.definition import Profile, load_data, make_model
+from memback.profiling.definition import Profile, load_data, load_layout, make_model
 from memback.shape_array import ShapeArray
 from memback.state import manual_seed
 from memback.tape import Tensor
 
 if TYPE_CHECKING:
-    from memback.data import Dataset
+    from memback.data import Dataset, Layout
     from memback.optim import Optimizer
 
 __all__ = ["Workload"]
@@ -29,13 +29,15 @@ class Workload:
 
     profile: Profile
     model: Any
-    data: Dataset
+    data: Dataset | None
+    layout: Layout
     optimizer: Optimizer
-    dry: bool
 
     @classmethod
     def build(cls, profile: Profile, dry: bool = False) -> Workload:
-        """Make the model (from the profile's seed), load the data, make the optimiser; without memory if ``dry``.
+        """Make the model (from the profile's seed), load the data, make the optimiser.
+
+        If ``dry``, models and batches hold no memory, and no data is read.
 
         Raises:
             UsageError: the model or the loader refuses its arguments.
@@ -44,13 +46,18 @@ class Workload:
         with dry_run() if dry else nullcontext(), _named(profile):
             model = make_model(profile)
             optimizer = make_optimizer(profile, model)
-        return cls(profile, model, load_data(profile), optimizer, dry)
+        return cls(profile, model, None if dry else load_data(profile), load_layout(profile), optimizer)
+
+    @property
+    def dry(self) -> bool:
+        """Whether it holds no memory."""
+        return self.data is None
 
     def batch(self, step: int) -> tuple[Any, Any]:
         """Inputs and targets of a training step, counted from 0; without memory if the workload is dry."""
         size = self.profile.data.batch
-        if self.dry:
-            x, y = (ShapeArray.argument(shape, dtype) for shape, dtype in self.data.batch_layout(size))
+        if self.data is None:
+            x, y = (ShapeArray.argument(shape, dtype) for shape, dtype in self.layout.batch(size))
             return x, y
         return self.data.batch(size, self.profile.train.seed, step)
 
@@ -64,15 +71,25 @@ class Workload:
             loss: Tensor = self.model.loss(x, y)
         return loss
 
+    def step(self) -> Callable[[], Tensor]:
+        """The forward pass of the first training step, which gives its loss."""
+        x, y = self.batch(0)
+        return lambda: self.loss(x, y)
+
     def test_batches(self) -> Iterator[tuple[Any, Any]]:
         """The test samples in batches."""
-        return self.data.test_batches(self.profile.data.batch)
+        return iter(()) if self.data is None else self.data.test_batches(self.profile.data.batch)
+
+    @property
+    def state_bytes(self) -> int:
+        """Parameters, buffers and optimiser state in bytes."""
+        arrays = [p.data for p in self.model.parameters()] + [a for _, a in self.model.named_buffers()]
+        return distinct_bytes(arrays) + int(self.optimizer.state_bytes)
 
     @property
     def argument_bytes(self) -> int:
         """Parameters, buffers, optimiser state and inputs in bytes: what is there before a step."""
-        arrays = [p.data for p in self.model.parameters()] + [a for _, a in self.model.named_buffers()]
-        return distinct_bytes([*arrays, *self.batch(0)]) + int(self.optimizer.state_bytes)
+        return self.state_bytes + distinct_bytes(self.batch(0))
 
     def about(self) -> dict[str, Any]:
         """What a report says of the profile."""

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
 from memback.commands import main
-from memback.profiling import passes
+from memback.data import REGISTRY as DATA
+from memback.data import Dataset
+from memback.profiling import definition, passes
+from memback.profiling.definition import load
 from memback.profiling.guard import Available
 from memback.profiling.workload import Workload
 
@@ -75,6 +79,38 @@ def test_a_dry_run_allocates_nothing_and_measures_nothing(monkeypatch, capsys):
         assert run["measured_peak_bytes"] is None
         assert run["seconds"] is None
         assert run["loss"] is None
+
+
+@pytest.mark.parametrize("name", ["digits", "source-gpt", "unet", "notes", "vit-l16"])
+def test_a_dry_run_reads_no_data(name, monkeypatch, capsys):
+    for loader in DATA:
+        monkeypatch.setitem(DATA, loader, refuse)
+    monkeypatch.setattr(Dataset, "batch", refuse)
+    profile = load(name)
+    monkeypatch.setattr(definition, "load", lambda _: profile)
+    found = report(capsys, "profile", name, "--dry", "--mode", "full")
+    assert found["arguments"]["input_bytes"] > 0
+
+
+def test_a_run_that_parts_from_its_prediction_says_so(monkeypatch, capsys):
+    predict = passes.Step.predict
+
+    def predict_less(self, mode):
+        found = predict(self, mode)
+        less = {**found.peak.parts, "workspace": 0, "saved": 0}
+        peak = dataclasses.replace(found.peak, bytes=sum(less.values()), parts=less)
+        return dataclasses.replace(found, peak=peak)
+
+    quick = ["profile", "digits", "--rounds", "1", "--mode", "full", "--batch", "1000"]
+    assert main(quick) == 0
+    assert "does not hold" not in capsys.readouterr().out
+    monkeypatch.setattr(passes.Step, "predict", predict_less)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert main(quick) == 0
+    shown = capsys.readouterr().out
+    assert "does not hold" in shown
+    assert "\x1b[1;31m" in shown
 
 
 def test_a_dry_run_predicts_what_a_real_one_measures(capsys):
@@ -170,7 +206,7 @@ def test_what_does_not_fit_is_refused_with_what_would_unless_forced(monkeypatch,
     with monkeypatch.context() as patch:
         patch.setattr(passes.Step, "account", refuse)
         assert main(["profile", "digits"]) == 1
-    assert "mode retain-all needs" in message(capsys)
+    assert "in mode retain-all" in message(capsys)
     assert main([*QUICK, "--force", "--quiet"]) == 0
 
 

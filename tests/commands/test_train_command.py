@@ -9,6 +9,7 @@ import pytest
 
 from memback.commands import main
 from memback.profiling import training as training_module
+from memback.profiling.guard import Available
 from memback.profiling.training import Training
 from memback.profiling.workload import Workload
 
@@ -22,7 +23,7 @@ def steps_before(monkeypatch, number, action):
 
     def counted(self, x, y):
         nonlocal count
-        count += 1
+        count += not self.dry  # the prediction before the first step is none
         if count == number + 1:
             action()
         return loss(self, x, y)
@@ -192,3 +193,20 @@ def test_an_existing_file_is_refused_before_work_begins(option, tmp_path, monkey
     assert path.read_text() == "precious"
     assert main([*QUICK, "--steps", "1", option, str(path), "--force", "--quiet"]) == 0
     assert path.read_bytes() != b"precious"
+
+
+def test_a_step_that_does_not_fit_is_refused_with_the_policies_that_would_unless_forced(monkeypatch, capsys):
+    monkeypatch.setattr("memback.profiling.guard.available_memory", lambda: Available(500_000, "limit of the test"))
+    steps = ["train", "digits", "--steps", "1"]
+    deep = ["--batch", "1000", "--set", "model.hidden=" + str([128] * 6)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "steps", fail(AssertionError("training began")))
+        assert main([*steps, *deep]) == 1
+    said = message(capsys)
+    assert "in mode full, but there are 488.28 KiB (500,000 B): limit of the test" in said
+    assert "--force" in said
+    monkeypatch.setattr("memback.profiling.guard.available_memory", lambda: Available(4_500_000, "limit of the test"))
+    assert main([*steps, *deep]) == 1
+    assert "Policies that would fit: --policy sqrt with" in message(capsys)
+    assert main([*steps, *deep, "--policy", "sqrt", "--quiet"]) == 0
+    assert main([*steps, *deep, "--force", "--quiet"]) == 0

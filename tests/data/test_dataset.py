@@ -46,11 +46,6 @@ def test_inputs_and_targets_stay_together_and_integers_are_wide() -> None:
     assert (x.dtype, y.dtype) == (np.float32, np.int64)
 
 
-def test_the_layout_is_that_of_a_batch() -> None:
-    data = numbered(20)
-    assert data.batch_layout(8) == tuple((a.shape, a.dtype) for a in data.batch(8, seed=0, step=0))
-
-
 def test_test_samples_come_once_in_order() -> None:
     batches = list(numbered(20).test_batches(3))
     assert [len(x) for x, _ in batches] == [3, 3, 1]

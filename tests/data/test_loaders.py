@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import inspect
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from memback.data import REGISTRY
+from memback.data import LAYOUTS, REGISTRY
 from memback.data.source import _sources
 from memback.errors import MembackError, UsageError
 
@@ -182,3 +184,76 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(UsageError, match=message):
             REGISTRY["npz"](path=str(tmp_path / name))
+
+
+# -- what a sample looks like, before any data is read
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("digits", {}),
+        ("digits", {"layout": "image", "size": 24}),
+        ("digits", {"layout": "image", "size": 16, "target": "mask"}),
+        ("digits", {"size": 16, "target": "mask"}),
+        ("python-source", {}),
+        ("python-source", {"sequence": 50, "limit": 5000}),
+        ("random", {"shape": [5]}),
+        ("random", {"shape": [5], "task": "regression"}),
+        ("random", {"shape": [5, 2], "task": "regression", "outputs": [2]}),
+        ("random", {"shape": [3, 4, 6], "task": "segmentation", "classes": 4}),
+        ("random", {"shape": [7], "task": "sequence", "samples": 8, "seed": 3}),
+        ("npz", {"path": "data.npz"}),
+    ],
+)
+def test_the_layout_is_that_of_a_batch(
+    name: str, arguments: dict[str, object], dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("data.npz", x=np.ones((10, 3, 2)), y=np.arange(10, dtype=np.uint8))
+    batch = REGISTRY[name](dtype, **arguments).batch(3, seed=0, step=0)
+    assert LAYOUTS[name](dtype, **arguments).batch(3) == tuple((a.shape, a.dtype) for a in batch)
+
+
+def test_a_layout_and_its_loader_take_the_same_arguments() -> None:
+    assert set(LAYOUTS) == set(REGISTRY)
+    for name, loader in REGISTRY.items():
+        mine, its = (inspect.signature(f).parameters for f in (LAYOUTS[name], loader))
+        assert [(p.name, p.default) for p in mine.values()] == [(p.name, p.default) for p in its.values()]
+
+
+def test_the_layout_of_an_archive_comes_from_its_headers_alone(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    np.savez(path, x=np.ones((1000, 300)), y=np.ones(1000))
+    tracemalloc.start()
+    try:
+        layout = LAYOUTS["npz"](path=str(path))
+        assert tracemalloc.get_traced_memory()[1] < 500_000
+    finally:
+        tracemalloc.stop()
+    assert layout.x_shape == (300,)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.ones((3, 2))}, "has no array 'y'; it has x"),
+        ({"x": np.ones((3, 2)), "y": np.array(["a", "b", "c"])}, "y is a <U1 array .* must hold integers or floats"),
+        ({"x": np.ones((3, 2)), "y": np.array(1)}, "one sample a row"),
+    ],
+)
+def test_an_archive_whose_headers_do_not_fit_is_refused(
+    arrays: dict[str, np.ndarray], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "data.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(UsageError, match=message):
+        LAYOUTS["npz"](path=str(path))
+
+
+@pytest.mark.parametrize(("name", "message"), [("missing", "There is no data file"), ("text", "can't be read")])
+def test_the_headers_of_what_is_no_archive_are_refused(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "text.npz").write_text("x = 1")
+    with pytest.raises(UsageError, match=message):
+        LAYOUTS["npz"](path=str(tmp_path / f"{name}.npz"))

@@ -8,6 +8,7 @@ from memback.errors import MembackError
 from memback.profiling.guard import Available, available_memory, check_fits
 from memback.profiling.passes import Mode, Step
 from memback.tape import Tensor
+from memback.units import format_bytes_short
 
 
 class Layer(nn.Module):
@@ -65,9 +66,9 @@ def test_a_step_that_does_not_fit_names_prediction_limit_and_policies_that_do(st
     with pytest.raises(MembackError) as error:
         check_fits(step, [Mode("full")], available=Available((need + smaller) // 2, "limit of the test"))
     message = str(error.value)
-    assert f"{need:,} B" in message
+    assert f"{format_bytes_short(need)} ({need:,} B) in mode full" in message
     assert "limit of the test" in message
-    assert f"sqrt ({smaller:,} B" in message
+    assert f"--mode checkpoint --policy sqrt with {format_bytes_short(smaller)} ({smaller:,} B)" in message
     assert "--force" in message
 
 
@@ -76,3 +77,31 @@ def test_arguments_that_are_still_to_be_made_count(step):
     check_fits(step, [Mode("inference")], available=Available(need, "test"))
     with pytest.raises(MembackError, match="No checkpoint policy"):
         check_fits(step, [Mode("inference")], extra_bytes=1, available=Available(need, "test"))
+
+
+def test_all_modes_that_do_not_fit_are_named_and_those_that_would(step):
+    modes = [Mode("retain-all"), Mode("full"), Mode("inference")]
+    needs = [step.predict(mode).peak.bytes for mode in modes]
+    with pytest.raises(MembackError) as error:
+        check_fits(step, modes, available=Available(needs[-1], "limit of the test"), option="--policy")
+    message = str(error.value)
+    assert f"({needs[0]:,} B) in mode retain-all" in message
+    assert f"({needs[1]:,} B) in mode full" in message
+    assert f"--mode inference with {format_bytes_short(needs[2])}" in message
+    assert "No checkpoint policy makes it fit" in message
+    assert "\n" not in message
+
+
+def test_a_step_that_takes_decisions_on_values_is_let_through():
+    model = Layer()
+
+    def decide():
+        out = model(Tensor(np.ones((4, 64), np.float32)))
+        return ops.sum(out) if ops.sum(out) > 0 else ops.mean(out)
+
+    check_fits(Step(decide, model), [Mode("full")], available=Available(1, "test"))
+
+
+def test_a_control_group_that_is_used_up_leaves_nothing(tmp_path):
+    root, listing = cgroup(tmp_path, 2, limit=1000, used=5000)
+    assert available_memory(root, listing).bytes == 0

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from memback.profiling.definition import load, load_data, shipped
+from memback.profiling.definition import load, load_data, load_layout, shipped
 
 EXPECTED = {
     "deep-mlp",
@@ -31,10 +31,9 @@ def test_a_shipped_profile_is_valid_and_says_what_it_is_in_a_line(name: str) -> 
 @pytest.mark.parametrize("name", shipped())
 def test_a_shipped_profile_has_data_for_a_batch(name: str) -> None:
     profile = load(name)
-    data = load_data(profile)
-    if profile.dry:
-        (x, _), (y, _) = data.batch_layout(profile.data.batch)
-        assert x[0] == y[0] == profile.data.batch
-    else:
+    (x, _), (y, _) = load_layout(profile).batch(profile.data.batch)
+    assert x[0] == y[0] == profile.data.batch
+    if not profile.dry:
+        data = load_data(profile)
         x, y = data.batch(profile.data.batch, profile.train.seed, step=0)
         assert len(x) == len(y) == profile.data.batch
