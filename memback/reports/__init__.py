@@ -16,6 +16,7 @@ __all__ = ["WRITERS", "check", "renderer", "write"]
 WRITERS = {
     ".json": "memback.reports.json:render",
     ".md": "memback.reports.markdown:render",
+    ".html": "memback.reports.html:render",
     ".csv": "memback.reports.csv:render",
     ".txt": "memback.reports.text:render",
 }
