@@ -33,7 +33,10 @@ class Node:
 
 
 def tree(run: Run) -> Node:
-    """The tree of what a run saves. Layers that save nothing are left out; so are buffers that no one can place."""
+    """The tree of what a run saves. Layers that save nothing are left out; so are buffers that no one can place.
+
+    A module with nothing but one part in it is drawn as one with that part: ``3.attention softmax``.
+    """
     root = Node(run.label, "run", bytes=run.saved_bytes)
     buffers = _made(run)
     for layer in run.layers:
@@ -51,6 +54,8 @@ def tree(run: Run) -> Node:
             node.children = {f"buffer {number}": buffer for number, buffer in own.items()}
     for _, node in list(root.walk()):
         _number_alike(node)
+    for child in root.children.values():
+        _merge(child)
     return root
 
 
@@ -75,3 +80,19 @@ def _number_alike(node: Node) -> None:
             child.name = f"{name} {number}"
 
 
+
+
+def _merge(node: Node) -> None:
+    for child in node.children.values():
+        _merge(child)
+    if len(node.children) != 1:
+        return
+    ((key, only),) = node.children.items()
+    if only.bytes != node.bytes:
+        return
+    if only.kind == "buffer":
+        node.note = ", ".join(filter(None, (only.name, only.note)))
+    else:
+        joint = "." if key.startswith("module ") else " "
+        node.name, node.kind, node.op, node.note = f"{node.name}{joint}{only.name}", only.kind, only.op, only.note
+    node.children = only.children

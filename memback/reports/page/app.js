@@ -525,57 +525,109 @@
   $("alive-more").addEventListener("click", () => { state.aliveRows += 200; showAlive(); });
   $("moment").addEventListener("input", () => setMoment(+$("moment").value));
   $("to-peak").addEventListener("click", () => { if (state.run.peak) setMoment(state.run.peak.time); });
-  $("unzoom").addEventListener("click", () => { state.range = null; drawTime(); });
+  $("unzoom").addEventListener("click", () => { state.range = null; draw("time"); });
 
   // -- who keeps it
 
-  const HUES = ["#3f74e6", "#12a08c", "#ec8b3a", "#9483e8", "#d9487f", "#2f9fd0", "#7a9a2e", "#c26b4a", "#5f6fb5", "#a8842c"];
-  function hues() {
-    // By the first run, so that an op has the same colour in every mode.
+  const HUES = ["#3568d4", "#0f8373", "#f0a15c", "#7d6bd6", "#c43a72", "#7cc4e8", "#a9c45b", "#a4553a", "#c9b8f5", "#8a6d1f"];
+  const OTHER = "#7d8798";
+  const INK_ON = { "#f0a15c": "#16202e", "#7cc4e8": "#16202e", "#a9c45b": "#16202e", "#c9b8f5": "#16202e" };
+  const percent = (part, whole) => `${((100 * part) / whole).toFixed(1)} %`;
+  // By all runs, so that an op has the same colour in every mode.
+  const rank = (() => {
     const sizes = new Map();
     for (const run of data.runs)
-      for (const layer of run.layers) sizes.set(layer[1], Math.max(sizes.get(layer[1]) || 0, layer[5]));
-    const order = [...sizes.keys()].sort((a, b) => sizes.get(b) - sizes.get(a));
-    return new Map(order.map((op, i) => [op, HUES[i] || "#7d8798"]));
+      for (const layer of run.layers) sizes.set(layer[1], (sizes.get(layer[1]) || 0) + layer[5]);
+    return new Map([...sizes.keys()].sort((a, b) => sizes.get(b) - sizes.get(a)).map((op, i) => [op, i]));
+  })();
+  const opHues = new Map([...rank].map(([op, i]) => [op, HUES[i] || OTHER]));
+
+  // A module has the colour of the op that keeps the most below it.
+  function prepareTree(run) {
+    const t = run.tree;
+    t.children = t.parent.map(() => []);
+    t.depth = [];
+    t.parent.forEach((parent, i) => {
+      t.depth[i] = parent < 0 ? 0 : t.depth[parent] + 1;
+      if (parent >= 0) t.children[parent].push(i);
+    });
+    t.main = t.op.slice();
+    const kept = t.parent.map(() => new Map());
+    for (let i = t.parent.length - 1; i > 0; i--) {
+      if (text(t.op[i]) && !(text(t.op[t.parent[i]]))) kept[i].set(t.op[i], t.bytes[i]);
+      if (!text(t.op[i])) t.main[i] = [...kept[i]].reduce((a, b) => (b[1] > a[1] ? b : a), [0, -1])[0];
+      for (const [op, bytes] of kept[i]) kept[t.parent[i]].set(op, (kept[t.parent[i]].get(op) || 0) + bytes);
+    }
   }
-  const opHues = hues();
+  // What is drawn below a node: parts are opened as long as what is in them can be seen; the rest is there to zoom into.
+  const TILE_AT_LEAST = 400;
+  const MODULE_AT_LEAST = 3000;
+  function visible(t, top) {
+    const scale = ($("map").clientWidth * $("map").clientHeight) / t.bytes[top];
+    const opens = (area, parts) => area > MODULE_AT_LEAST && area / (parts + 1) > TILE_AT_LEAST;
+    const shown = [];
+    for (let level = [top]; level.length; ) {
+      shown.push(...level);
+      level = level.flatMap((i) => (i === top || opens(t.bytes[i] * scale, t.children[i].length) ? t.children[i] : []));
+    }
+    return shown;
+  }
 
   function drawMap() {
     const run = state.run;
     const t = run.tree;
-    const count = t.parent.length;
+    if (!t.children) prepareTree(run);
     const empty = !run.saved_bytes;
     $("map").hidden = empty;
     document.querySelector(".zoom").hidden = empty;
     $("map-note").textContent = empty ? `${run.label} saves nothing.` : "";
     if (empty) { Plotly.purge("map"); return; }
-    const ids = Array.from({ length: count }, (_, i) => `n${i}`);
-    const dim = colour("soft");
-    const traces = [{
-      type: "treemap", ids, labels: t.name.map((n) => plain(text(n))), parents: t.parent.map((p) => (p < 0 ? "" : `n${p}`)),
-      values: t.bytes, branchvalues: "total", level: ids[state.zoom], maxdepth: 3, sort: true,
-      marker: { colors: t.op.map((op) => (op ? opHues.get(op) || "#7d8798" : dim)), line: { width: 1.2, color: colour("card") }, cornerradius: 3 },
-      text: t.bytes.map((n) => short(n)), texttemplate: "%{label}<br>%{text}", textfont: { size: 12.5 },
-      customdata: t.bytes.map((n, i) => [group(n), text(t.note[i]) ? `<br>line ${plain(text(t.note[i]))}` : ""]),
-      hovertemplate: "<b>%{label}</b><br>%{customdata[0]} B, %{percentRoot:.1%} of the mode%{customdata[1]}<extra></extra>",
+    const nodes = visible(t, state.zoom);
+    const drawn = new Set(nodes);
+    for (let i = t.parent[state.zoom]; i >= 0; i = t.parent[i]) nodes.push(i);
+    const leaf = (i) => !t.children[i].some((child) => drawn.has(child));
+    const hue = (i) => opHues.get(t.main[i]) || OTHER;
+    Plotly.react("map", [{
+      type: "treemap", ids: nodes.map((i) => `n${i}`), labels: nodes.map((i) => plain(text(t.name[i]))),
+      parents: nodes.map((i) => (t.parent[i] < 0 ? "" : `n${t.parent[i]}`)), values: nodes.map((i) => t.bytes[i]),
+      branchvalues: "total", level: `n${state.zoom}`, sort: true, tiling: { pad: 2, packing: "squarify" },
+      marker: {
+        colors: nodes.map((i) => (leaf(i) ? hue(i) : colour("soft"))), line: { width: 1, color: colour("card") }, cornerradius: 3,
+        pad: { t: 17, l: 2, r: 2, b: 2 },
+      },
+      text: nodes.map((i) => short(t.bytes[i])), texttemplate: "%{label}<br>%{text}",
+      textfont: { size: 12, color: nodes.map((i) => (leaf(i) ? INK_ON[hue(i)] || "#ffffff" : colour("ink"))) },
+      customdata: nodes.map((i) => [group(t.bytes[i]), percent(t.bytes[i], run.saved_bytes), text(t.note[i]) ? `<br>${plain(text(t.note[i]))}` : ""]),
+      hovertemplate: "<b>%{label}</b><br>%{customdata[0]} B, %{customdata[1]} of the mode%{customdata[2]}<extra></extra>",
       hoverlabel: { align: "left", bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("ink"), size: 13 } },
-      pathbar: { thickness: 26, textfont: { size: 13 } }, tiling: { pad: 2, packing: "squarify" },
-    }];
-    Plotly.react("map", traces, layout({ hovermode: "closest", margin: { l: 0, r: 0, t: 30, b: 0 } }), CONFIG);
+      pathbar: { thickness: 26, textfont: { size: 13, color: colour("ink") } },
+    }], layout({ hovermode: "closest", margin: { l: 0, r: 0, t: 30, b: 0 } }), CONFIG);
     if (!$("map").dataset.listens) {
       $("map").on("plotly_treemapclick", (event) => {
-        const id = event.nextLevel;
-        if (id) { state.zoom = +id.slice(1); $("zoom").value = state.zoom; }
+        zoomTo(+event.points[0].id.slice(1));
+        return false;
       });
       $("map").dataset.listens = "yes";
     }
-    const ops = [...new Set(t.op.filter((op) => op))].sort((a, b) => (opHues.get(a) || "~").localeCompare(opHues.get(b) || "~"));
-    $("map-note").textContent = "Colours are ops. ";
-    for (const op of ops.slice(0, 12)) {
+    legendOfOps(t);
+  }
+  function zoomTo(node) {
+    const t = state.run.tree;
+    const up = node === state.zoom ? Math.max(0, t.parent[node]) : node;
+    if (!t.children[up].length) return;
+    state.zoom = up;
+    $("zoom").value = state.zoom;
+    drawMap();
+  }
+  function legendOfOps(t) {
+    const ops = [...new Set(t.op.filter((op) => text(op)))].sort((a, b) => rank.get(a) - rank.get(b));
+    $("map-note").textContent = "Colours are ops; a module that is drawn whole has that of the op that keeps the most in it. ";
+    const list = $("map-ops");
+    list.replaceChildren(...ops.map((op) => {
       const swatch = make("span", { class: "swatch" });
-      swatch.style.background = opHues.get(op) || "#7d8798";
-      $("map-note").append(swatch, `${text(op)}  `);
-    }
+      swatch.style.background = opHues.get(op) || OTHER;
+      return make("li", {}, swatch, text(op));
+    }));
   }
   function fillZoom() {
     const t = state.run.tree;
@@ -600,7 +652,7 @@
     { title: "saved bytes", number: true, key: (r) => r.saved, cell: (r) => group(r.saved), sum: (rows) => group(total(rows, "saved")) },
     { title: "shared bytes", number: true, key: (r) => r.shared, cell: (r) => group(r.shared) },
     { title: "parameter bytes", number: true, key: (r) => r.parameters, cell: (r) => group(r.parameters) },
-    { title: "FLOPs", number: true, key: (r) => r.flops, cell: (r) => flops(r.flops), sum: (rows) => flops(total(rows, "flops")) },
+    { title: "FLOPs", number: true, key: (r) => r.flops, cell: (r) => (r.flops ? flops(r.flops) : "0"), sum: (rows) => flops(total(rows, "flops")) },
     { title: "time", number: true, key: (r) => r.seconds || 0, cell: (r) => (r.seconds === null ? "–" : seconds(r.seconds)) },
   ];
   const total = (rows, name) => rows.reduce((sum, row) => sum + row[name], 0);
@@ -715,7 +767,6 @@
 
   function drawFrontier() {
     if (!data.frontier.length) return;
-    $("frontier-section").hidden = false;
     const points = [...data.frontier].sort((a, b) => a[0] - b[0]);
     const unit = 1024 ** unitOf(Math.max(...points.map((p) => p[0])));
     Plotly.react("frontier", [{
@@ -726,7 +777,53 @@
       hovermode: "closest", dragmode: false, xaxis: { title: { text: `peak ${UNITS[unitOf(Math.max(...points.map((p) => p[0])))]}` }, fixedrange: true },
       yaxis: { title: { text: "extra FLOPs" }, exponentformat: "SI" },
     }), CONFIG);
+  }
+
+  function fillFrontier() {
+    const points = [...data.frontier].sort((a, b) => a[0] - b[0]);
     $("frontier-table").tBodies[0].replaceChildren(...points.map((p) => make("tr", {}, make("td", { class: "number" }, group(p[0])), make("td", { class: "number" }, group(p[1])))));
+  }
+
+  // -- drawing what is looked at
+
+  const drawers = { over: drawOver, time: drawTime, map: drawMap, frontier: drawFrontier };
+  const near = new Set();
+  const stale = new Set();
+  function draw(...names) {
+    for (const name of names) {
+      stale.add(name);
+      if (near.has(name)) drawNow(name);
+    }
+  }
+  function drawNow(name) {
+    if (!stale.delete(name)) return;
+    drawers[name]();
+    if (name === "time") listenToZoom();
+  }
+  function drawAll() {
+    for (const name of [...stale]) drawNow(name);
+  }
+  const watcher = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      const name = target.dataset.draws;
+      if (isIntersecting) { near.add(name); drawNow(name); } else near.delete(name);
+    }
+  }, { rootMargin: "400px" });
+  for (const name of Object.keys(drawers)) {
+    const section = $(name).closest("section");
+    section.dataset.draws = name;
+    watcher.observe(section);
+  }
+  function listenToZoom() {
+    if ($("time").dataset.listens || !$("time").on) return;
+    $("time").dataset.listens = "yes";
+    $("time").on("plotly_relayout", (event) => {
+      const from = event["xaxis.range[0]"];
+      const to = event["xaxis.range[1]"];
+      if (from === undefined || to === undefined) return;
+      state.range = [Math.max(0, from), Math.min(x(state.run, state.run.length), to)];
+      drawTime();
+    });
   }
 
   // -- choosing a mode
@@ -745,10 +842,9 @@
     const used = data.bands.filter((_, b) => run.totals[b].some((n) => n > 0));
     $("bands").replaceChildren(...[...used, "workspace"].map((band) => make("li", {}, make("span", { class: `swatch ${band}` }), band)));
     fillZoom();
-    drawTime();
     setMoment(run.peak ? run.peak.time : 0);
-    drawMap();
     drawLayers();
+    draw("time", "map");
   }
   for (const run of data.runs) {
     const chip = make("button", { type: "button", role: "radio", class: `chip ${run.mode}`, onclick: () => choose(run) }, run.label);
@@ -760,7 +856,7 @@
       if (on) state.shown.add(run);
       else state.shown.delete(run);
       toggle.setAttribute("aria-pressed", String(on));
-      drawOver();
+      draw("over");
     });
     $("shown").append(toggle);
   }
@@ -775,12 +871,7 @@
 
   // -- theme, width and paper
 
-  function redraw() {
-    drawOver();
-    drawTime();
-    drawMap();
-    drawFrontier();
-  }
+  const redraw = () => draw(...Object.keys(drawers));
   $("theme").addEventListener("click", () => { chosenTheme = theme() === "dark" ? "light" : "dark"; applyTheme(chosenTheme); redraw(); });
   dark.addEventListener("change", () => { applyTheme(theme()); redraw(); });
   let width = innerWidth;
@@ -789,18 +880,14 @@
     width = innerWidth;
     setTimeout(redraw, 100);
   });
-  addEventListener("beforeprint", () => { applyTheme("light"); for (const one of document.querySelectorAll("details")) one.open = true; redraw(); });
+  addEventListener("beforeprint", () => { applyTheme("light"); for (const one of document.querySelectorAll("details")) one.open = true; redraw(); drawAll(); });
   addEventListener("afterprint", () => { applyTheme(theme()); redraw(); });
 
-  drawOver();
+  if (data.frontier.length) {
+    $("frontier-section").hidden = false;
+    fillFrontier();
+  }
   choose(state.run);
-  $("time").on("plotly_relayout", (event) => {
-    const from = event["xaxis.range[0]"];
-    const to = event["xaxis.range[1]"];
-    if (from === undefined || to === undefined) return;
-    state.range = [Math.max(0, from), Math.min(x(state.run, state.run.length), to)];
-    drawTime();
-  });
-  drawFrontier();
+  draw("over", "frontier");
   root.dataset.ready = "yes";
 })();
