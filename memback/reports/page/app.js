@@ -559,9 +559,10 @@
       for (const [op, bytes] of kept[i]) kept[t.parent[i]].set(op, (kept[t.parent[i]].get(op) || 0) + bytes);
     }
   }
-  // What is drawn below a node: parts are opened as long as what is in them can be seen; the rest is there to zoom into.
+  // What is drawn below a node: parts are opened where there is room for their titles, which would make areas untrue; the
+  // rest is there to zoom into.
   const TILE_AT_LEAST = 400;
-  const MODULE_AT_LEAST = 3000;
+  const MODULE_AT_LEAST = 9000;
   function visible(t, top) {
     const scale = ($("map").clientWidth * $("map").clientHeight) / t.bytes[top];
     const opens = (area, parts) => area > MODULE_AT_LEAST && area / (parts + 1) > TILE_AT_LEAST;
