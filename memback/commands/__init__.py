@@ -22,6 +22,8 @@ REGISTRY = {
     "profile": "One training step in every mode: what each keeps in memory, layer by layer.",
     "train": "Train for real, with loss, accuracy, throughput and live memory.",
     "notes": "The lecture notes on a real network: every step with its bytes, every claim checked.",
+    "report": "A stored report, shown or written in any other format.",
+    "diff": "What changed between two reports, layer by layer; with a limit, a guard for CI.",
     "list": "What there is to run: shipped profiles, models, data, ops and policies.",
 }
 """Every subcommand, which is the name of its module too, and its line in the help."""

@@ -34,7 +34,7 @@ __all__ = ["command"]
 @click.option("--dry", is_flag=True, help="Predict only: nothing is allocated or run.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Timed runs of each mode.")
 @click.option("--layers", is_flag=True, help="Show the per-layer table of every mode, no rows folded.")
-@click.option("-o", "--output", "files", multiple=True, metavar="FILE", help="Write the report: .json .md .csv .txt.")
+@click.option("-o", "--output", "files", multiple=True, metavar="FILE", help="Write the report; FILE's suffix says how.")
 @output_options
 def command(
     profile: Profile,
@@ -49,7 +49,8 @@ def command(
     """Run one training step of PROFILE in every mode, and show what each one keeps in memory.
 
     PROFILE is the name of a shipped profile (`memback list`) or the path of a TOML file. A mode whose predicted peak
-    does not fit into the free memory is refused, unless --force.
+    does not fit into the free memory is refused, unless --force. The suffix of FILE is the report's format: .html
+    .json .md .csv .txt .svg .png .trace.json .speedscope.json.
     """
     from memback import reports
 
