@@ -34,7 +34,9 @@ __all__ = ["command"]
 @click.option("--dry", is_flag=True, help="Predict only: nothing is allocated or run.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Timed runs of each mode.")
 @click.option("--layers", is_flag=True, help="Show the per-layer table of every mode, no rows folded.")
-@click.option("-o", "--output", "files", multiple=True, metavar="FILE", help="Write the report; FILE's suffix says how.")
+@click.option(
+    "-o", "--output", "files", multiple=True, metavar="FILE", help="Write the report; FILE's suffix says how."
+)
 @output_options
 def command(
     profile: Profile,

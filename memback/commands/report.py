@@ -12,7 +12,9 @@ __all__ = ["command"]
 @click.command("report", epilog="Example: memback report report.json -o report.html")
 @click.argument("stored", metavar="REPORT.json")
 @click.option("--layers", is_flag=True, help="Show the per-layer table of every mode, no rows folded.")
-@click.option("-o", "--output", "files", multiple=True, metavar="FILE", help="Write the report; FILE's suffix says how.")
+@click.option(
+    "-o", "--output", "files", multiple=True, metavar="FILE", help="Write the report; FILE's suffix says how."
+)
 @output_options
 def command(stored: str, layers: bool, files: tuple[str, ...], output: Output) -> None:
     """Show a stored report, or write it in any other format.

@@ -334,6 +334,17 @@ class Report(Struct, frozen=True, kw_only=True):
 
         return summary(self)
 
+    def _repr_html_(self) -> str:
+        from memback.reports.html import fragment
+
+        return fragment(self)
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        """What IPython and Jupyter show: tables in a terminal, bars in a notebook."""
+        from memback.reports.text import plain, summary
+
+        return {"text/plain": plain(summary(self)), "text/html": self._repr_html_()}
+
     def __repr__(self) -> str:
         runs = ", ".join(f"{run.label} {run.saved_bytes:,} B" for run in self.runs)
         return f"<Report {self.profile.name!r}, saved: {runs or 'no runs'}>"

@@ -17,9 +17,9 @@ __all__ = ["WRITERS", "check", "renderer", "write"]
 WRITERS = {
     ".json": "memback.reports.json:render",
     ".md": "memback.reports.markdown:render",
-    ".html": "memback.reports.html:render",
     ".csv": "memback.reports.csv:render",
     ".txt": "memback.reports.text:render",
+    ".html": "memback.reports.html:render",
     ".svg": "memback.reports.svg:render",
     ".png": "memback.reports.png:render",
     ".trace.json": "memback.reports.trace:render",

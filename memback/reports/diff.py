@@ -20,7 +20,7 @@ from memback.reports.tables import Cell, Column, Row, Table
 from memback.reports.timeline import Timeline
 from memback.units import format_bytes, parse_bytes
 
-__all__ = ["Change", "Diff", "Limit", "RunDiff", "compare"]
+__all__ = ["Change", "Diff", "Limit", "RunDiff", "alive_at_peak", "compare"]
 
 SCHEMA = "memback.diff/1"
 _PARTS = ("saved", "gradients", "recomputed", "outputs", "workspace")
@@ -206,12 +206,12 @@ def _run(before: Run, after: Run) -> RunDiff:
         Change("peak", before.peak.total_bytes, after.peak.total_bytes),
         (tables.place(before), tables.place(after)),
         [Change(name, getattr(before.peak, name), getattr(after.peak, name)) for name in _PARTS],
-        _changes(_alive_at_peak(before), _alive_at_peak(after)),
+        _changes(alive_at_peak(before), alive_at_peak(after)),
         _layer_changes(before, after),
     )
 
 
-def _alive_at_peak(run: Run) -> dict[str, int]:
+def alive_at_peak(run: Run) -> dict[str, int]:
     """Bytes alive at the peak by who made them; together they are the peak."""
     timeline = Timeline(run)
     moment = timeline.peak()
@@ -271,7 +271,9 @@ def _modes(diff: Diff) -> Table:
         for change in (run.saved, run.peak)
     ]
     names = {report.profile.name for report in (diff.before, diff.after)}
-    notes = [f"Before: {tables.headline(diff.before)}", f"After: {tables.headline(diff.after)}"] if len(names) > 1 else []
+    notes = (
+        [f"Before: {tables.headline(diff.before)}", f"After: {tables.headline(diff.after)}"] if len(names) > 1 else []
+    )
     notes += [f"Only before: {', '.join(diff.only_before)}."] if diff.only_before else []
     notes += [f"Only after: {', '.join(diff.only_after)}."] if diff.only_after else []
     return Table(f"Memory of {' and '.join(sorted(names))}, before and after", columns, rows, notes=notes)

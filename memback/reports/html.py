@@ -26,9 +26,10 @@ from memback.reports.tree import tree
 from memback.units import format_bytes, format_bytes_short
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from markupsafe import Markup
 
-__all__ = ["payload", "render"]
+__all__ = ["fragment", "payload", "render"]
 
 _TREE_AT_MOST = 20_000
 _MARKS = re.compile(r"`([^`]+)`|\*([^*]+)\*")
@@ -36,23 +37,36 @@ _MARKS = re.compile(r"`([^`]+)`|\*([^*]+)\*")
 
 def render(report: Report) -> str:
     """The report as one HTML page."""
-    return _template().render(
-        report=report,
-        title=tables.printable(report.profile.name),
-        headline=tables.printable(tables.headline(report)),
-        machine=_facts(report.machine),
-        arguments=_arguments(report),
-        sentences=words.sentences(report),
-        modes=_modes(report),
-        bands=BANDS,
-        tables=_tables(report),
-        cells=_cells,
-        glossary=glossary,
-        style=_read("style.css"),
-        script=_read("app.js"),
-        plotly=_plotly(),
-        data=_packed(msgspec.json.encode(payload(report))),
+    return (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            report=report,
+            machine=_facts(report.machine),
+            arguments=_arguments(report),
+            glossary=glossary,
+            style=_read("style.css"),
+            script=_read("app.js"),
+            plotly=_plotly(),
+            data=_packed(msgspec.json.encode(payload(report))),
+            **_overview(report),
+        )
     )
+
+
+def fragment(report: Report) -> str:
+    """The overview for a notebook's cell: sentences, bars and tables, no script, styles for nothing but itself."""
+    return _environment().get_template("notebook.html.jinja").render(**_overview(report))
+
+
+def _overview(report: Report) -> dict[str, Any]:
+    return {
+        "title": tables.printable(report.profile.name),
+        "headline": tables.printable(tables.headline(report)),
+        "sentences": [tables.printable(sentence) for sentence in words.sentences(report)],
+        "modes": _modes(report),
+        "tables": _tables(report),
+    }
 
 
 # -- what the page shows without a script
@@ -257,12 +271,25 @@ def _tree(run: Run, strings: _Strings) -> dict[str, list[int]]:
 
 
 @cache
-def _template() -> Any:
-    from jinja2 import Environment, StrictUndefined
+def _environment() -> Environment:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FunctionLoader(_read),
+        autoescape=True,
+        finalize=_finalize,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters.update(size=format_bytes, short=format_bytes_short, marked=_marked)
-    return environment.from_string(_read("report.html.jinja"))
+    environment.globals["cells"] = _cells
+    return environment
+
+
+def _finalize(value: Any) -> Any:
+    """What the template is about to show: text that is not known to be HTML has its control characters escaped."""
+    return tables.printable(value) if type(value) is str else value
 
 
 def _marked(text: str) -> Markup:

@@ -11,7 +11,7 @@ from memback.reports import tables
 from memback.reports.tables import Cell, Row, Table
 from memback.units import format_bytes
 
-__all__ = ["escape", "render", "table_lines"]
+__all__ = ["escape", "render", "row_lines", "table_lines"]
 
 _SPECIAL = re.compile(r"[\\`*\[<>&|~$]|(?<![^\W_])_|_(?![^\W_])")
 
@@ -25,7 +25,7 @@ def render(report: Report) -> str:
         lines += ["", *table_lines(tables.composition(report, report.reference))]
     for run in report.runs:
         title = html.escape(f"Layers of {tables.printable(run.label)}: {format_bytes(run.saved_bytes)} saved")
-        lines += ["", f"<details><summary>{title}</summary>", "", *_rows(tables.layers(run)), "", "</details>"]
+        lines += ["", f"<details><summary>{title}</summary>", "", *row_lines(tables.layers(run)), "", "</details>"]
     return "\n".join(lines) + "\n"
 
 
@@ -33,10 +33,10 @@ def table_lines(table: Table) -> Iterator[str]:
     """A table below its title, line by line."""
     yield f"#### {escape(table.title)}"
     yield ""
-    yield from _rows(table)
+    yield from row_lines(table)
 
 
-def _rows(table: Table) -> Iterator[str]:
+def row_lines(table: Table) -> Iterator[str]:
     """The table without its bars, which the exact numbers stand for; saved values go into a last column."""
     shown = [i for i, column in enumerate(table.columns) if column.kind != "bar"]
     saves = any(row.details for row in table.rows)

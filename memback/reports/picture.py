@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from memback.profiling.report import Report, Run
 from memback.reports import tables
@@ -156,14 +157,14 @@ def _columns(timeline: Timeline) -> list[int]:
     live = [sum(total) for total in timeline.totals]
     count = min(COLUMNS_AT_MOST, timeline.length)
     ends = [timeline.length * i // count for i in range(count + 1)]
-    return [max(range(a, b), key=live.__getitem__) for a, b in zip(ends, ends[1:], strict=False)]
+    return [max(range(a, b), key=live.__getitem__) for a, b in pairwise(ends)]
 
 
 def _steps(
     bounds: Sequence[float], below: Sequence[int], upper: Sequence[int], floor: float, scale: float
 ) -> list[tuple[float, float]]:
     """The outline of a band that has one height from each bound to the next."""
-    edges = list(zip(bounds, bounds[1:], strict=False))
+    edges = list(pairwise(bounds))
     there = [(x, floor - high * scale) for edge, high in zip(edges, upper, strict=True) for x in edge]
     back = [(x, floor - low * scale) for edge, low in zip(edges, below, strict=True) for x in edge]
     return there + back[::-1]

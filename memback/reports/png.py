@@ -27,7 +27,9 @@ def require() -> None:
     try:
         import PIL  # noqa: F401
     except ImportError:
-        raise UsageError("PNG pictures need Pillow: pip install 'memback[plots]', or write .svg, which needs nothing") from None
+        raise UsageError(
+            "PNG pictures need Pillow: pip install 'memback[plots]', or write .svg, which needs nothing"
+        ) from None
 
 
 def render(report: Report) -> bytes:

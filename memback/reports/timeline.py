@@ -118,7 +118,7 @@ class Timeline:
         if not self.events:
             return None
         peak = self.run.peak
-        parts = {name: int(getattr(peak, name)) for name in CATEGORIES}
+        parts: dict[str, int] = {name: getattr(peak, name) for name in CATEGORIES}
         place = (peak.phase, peak.path, peak.op)
         here = [i for i, event in enumerate(self.events) if (event.phase, event.path, event.op) == place]
         before = [i - 1 for i in here if i > 0]

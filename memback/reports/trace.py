@@ -21,9 +21,8 @@ _OPS, _BUFFERS = 1, 2
 
 def render(report: Report) -> bytes:
     """The report as a trace; a counter's series add up to the live bytes."""
-    events = [
-        entry for process, run in enumerate(report.runs, start=1) for entry in _process(Timeline(run), run.label, process)
-    ]
+    timelines = enumerate(map(Timeline, report.runs), start=1)
+    events = [entry for process, timeline in timelines for entry in _process(timeline, process)]
     about = {
         "name": report.profile.name,
         "created": report.created,
@@ -43,8 +42,8 @@ def render(report: Report) -> bytes:
     return msgspec.json.encode({"traceEvents": events, "displayTimeUnit": "ns", "otherData": about})
 
 
-def _process(timeline: Timeline, name: str, process: int) -> Iterator[dict[str, Any]]:
-    yield {"ph": "M", "pid": process, "name": "process_name", "args": {"name": name}}
+def _process(timeline: Timeline, process: int) -> Iterator[dict[str, Any]]:
+    yield {"ph": "M", "pid": process, "name": "process_name", "args": {"name": timeline.run.label}}
     yield {"ph": "M", "pid": process, "tid": _OPS, "name": "thread_name", "args": {"name": "ops"}}
     yield from _ops(timeline, process)
     yield from _counters(timeline, process)

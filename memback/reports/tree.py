@@ -80,8 +80,6 @@ def _number_alike(node: Node) -> None:
             child.name = f"{name} {number}"
 
 
-
-
 def _merge(node: Node) -> None:
     for child in node.children.values():
         _merge(child)
