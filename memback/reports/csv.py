@@ -30,7 +30,10 @@ _TOTALS = ("saved_bytes", "predicted_peak_bytes", "measured_peak_bytes")
 
 
 def render(report: Report) -> str:
-    """The layers of every run, control characters in names escaped. Columns ``run_…`` repeat the run's totals on each line: not to be summed."""
+    """The layers of every run, control characters in names escaped.
+
+    Columns ``run_…`` repeat the run's totals on each line: not to be summed.
+    """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow((*_RUN, *_LAYER, *(f"run_{name}" for name in _TOTALS)))

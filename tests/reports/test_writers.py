@@ -8,7 +8,6 @@ from memback.errors import UsageError
 from memback.reports import WRITERS, check, renderer, write
 from tests.reports import sample
 
-
 PICTURES = {".svg", ".png", ".speedscope.json"}
 """Formats with less in them, which have tests of their own."""
 
