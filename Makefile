@@ -8,25 +8,30 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 MANIFEST := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help profile test test-long test-torch lint clean
+.PHONY: help profile test test-long test-torch test-browser lint clean
 .DELETE_ON_ERROR:
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
-profile: $(VENV)/.installed ## profile the digits network, write the report as JSON and Markdown
+profile: $(VENV)/.installed ## profile the digits network, write the report as JSON, Markdown and HTML
 	@mkdir -p $(OUT)
-	$(BIN)/memback profile digits -o $(OUT)/digits.json -o $(OUT)/digits.md --force
-	@printf 'The report: %s\n' "$(OUT)/digits.json" "$(OUT)/digits.md"
+	$(BIN)/memback profile digits -o $(OUT)/digits.json -o $(OUT)/digits.md -o $(OUT)/digits.html --force
+	@printf 'The report: %s\n' "$(OUT)/digits.json" "$(OUT)/digits.md" "$(OUT)/digits.html"
 
-test: $(VENV)/.installed-test ## run the tests that do not need PyTorch
-	$(BIN)/python -m pytest -m "not torch and not long"
+test: $(VENV)/.installed-test ## run the tests that need neither PyTorch, nor a browser, nor minutes
+	$(BIN)/python -m pytest -m "not torch and not browser and not long"
 
 test-long: $(VENV)/.installed-test ## run the tests that take minutes: every profile under plans for six budgets
 	$(BIN)/python -m pytest -m long
 
 test-torch: $(VENV)/.installed-torch ## install PyTorch and run the comparisons with it
 	$(BIN)/python -m pytest -m torch
+
+test-browser: $(VENV)/.installed-browser ## open reports in Chromium: numbers, hover, accessibility
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
+	  echo "These tests need Chromium and its driver; on Debian: apt-get install chromium chromium-driver" >&2; exit 1; }
+	$(BIN)/python -m pytest -m browser
 
 lint: $(VENV)/.installed-test ## ruff, its formatter and mypy (strict)
 	$(BIN)/ruff check .
@@ -51,6 +56,10 @@ $(VENV)/.installed: $(VENV)/.created $(MANIFEST)
 $(VENV)/.installed-test: $(VENV)/.created $(MANIFEST)
 	$(PIP) -e '.[test]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-browser: $(VENV)/.installed-test
+	$(PIP) -e '.[test,browser]'
+	@touch $@
 
 $(VENV)/.installed-torch: $(VENV)/.installed-test
 	$(PIP) torch==2.13.0

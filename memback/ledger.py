@@ -26,12 +26,25 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from memback import tape as engine
-from memback.arrays import Array, Buffer, buffer_bytes, is_array, leaves, root
+from memback.arrays import Array, buffer_bytes, is_array, leaves, root
+from memback.arrays import Buffer as RootBuffer
 from memback.op import Op
 from memback.state import current
 from memback.tape import Call, Edge, Node, Observer, Site, Tensor, short_path
 
-__all__ = ["CATEGORIES", "Account", "Category", "Event", "Interval", "Ledger", "Row", "SavedValue", "Tape", "peak_of"]
+__all__ = [
+    "CATEGORIES",
+    "Account",
+    "Buffer",
+    "Category",
+    "Event",
+    "Interval",
+    "Ledger",
+    "Row",
+    "SavedValue",
+    "Tape",
+    "peak_of",
+]
 
 Category: TypeAlias = Literal["saved", "gradients", "recomputed", "outputs"]
 Phase: TypeAlias = Literal["forward", "backward", "recompute", "update"]
@@ -85,7 +98,11 @@ class SavedValue(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something happened to a buffer. ``live_bytes`` is the sum over all categories after it."""
+    """Something happened to a buffer.
+
+    ``live_bytes`` is the sum over all categories after it, ``category`` the one that the buffer is in from then on:
+    None where it is gone, or where a report of before there was this field does not say.
+    """
 
     time: int
     kind: str
@@ -95,6 +112,18 @@ class Event(NamedTuple):
     path: str
     op: str
     phase: Phase
+    category: Category | None = None
+
+
+class Buffer(NamedTuple):
+    """A buffer that the step has made: by which call, what it is, and on which line the call was written."""
+
+    buffer: int
+    path: str
+    op: str
+    call: int
+    origin: str
+    source: str
 
 
 class Interval(NamedTuple):
@@ -144,6 +173,7 @@ class Ledger(Observer):
     def __init__(self, names: Mapping[int, str] | None = None, timed: bool = False, events: bool = True) -> None:
         self.rows: list[Row] = []
         self.events: list[Event] = []
+        self._made: list[Account] = []
         self.intervals: list[Interval] = []
         self.flops = 0
         self.recomputed_flops = 0
@@ -258,6 +288,15 @@ class Ledger(Observer):
         return dict(self._totals)
 
     @property
+    def buffers(self) -> list[Buffer]:
+        """The buffers of the timeline, in the order in which they were made."""
+        return [
+            Buffer(account.number, owner.path, owner.op, owner.call, account.origin, owner.source)
+            for account in self._made
+            if (owner := account.owner) is not None
+        ]
+
+    @property
     def input_bytes(self) -> int:
         """Bytes of the arguments that are neither parameters nor buffers: the step's inputs."""
         return self._input_bytes
@@ -321,13 +360,15 @@ class Ledger(Observer):
             account = self._open(key, buffer, owner, origin)
         return account
 
-    def _open(self, key: int, buffer: Buffer, owner: Row | None, origin: str) -> Account:
+    def _open(self, key: int, buffer: RootBuffer, owner: Row | None, origin: str) -> Account:
         account = Account(self._born, buffer_bytes(buffer), owner, origin or self._names.get(key, "input"))
         self._born += 1
         if account.argument and account.origin == "input":
             self._input_bytes += account.bytes
         account.ref = weakref.ref(buffer, lambda _: self._died(key, account))
         self._accounts[key] = account
+        if self._keep_events and owner is not None:
+            self._made.append(account)
         self._sort(account, "new")
         return account
 
@@ -454,7 +495,9 @@ class Ledger(Observer):
     def _tell(self, kind: str, account: Account) -> None:
         if self._keep_events:
             number = len(self.events)
-            event = Event(number, kind, account.number, account.bytes, self._live, *self._where, self._phase)
+            event = Event(
+                number, kind, account.number, account.bytes, self._live, *self._where, self._phase, account.category
+            )
             self.events.append(event)
 
 

@@ -23,6 +23,8 @@ REGISTRY = {
     "train": "Train for real, with loss, accuracy, throughput and live memory.",
     "plan": "The cheapest way to fit a training step into a budget of memory: what to keep, what to compute again.",
     "notes": "The lecture notes on a real network: every step with its bytes, every claim checked.",
+    "report": "A stored report, shown or written in any other format.",
+    "diff": "What changed between two reports, layer by layer; with a limit, a guard for CI.",
     "list": "What there is to run: shipped profiles, models, data, ops and policies.",
 }
 """Every subcommand, which is the name of its module too, and its line in the help."""

@@ -106,7 +106,7 @@ def _show(
         console.print(text.line(f"{profile.name}: a plan by {planner}", "bold"))
         for sentence in tables.sentences(plan, full, seconds):
             console.print(text.line(sentence))
-        console.print(Text(), text.sheet(tables.memory(plan)), Text(), text.sheet(tables.stages(plan)), sep="\n")
+        console.print(Text(), text.table(tables.memory(plan)), Text(), text.table(tables.stages(plan)), sep="\n")
         if plan.extra_flops:
             console.print(Text(), text.line("What is kept and computed again, sweep by sweep", "bold"), sep="\n")
             for row in tables.picture(plan, console.width - 12):
@@ -114,7 +114,7 @@ def _show(
     if points is not None:
         if plan is not None:
             console.print()
-        console.print(text.sheet(tables.frontier(points, planning.staged.flops, full)))
+        console.print(text.table(tables.frontier(points, planning.staged.flops, full)))
 
 
 def _data(

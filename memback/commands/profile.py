@@ -31,7 +31,9 @@ __all__ = ["command"]
 @click.option("--dry", is_flag=True, help="Predict only: nothing is allocated or run.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Timed runs of each mode.")
 @click.option("--layers", is_flag=True, help="Show the per-layer table of every mode, no rows folded.")
-@click.option("-o", "--output", "files", multiple=True, metavar="FILE", help="Write the report: .json .md .csv .txt.")
+@click.option(
+    "-o", "--output", "files", multiple=True, metavar="FILE", help="Write the report; FILE's suffix says how."
+)
 @output_options
 def command(
     profile: Profile,
@@ -49,7 +51,8 @@ def command(
 
     PROFILE is the name of a shipped profile (`memback list`) or the path of a TOML file. A mode whose predicted peak
     does not fit into the free memory is refused before anything is run, unless --force. Mode checkpoint computes again
-    what --policy, --budget or --plan say, or by default the profile's own policy.
+    what --policy, --budget or --plan say, or by default the profile's own policy. The suffix of FILE is the report's
+    format: .html .json .md .csv .txt .svg .png .trace.json .speedscope.json.
     """
     from memback import reports
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct, field
 
 from memback.errors import MembackError, UsageError
-from memback.ledger import Event
+from memback.ledger import Buffer, Event
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 __all__ = [
     "SCHEMA",
     "Arguments",
+    "Buffer",
     "Event",
+    "FrontierPoint",
     "Layer",
     "Peak",
     "Report",
@@ -135,7 +137,7 @@ class Run(Struct, frozen=True, kw_only=True):
     ``gradient_bytes`` are the parameters' gradients at the end of the step, ``bookkeeping_bytes`` Python's
     own small objects at the measured peak (and no part of it), ``rss_peak_bytes`` the growth of the process
     as the operating system sees it. ``seconds`` is the median of ``steps_timed`` steps. ``loss`` is null in
-    JSON where it is not finite.
+    JSON where it is not finite. ``buffers`` says of the timeline's buffers what they are.
     """
 
     mode: Literal["retain-all", "full", "checkpoint", "inference"]
@@ -155,6 +157,7 @@ class Run(Struct, frozen=True, kw_only=True):
     peak: Peak
     layers: tuple[Layer, ...]
     timeline: tuple[Event, ...] = ()
+    buffers: tuple[Buffer, ...] = ()
 
     @property
     def label(self) -> str:
@@ -223,6 +226,13 @@ class Run(Struct, frozen=True, kw_only=True):
             )
 
 
+class FrontierPoint(NamedTuple):
+    """A plan that no other beats: its peak in bytes, and what it costs more than keeping everything, in FLOPs."""
+
+    peak_bytes: Count
+    cost: Annotated[float, Meta(ge=0)]
+
+
 class Report(Struct, frozen=True, kw_only=True):
     """The result of a profile. Shows itself in a terminal, and is written by :meth:`save` in any format."""
 
@@ -233,6 +243,7 @@ class Report(Struct, frozen=True, kw_only=True):
     profile: Profile
     arguments: Arguments
     runs: tuple[Run, ...]
+    frontier: tuple[FrontierPoint, ...] = ()
 
     @property
     def reference(self) -> Run | None:
@@ -322,6 +333,17 @@ class Report(Struct, frozen=True, kw_only=True):
         from memback.reports.text import summary
 
         return summary(self)
+
+    def _repr_html_(self) -> str:
+        from memback.reports.html import fragment
+
+        return fragment(self)
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        """What IPython and Jupyter show: tables in a terminal, bars in a notebook."""
+        from memback.reports.text import plain, summary
+
+        return {"text/plain": plain(summary(self)), "text/html": self._repr_html_()}
 
     def __repr__(self) -> str:
         runs = ", ".join(f"{run.label} {run.saved_bytes:,} B" for run in self.runs)

@@ -189,6 +189,7 @@ def _run(mode: Mode, ledger: Ledger, prediction: Prediction | None, peak: Peak) 
         peak=_peak(peak),
         layers=tuple(map(_layer, ledger.rows)),
         timeline=tuple(plain.Event(*event) for event in ledger.events),
+        buffers=tuple(ledger.buffers),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pkgutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,11 @@ WRITERS = {
     ".md": "memback.reports.markdown:render",
     ".csv": "memback.reports.csv:render",
     ".txt": "memback.reports.text:render",
+    ".html": "memback.reports.html:render",
+    ".svg": "memback.reports.svg:render",
+    ".png": "memback.reports.png:render",
+    ".trace.json": "memback.reports.trace:render",
+    ".speedscope.json": "memback.reports.speedscope:render",
 }
 """By the end of the file's name: what renders a report into the file's content, imported when wanted."""
 
@@ -40,9 +46,12 @@ def check(path: str | os.PathLike[str], force: bool = False) -> None:
     """Refuse a file that :func:`write` would refuse, before the work that makes the report.
 
     Raises:
-        UsageError: no format has this suffix, the file exists (without ``force``), or its folder does not.
+        UsageError: no format has this suffix, what it needs is not installed, the file exists (without ``force``), or
+            its folder does not.
     """
-    renderer(path)
+    module = sys.modules[renderer(path).__module__]
+    require: Callable[[], None] = getattr(module, "require", lambda: None)
+    require()
     check_target(path, force)
 
 

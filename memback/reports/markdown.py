@@ -11,44 +11,45 @@ from memback.reports import tables
 from memback.reports.tables import Cell, Row, Table
 from memback.units import format_bytes
 
-__all__ = ["render"]
+__all__ = ["escape", "render", "row_lines", "table_lines"]
 
 _SPECIAL = re.compile(r"[\\`*\[<>&|~$]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def render(report: Report) -> str:
     """The report as GitHub's Markdown."""
-    lines = [f"### {_escape(tables.headline(report))}", "", *_table(tables.comparison(report))]
+    lines = [f"### {escape(tables.headline(report))}", "", *table_lines(tables.comparison(report))]
     if report.runs:
-        lines += ["", *_table(tables.peaks(report))]
+        lines += ["", *table_lines(tables.peaks(report))]
     if report.reference is not None:
-        lines += ["", *_table(tables.composition(report, report.reference))]
+        lines += ["", *table_lines(tables.composition(report, report.reference))]
     for run in report.runs:
         title = html.escape(f"Layers of {tables.printable(run.label)}: {format_bytes(run.saved_bytes)} saved")
-        lines += ["", f"<details><summary>{title}</summary>", "", *_rows(tables.layers(run)), "", "</details>"]
+        lines += ["", f"<details><summary>{title}</summary>", "", *row_lines(tables.layers(run)), "", "</details>"]
     return "\n".join(lines) + "\n"
 
 
-def _table(table: Table) -> Iterator[str]:
-    yield f"#### {_escape(table.title)}"
+def table_lines(table: Table) -> Iterator[str]:
+    """A table below its title, line by line."""
+    yield f"#### {escape(table.title)}"
     yield ""
-    yield from _rows(table)
+    yield from row_lines(table)
 
 
-def _rows(table: Table) -> Iterator[str]:
+def row_lines(table: Table) -> Iterator[str]:
     """The table without its bars, which the exact numbers stand for; saved values go into a last column."""
     shown = [i for i, column in enumerate(table.columns) if column.kind != "bar"]
     saves = any(row.details for row in table.rows)
-    titles = [_escape(table.columns[i].title) for i in shown] + ["saved values"] * saves
+    titles = [escape(table.columns[i].title) for i in shown] + ["saved values"] * saves
     rules = ["---:" if table.columns[i].kind == "number" else "---" for i in shown] + ["---"] * saves
     yield _line(titles)
     yield _line(rules)
     for row in table.rows:
         yield _line([*(_cell(row.cells[i]) for i in shown), *([_details(row)] * saves)])
     if table.total is not None:
-        total = [_escape(table.total.cells[i].text) for i in shown] + [""] * saves
+        total = [escape(table.total.cells[i].text) for i in shown] + [""] * saves
         yield _line([f"**{cell}**" if cell else "" for cell in total])
-    for note in (*(f"**{_escape(note)}**" for note in table.bad), *map(_escape, table.notes)):
+    for note in (*(f"**{escape(note)}**" for note in table.bad), *map(escape, table.notes)):
         yield ""
         yield note
 
@@ -58,14 +59,14 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    return f"**{_escape(cell.text)}**" if cell.mark == "bad" else _escape(cell.text)
+    return f"**{escape(cell.text)}**" if cell.mark == "bad" else escape(cell.text)
 
 
 def _details(row: Row) -> str:
-    return "<br>".join(_escape(f"{detail.name} {detail.bytes}, {detail.origin}") for detail in row.details)
+    return "<br>".join(escape(f"{detail.name} {detail.bytes}, {detail.origin}") for detail in row.details)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Text that Markdown leaves as it is: names in a report may come from anywhere."""
     visible = tables.printable(text)
     return _SPECIAL.sub(r"\\\g<0>", visible)

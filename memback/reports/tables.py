@@ -24,6 +24,7 @@ __all__ = [
     "headline",
     "layers",
     "peaks",
+    "place",
     "printable",
 ]
 
@@ -234,7 +235,7 @@ def peaks(report: Report) -> Table:
             [
                 Cell(run.label),
                 _bytes(run.peak.total_bytes),
-                Cell(_place(run)),
+                Cell(place(run)),
                 *(_bytes(getattr(run.peak, part)) for part in used),
             ]
         )
@@ -245,7 +246,8 @@ def peaks(report: Report) -> Table:
     return Table("Alive at the peak, above the arguments", columns, rows, notes=notes)
 
 
-def _place(run: Run) -> str:
+def place(run: Run) -> str:
+    """Where a run has its peak: ``backward of relu, layers.198``."""
     peak = run.peak
     return f"{peak.phase} of {peak.op}" + (f", {peak.path}" if peak.path else "")
 
@@ -275,7 +277,7 @@ def composition(report: Report, run: Run) -> Table:
     whole = "100.0 %" if total else NONE
     last = Row([Cell("total"), _bytes(total), mebibytes[-1], Cell(whole), Cell("")])
     notes = [f"Parameter gradients at the end of the step: {run.gradient_bytes:,} B."] if run.gradient_bytes else []
-    return Table(f"Memory at the peak of {run.label}: {_place(run)}", columns, rows, last, notes=notes)
+    return Table(f"Memory at the peak of {run.label}: {place(run)}", columns, rows, last, notes=notes)
 
 
 def _percentages(sizes: Sequence[int]) -> list[str]:

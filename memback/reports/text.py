@@ -18,7 +18,7 @@ from memback.reports import tables
 from memback.reports.tables import Cell, Column, Detail, Row, Table
 from memback.units import format_bytes, format_bytes_short
 
-__all__ = ["comparison", "composition", "layers", "line", "peaks", "render", "sheet", "summary", "to_ascii"]
+__all__ = ["comparison", "composition", "layers", "line", "peaks", "plain", "render", "summary", "table", "to_ascii"]
 
 GAP = 2
 _FILE_WIDTH = 120
@@ -69,9 +69,9 @@ def layers(run: Run, fold: bool = True) -> RenderableType:
     return _Sheet(tables.layers(run, fold))
 
 
-def sheet(table: Table) -> RenderableType:
-    """Any table, laid out for the width that there is."""
-    return _Sheet(table)
+def table(content: Table) -> RenderableType:
+    """Any table, laid out for the width at hand."""
+    return _Sheet(content)
 
 
 def line(content: str, style: str = "") -> RenderableType:
@@ -79,14 +79,19 @@ def line(content: str, style: str = "") -> RenderableType:
     return _Line(content, style)
 
 
-def render(report: Report) -> str:
-    """Everything as plain text of 120 columns, nothing folded."""
+def plain(*parts: RenderableType) -> str:
+    """What is shown, as plain text of 120 columns."""
     file = io.StringIO()
     console = Console(file=file, width=_FILE_WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
-    console.print(summary(report))
-    for run in report.runs:
-        console.print(Text(), layers(run, fold=False), sep="\n")
+    for part in parts:
+        console.print(part)
     return file.getvalue()
+
+
+def render(report: Report) -> str:
+    """Everything as plain text of 120 columns, nothing folded."""
+    details = (part for run in report.runs for part in (Text(), layers(run, fold=False)))
+    return plain(summary(report), *details)
 
 
 def _machine(report: Report) -> str:

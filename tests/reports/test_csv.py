@@ -5,6 +5,7 @@ import io
 from collections import Counter
 
 from hypothesis import given
+from msgspec.structs import replace as change
 
 from memback.profiling.report import Report
 from memback.reports.csv import render
@@ -28,6 +29,14 @@ def test_a_line_says_what_its_layer_saves() -> None:
     assert line["saved"] == "h 524288 B, output of relu (blocks.3.act), mlp.py:12"
     assert line["output_shape"] == "512x10"
     assert line["run_saved_bytes"] == "2117632"
+
+
+def test_a_carriage_return_in_a_name_breaks_no_line() -> None:
+    run = sample.full()
+    layers = (change(run.layers[0], path="a\rb"), *run.layers[1:])
+    lines = read(change(sample.report(), runs=(change(run, layers=layers),)))
+    assert lines[0]["path"] == r"a\rb"
+    assert len(lines) == len(layers)
 
 
 @given(reports)

@@ -17,10 +17,10 @@ def test_what_is_written_is_read_back_equal(report: Report) -> None:
 
 def test_keys_keep_the_order_of_the_schema() -> None:
     keys = list(json.loads(render(sample.report())))
-    assert keys == ["schema", "memback", "created", "machine", "profile", "arguments", "runs"]
+    assert keys == ["schema", "memback", "created", "machine", "profile", "arguments", "runs", "frontier"]
 
 
 def test_an_event_takes_one_line() -> None:
     lines = [line.strip() for line in render(sample.report()).decode().splitlines()]
-    assert '[0, "new", 0, 524288, 524288, "blocks.0.fc", "linear", "forward"],' in lines
+    assert '[0, "new", 0, 524288, 524288, "blocks.0.fc", "linear", "forward", null],' in lines
     assert '"output_shape": [512, 256],' in lines

@@ -1,0 +1,39 @@
+"""``memback report``."""
+
+from __future__ import annotations
+
+import rich_click as click
+
+from memback.commands.options import Output, output_options
+
+__all__ = ["command"]
+
+
+@click.command("report", epilog="Example: memback report report.json -o report.html")
+@click.argument("stored", metavar="REPORT.json")
+@click.option("--layers", is_flag=True, help="Show the per-layer table of every mode, no rows folded.")
+@click.option(
+    "-o", "--output", "files", multiple=True, metavar="FILE", help="Write the report; FILE's suffix says how."
+)
+@output_options
+def command(stored: str, layers: bool, files: tuple[str, ...], output: Output) -> None:
+    """Show a stored report, or write it in any other format.
+
+    The suffix of FILE is the format: .html .md .csv .txt .json .svg .png .trace.json (for Perfetto and
+    chrome://tracing) .speedscope.json. Without -o the report is shown.
+    """
+    from memback import reports
+    from memback.profiling.report import Report
+    from memback.reports import text
+
+    for file in files:
+        reports.check(file, output.force)
+    report = Report.load(stored)
+    if not files or layers:
+        output.console.print(report)
+    for run in report.runs if layers else ():
+        output.console.print(text.layers(run, fold=False))
+    for file in files:
+        report.save(file, output.force)
+        output.console.print(f"Wrote {file}", highlight=False, soft_wrap=True)
+    output.write_json(report.to_dict())

@@ -1,0 +1,39 @@
+"""What every number means: the one source of the words that tables, reports and the README use.
+
+Texts may hold Markdown's ``*emphasis*`` and code in backquotes, and no other markup.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["MODES", "TERMS"]
+
+TERMS: Final = {
+    "buffer": "one root allocation. A view, slice, reshape or transpose is the buffer that it looks into: it costs"
+    " nothing, and keeps the whole buffer alive.",
+    "argument": "a parameter, a buffer of the model (running statistics) or an input: memory that is there before the"
+    " step. Never counted as an activation.",
+    "saved activation": "a buffer that the tape keeps from forward for backward, and that is no argument.",
+    "saved bytes": "bytes of the distinct saved buffers at the end of the forward pass. One that two ops save is"
+    " counted once, charged to the op that made it and shown as *shared* at the other; the rows of a table add up to"
+    " the total exactly.",
+    "gradient": "dL/d(something). A parameter's lives on after the step, an activation's until it is used.",
+    "workspace": "every other temporary inside an op's forward or backward.",
+    "peak": "the largest number of live bytes at any moment of the step, above the arguments: saved + gradients +"
+    " recomputed + outputs + workspace.",
+    "predicted": "from a dry run: the same code on arrays that hold no memory.",
+    "measured": "`tracemalloc`'s peak in a real run, less Python's own small objects, which are a row of their own:"
+    " *bookkeeping*.",
+    "RSS": "the operating system's view of the process, with allocator and interpreter overhead. Shown, never mixed"
+    " with the others.",
+}
+"""The glossary, in the README's order."""
+
+MODES: Final = {
+    "retain-all": "keeps every variable of the forward pass, as the textbook says",
+    "full": "keeps just what each op's backward needs",
+    "checkpoint": "drops some of it and computes it again",
+    "inference": "keeps nothing, every value dies at its last use",
+}
+"""The ways to run a step, by the name of the mode."""

@@ -1,0 +1,318 @@
+"""HTML: one file that works offline, with everything that the report holds to be looked at, hovered and zoomed.
+
+The page is a Jinja2 template that escapes whatever comes from the report. What is drawn in the browser gets the report
+as columns of numbers (:func:`payload`), and draws with Plotly, whose code travels in the file, compressed. A content
+security policy forbids the page every request.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from memback import glossary
+from memback.profiling.report import Layer, Report, Run
+from memback.reports import tables, words
+from memback.reports.folding import fold
+from memback.reports.timeline import BANDS, Timeline
+from memback.reports.tree import tree
+from memback.units import format_bytes, format_bytes_short
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+__all__ = ["fragment", "payload", "render"]
+
+_TREE_AT_MOST = 20_000
+_MARKS = re.compile(r"`([^`]+)`|\*([^*]+)\*")
+
+
+def render(report: Report) -> str:
+    """The report as one HTML page."""
+    return (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            report=report,
+            machine=_facts(report.machine),
+            arguments=_arguments(report),
+            glossary=glossary,
+            style=_read("style.css"),
+            script=_read("app.js"),
+            plotly=_plotly(),
+            data=_packed(msgspec.json.encode(payload(report))),
+            **_overview(report),
+        )
+    )
+
+
+def fragment(report: Report) -> str:
+    """The overview for a notebook's cell: sentences, bars and tables, no script, styles for nothing but itself."""
+    return _environment().get_template("notebook.html.jinja").render(**_overview(report))
+
+
+def _overview(report: Report) -> dict[str, Any]:
+    return {
+        "title": tables.printable(report.profile.name),
+        "headline": tables.printable(tables.headline(report)),
+        "sentences": [tables.printable(sentence) for sentence in words.sentences(report)],
+        "modes": _modes(report),
+        "tables": _tables(report),
+    }
+
+
+# -- what the page shows without a script
+
+
+def _modes(report: Report) -> list[dict[str, Any]]:
+    """The bars of the comparison, all on one scale: the largest of all sizes is 100 %."""
+    most = max([1, *(run.peak.total_bytes for run in report.runs), *(run.saved_bytes for run in report.runs)])
+    return [
+        {
+            "label": tables.printable(run.label),
+            "meaning": glossary.MODES[run.mode],
+            "saved": run.saved_bytes,
+            "saved_width": 100 * run.saved_bytes / most,
+            "peak": run.peak.total_bytes,
+            "place": tables.printable(tables.place(run)),
+            "parts": [
+                {"name": name, "bytes": size, "width": 100 * size / most}
+                for name, size in msgspec.structs.asdict(run.peak).items()
+                if isinstance(size, int) and size
+            ],
+        }
+        for run in report.runs
+    ]
+
+
+def _tables(report: Report) -> list[tables.Table]:
+    shown = [tables.comparison(report), tables.peaks(report)] if report.runs else []
+    if report.reference is not None:
+        shown.append(tables.composition(report, report.reference))
+    return shown
+
+
+def _cells(row: tables.Row, table: tables.Table) -> list[tables.Cell]:
+    """A row's cells but for the bars."""
+    return [cell for cell, column in zip(row.cells, table.columns, strict=True) if column.kind != "bar"]
+
+
+def _arguments(report: Report) -> list[tuple[str, int]]:
+    arguments = report.arguments
+    return [
+        ("parameters", arguments.parameter_bytes),
+        ("buffers", arguments.buffer_bytes),
+        ("inputs", arguments.input_bytes),
+        ("optimiser state", arguments.optimizer_bytes),
+    ]
+
+
+def _facts(machine: Mapping[str, Any]) -> str:
+    facts = (
+        f"{name.removesuffix('_bytes')} {format_bytes_short(value)}"
+        if name.endswith("_bytes") and isinstance(value, int)
+        else f"{name} {value}"
+        for name, value in machine.items()
+    )
+    return tables.printable(", ".join(facts))
+
+
+# -- what the script draws from
+
+
+class _Strings:
+    """Every text once; elsewhere stands its number."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, int] = {}
+
+    def __call__(self, text: str) -> int:
+        return self.known.setdefault(tables.printable(text), len(self.known))
+
+
+def payload(report: Report) -> dict[str, Any]:
+    """The report as the page's script reads it: columns of numbers, and numbers of texts in ``strings``."""
+    strings = _Strings()
+    strings("")
+    runs = [_run(run, strings) for run in report.runs]
+    return {
+        "name": tables.printable(report.profile.name),
+        "bands": BANDS,
+        "runs": runs,
+        "frontier": [list(point) for point in report.frontier],
+        "strings": list(strings.known),
+    }
+
+
+def _run(run: Run, strings: _Strings) -> dict[str, Any]:
+    timeline = Timeline(run)
+    return {
+        "label": tables.printable(run.label),
+        "mode": run.mode,
+        "saved_bytes": run.saved_bytes,
+        "place": tables.printable(tables.place(run)),
+        "peak_bytes": run.peak.total_bytes,
+        "peak": _peak(timeline),
+        "length": timeline.length,
+        "forward_end": timeline.forward_end,
+        "told": timeline.told,
+        **_lives(timeline, strings),
+        "places": _places(timeline, strings),
+        "layers": _layers(run.layers, strings),
+        "folds": _folds(run.layers),
+        "tree": _tree(run, strings),
+    }
+
+
+def _peak(timeline: Timeline) -> dict[str, Any] | None:
+    moment = timeline.peak()
+    if moment is None:
+        return None
+    return {"time": moment.time, "parts": moment.parts, "unplaced": moment.unplaced}
+
+
+def _lives(timeline: Timeline, strings: _Strings) -> dict[str, Any]:
+    lives = list(timeline.lives.values())
+    number = {life.buffer: i for i, life in enumerate(lives)}
+    buffers = {
+        "bytes": [life.bytes for life in lives],
+        "birth": [life.birth for life in lives],
+        "death": [life.death for life in lives],
+        "origin": [strings(life.origin) for life in lives],
+        "path": [strings(life.path) for life in lives],
+        "op": [strings(life.op) for life in lives],
+        "source": [strings(life.source) for life in lives],
+    }
+    spans = {
+        "buffer": [number[span.buffer] for span in timeline.spans],
+        "band": [BANDS.index(span.category) for span in timeline.spans],
+        "start": [span.start for span in timeline.spans],
+        "end": [span.end for span in timeline.spans],
+    }
+    return {"buffers": buffers, "spans": spans}
+
+
+def _places(timeline: Timeline, strings: _Strings) -> dict[str, list[int]]:
+    """Where the step is: a new entry wherever phase, layer or op change."""
+    columns: dict[str, list[int]] = {"start": [], "phase": [], "path": [], "op": []}
+    before = None
+    for time, event in enumerate(timeline.events):
+        here = (event.phase, event.path, event.op)
+        if here != before:
+            columns["start"].append(time)
+            for name, text in zip(("phase", "path", "op"), here, strict=True):
+                columns[name].append(strings(text))
+            before = here
+    return columns
+
+
+def _layers(layers: Sequence[Layer], strings: _Strings) -> list[list[Any]]:
+    """Rows in the order of the page's columns, then what each one saves."""
+    return [
+        [
+            strings(layer.path),
+            strings(layer.op),
+            layer.call,
+            layer.count,
+            strings(_shape(layer)),
+            layer.saved_bytes,
+            layer.shared_bytes,
+            layer.parameter_bytes,
+            layer.flops,
+            layer.seconds,
+            int(layer.recomputed),
+            [[strings(v.name), v.bytes, strings(v.origin), strings(v.source)] for v in layer.saved],
+        ]
+        for layer in layers
+    ]
+
+
+def _shape(layer: Layer) -> str:
+    return f"{layer.dtype}[{', '.join(map(str, layer.output_shape))}]" if layer.dtype else ""
+
+
+def _folds(layers: Sequence[Layer]) -> list[list[Any]]:
+    """Rows that stand for several layers: what they are called, and which ones they are."""
+    number = {id(layer): i for i, layer in enumerate(layers)}
+    return [[tables.printable(row.path), [number[id(layer)] for layer in row.layers]] for row in fold(layers)]
+
+
+def _tree(run: Run, strings: _Strings) -> dict[str, list[int]]:
+    """The tree as Plotly's treemap takes it. Of very many nodes, what is below the largest is left out, level by level.
+
+    A node without children is drawn as a whole, so that sums stay true whatever is left out.
+    """
+    nodes = list(tree(run).walk())
+    deepest = max((depth for depth, _ in nodes), default=0)
+    while len(nodes) > _TREE_AT_MOST and deepest > 1:
+        deepest -= 1
+        nodes = [(depth, node) for depth, node in nodes if depth <= deepest]
+    columns: dict[str, list[int]] = {"parent": [], "name": [], "bytes": [], "op": [], "note": []}
+    above: list[int] = []
+    for number, (depth, node) in enumerate(nodes):
+        columns["parent"].append(above[depth - 1] if depth else -1)
+        columns["name"].append(strings(node.name))
+        columns["bytes"].append(node.bytes)
+        columns["op"].append(strings(node.op))
+        columns["note"].append(strings(node.note))
+        above[depth:] = [number]
+    return columns
+
+
+# -- the page's parts
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FunctionLoader(_read),
+        autoescape=True,
+        finalize=_finalize,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(size=format_bytes, short=format_bytes_short, marked=_marked)
+    environment.globals["cells"] = _cells
+    return environment
+
+
+def _finalize(value: Any) -> Any:
+    """What the template is about to show: text that is not known to be HTML has its control characters escaped."""
+    return tables.printable(value) if type(value) is str else value
+
+
+def _marked(text: str) -> Markup:
+    """A glossary text with its code and emphasis as HTML."""
+    from markupsafe import Markup, escape
+
+    html = _MARKS.sub(
+        lambda match: f"<code>{match[1]}</code>" if match[1] else f"<em>{match[2]}</em>", str(escape(text))
+    )
+    return Markup(html)  # escaped above
+
+
+def _read(name: str) -> str:
+    return files("memback.reports").joinpath("page", name).read_text(encoding="utf-8")
+
+
+@cache
+def _plotly() -> str:
+    import plotly
+
+    return _packed(files(plotly).joinpath("package_data", "plotly.min.js").read_bytes())
+
+
+def _packed(content: bytes) -> str:
+    """Compressed, as text that can stand anywhere in a page; the same content gives the same text."""
+    return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()

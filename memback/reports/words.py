@@ -1,0 +1,36 @@
+"""What a report says, in sentences: for the top of a page, and for who does not see the picture."""
+
+from __future__ import annotations
+
+from memback.profiling.report import Report, Run
+from memback.units import format_bytes_short, format_flops
+
+__all__ = ["sentences"]
+
+
+def sentences(report: Report) -> list[str]:
+    """The comparison of the modes, one sentence a mode, then whether gradients are the same."""
+    full = next((run for run in report.runs if run.mode == "full"), None)
+    said = [_mode(run, full) for run in report.runs]
+    trained = [run for run in report.runs if run.gradient_sha256 is not None]
+    if len(trained) > 1:
+        names = ", ".join(run.label for run in trained)
+        same = len({run.gradient_sha256 for run in trained}) == 1
+        said.append(f"The gradients of {names} are {'the same, bit for bit' if same else 'NOT the same bits'}.")
+    elif any(run.measured_peak_bytes is None for run in report.runs):
+        said.append("Everything here is predicted: nothing was allocated, and no gradient was computed.")
+    return said
+
+
+def _mode(run: Run, full: Run | None) -> str:
+    peak = format_bytes_short(run.peak.total_bytes)
+    if not run.saved_bytes:
+        return f"{run.label} saves nothing; its peak is {peak}."
+    share = ""
+    if full is not None and full is not run and full.saved_bytes:
+        share = f", {run.saved_bytes / full.saved_bytes:.2f} times what full does"
+    cost = ""
+    if run.recomputed_flops and run.flops:
+        more = 100 * run.recomputed_flops / run.flops
+        cost = f", and computes {format_flops(run.recomputed_flops)} again ({more:.1f} % of the forward pass)"
+    return f"{run.label} saves {format_bytes_short(run.saved_bytes)}{share}{cost}; its peak is {peak}."
