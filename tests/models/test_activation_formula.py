@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
+from pathlib import Path
+
 import pytest
 
 import memback as mb
@@ -64,3 +69,38 @@ def test_masks_of_bits_and_of_seeds_save_what_they_promise():
     by_bytes = saved(layer_rows(width, heads))
     assert by_bytes - saved(layer_rows(width, heads, mask="bits")) == elements - elements // 8
     assert by_bytes - saved(layer_rows(width, heads, mask="seed")) == elements
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "transformer-activations.md"
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="the documentation is not beside the tests")
+def test_the_documentation_shows_what_its_code_prints_and_the_rows_that_the_report_has():
+    page = PAGE.read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    printed, names = io.StringIO(), {}
+    with contextlib.redirect_stdout(printed):
+        exec(code, names)
+    assert re.findall(r"# (\d+)$", code, re.MULTILINE) == printed.getvalue().split()
+    table = re.findall(r"^\| (?:`([\w.]+)`|block) \| (\w+) \| ([\d,]+) \|", page, re.MULTILINE)
+    shown = [(f"blocks.1.{path}" if path else "blocks.1", op, int(n.replace(",", ""))) for path, op, n in table]
+    assert shown == [(row.path, row.op, row.saved_bytes) for row in names["rows"] if row.saved_bytes]
+    (total,) = re.findall(r"\| \*\*total\*\* \| \| \*\*([\d,]+)\*\*", page)
+    assert int(total.replace(",", "")) == sum(n for _, _, n in shown)
+    s, b, h, a = (names[name] for name in "sbha")
+    assert f"s·b·h = {s * b * h:,}, a·s²·b = {a * s**2 * b:,}" in page
+
+
+@pytest.mark.parametrize("attention", ["fused", "tiled"])
+def test_other_forms_of_attention_keep_what_the_documentation_says(attention):
+    width, heads = SIZES["22B"]
+    with mb.dry_run():
+        dropout = 0.1 if attention == "fused" else 0.0
+        sizes = {"layers": 3, "width": width, "heads": heads, "vocabulary": 512, "context": SEQUENCE}
+        model = mb.models.GPT(**sizes, dropout=dropout, attention=attention, dtype="float16")
+        tokens = mb.ShapeArray((BATCH, SEQUENCE), "int64")
+        report = mb.profile(lambda: model.loss(tokens, tokens), module=model, modes=("full",))
+    kept = saved([layer for layer in report.runs[0].layers if layer.path.startswith("blocks.1")])
+    sbh, as2b = SEQUENCE * BATCH * width, heads * SEQUENCE**2 * BATCH
+    log_sums = heads * SEQUENCE * BATCH * 4
+    assert kept == NORM_ROWS + (34 * sbh + 3 * as2b if attention == "fused" else 32 * sbh + log_sums)
