@@ -12,7 +12,7 @@ MANIFEST := pyproject.toml constraints.txt
 .DELETE_ON_ERROR:
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
 
 profile: $(VENV)/.installed ## profile the digits network, write the report as JSON, Markdown and HTML
 	@mkdir -p $(OUT)

@@ -69,7 +69,8 @@ def test_the_version_has_one_source_and_a_line_in_the_changelog(project: dict[st
 
 def test_what_is_no_code_travels_with_the_package() -> None:
     package = files("memback")
-    for name in ("py.typed", "data/digits.npz", "data/DIGITS.md"):
+    page = [f"reports/page/{name}" for name in ("report.html.jinja", "macros.html.jinja", "style.css", "app.js")]
+    for name in ("py.typed", "data/digits.npz", "data/DIGITS.md", "reports/page/notebook.html.jinja", *page):
         assert package.joinpath(name).is_file()
     assert "CC BY 4.0" in package.joinpath("data/DIGITS.md").read_text()
 

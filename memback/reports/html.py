@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from memback import glossary
+from memback.ledger import CATEGORIES
 from memback.profiling.report import Layer, Report, Run
 from memback.reports import tables, words
 from memback.reports.folding import fold
@@ -85,8 +86,8 @@ def _modes(report: Report) -> list[dict[str, Any]]:
             "place": tables.printable(tables.place(run)),
             "parts": [
                 {"name": name, "bytes": size, "width": 100 * size / most}
-                for name, size in msgspec.structs.asdict(run.peak).items()
-                if isinstance(size, int) and size
+                for name in (*CATEGORIES, "workspace")
+                if (size := getattr(run.peak, name))
             ],
         }
         for run in report.runs

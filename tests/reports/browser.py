@@ -93,7 +93,7 @@ class Page:
         return [str(entry["message"]) for entry in self.browser.get_log("browser")]
 
     def requests(self) -> set[str]:
-        """The addresses that were asked for, but for the page's own and what is inside of it."""
+        """The addresses that were asked for, but for what is inside of the page or of the browser."""
         messages = [json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance")]
         asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-        return {url for url in asked if not url.startswith(("data:", "blob:"))}
+        return {url for url in asked if not url.startswith(("data:", "blob:", "chrome:"))}

@@ -22,6 +22,11 @@ from tests.reports.test_timeline import predicted
 
 pytestmark = pytest.mark.browser
 
+SAVED, PARAMETERS = 2, 4
+"""Columns of the table of layers."""
+BYTES = 1
+"""The column of sizes in the table of what is alive."""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -117,13 +122,13 @@ def test_the_layers_are_the_reports_in_every_mode(page: Page, report: Report) ->
     page.click("#fold")
     for run in report.runs:
         choose(page, run.mode)
-        assert list(map(number, cells(page, "layers", 4))) == [layer.saved_bytes for layer in run.layers]
-        assert number(cells(page, "layers", 4, "tFoot")[0]) == run.saved_bytes
-        assert list(map(number, cells(page, "layers", 6))) == [layer.parameter_bytes for layer in run.layers]
+        assert list(map(number, cells(page, "layers", SAVED))) == [layer.saved_bytes for layer in run.layers]
+        assert number(cells(page, "layers", SAVED, "tFoot")[0]) == run.saved_bytes
+        assert list(map(number, cells(page, "layers", PARAMETERS))) == [layer.parameter_bytes for layer in run.layers]
 
 
 def test_folded_layers_keep_the_sum(page: Page, report: Report) -> None:
-    assert sum(map(number, cells(page, "layers", 4))) == full(report).saved_bytes
+    assert sum(map(number, cells(page, "layers", SAVED))) == full(report).saved_bytes
     assert f"{len(full(report).layers)} of {len(full(report).layers)} layers" in page.text("#count")
 
 
@@ -132,8 +137,8 @@ def test_what_is_alive_at_the_peak_adds_up_in_every_mode(page: Page, report: Rep
         choose(page, run.mode)
         while page.run("return !document.getElementById('alive-more').hidden"):
             page.click("#alive-more")
-        assert sum(map(number, cells(page, "alive", 3))) == run.peak.total_bytes
-        assert number(cells(page, "alive", 3, "tFoot")[0]) == run.peak.total_bytes
+        assert sum(map(number, cells(page, "alive", BYTES))) == run.peak.total_bytes
+        assert number(cells(page, "alive", BYTES, "tFoot")[0]) == run.peak.total_bytes
         assert f"The peak, {run.peak.total_bytes:,} B" in page.text("#alive-title")
 
 
@@ -148,8 +153,8 @@ def test_any_moment_shows_what_is_alive_then(page: Page, report: Report) -> None
         while page.run("return !document.getElementById('alive-more').hidden"):
             page.click("#alive-more")
         if timeline.peak().time != time_:  # type: ignore[union-attr]
-            assert number(cells(page, "alive", 3, "tFoot")[0]) == run.timeline[time_].live_bytes
-            assert list(map(number, cells(page, "alive", 3))) == [span.bytes for span in timeline.alive(time_)]
+            assert number(cells(page, "alive", BYTES, "tFoot")[0]) == run.timeline[time_].live_bytes
+            assert list(map(number, cells(page, "alive", BYTES))) == [span.bytes for span in timeline.alive(time_)]
 
 
 # -- pointing, zooming
@@ -258,14 +263,14 @@ def test_choosing_a_tile_zooms_into_it(page: Page) -> None:
 
 def test_sorting_goes_down_up_and_back(page: Page) -> None:
     def column() -> list[int]:
-        return list(map(number, cells(page, "layers", 4)))
+        return list(map(number, cells(page, "layers", SAVED)))
 
     before = column()
-    button = "#layers thead th:nth-child(5) button"
+    button = "#layers thead th:nth-child(3) button"
     page.click(button)
     assert column() == sorted(before, reverse=True)
     assert (
-        page.run("return document.querySelector('#layers thead th:nth-child(5)').getAttribute('aria-sort')")
+        page.run("return document.querySelector('#layers thead th:nth-child(3)').getAttribute('aria-sort')")
         == "descending"
     )
     page.click(button)
@@ -280,9 +285,9 @@ def test_a_filter_leaves_what_it_names(page: Page, report: Report) -> None:
     wanted = [
         layer for layer in full(report).layers if "relu" in layer.op or any("relu" in v.origin for v in layer.saved)
     ]
-    assert list(map(number, cells(page, "layers", 4))) == [layer.saved_bytes for layer in wanted]
+    assert list(map(number, cells(page, "layers", SAVED))) == [layer.saved_bytes for layer in wanted]
     assert page.text("#count").startswith(f"{len(wanted)} rows")
-    assert number(cells(page, "layers", 4, "tFoot")[0]) == sum(layer.saved_bytes for layer in wanted)
+    assert number(cells(page, "layers", SAVED, "tFoot")[0]) == sum(layer.saved_bytes for layer in wanted)
 
 
 def test_the_download_is_the_table(page: Page, folder: Path, report: Report) -> None:

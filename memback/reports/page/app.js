@@ -195,7 +195,7 @@
     const end = at > 1.4 ? "right" : at < 0.5 ? "left" : "center";
     return {
       x: at, y: height, text: words, showarrow: false, xanchor: end, yanchor: "bottom", yshift: 5, borderpad: 2,
-      font: { color: colour("ink"), size: 12.5 }, bgcolor: faded(colour("card"), 0.8), ...options,
+      font: { color: colour("ink"), size: 12.5 }, bgcolor: faded(colour("card"), 0.6), ...options,
     };
   }
 
@@ -500,9 +500,9 @@
       const b = buffer[i];
       const name = make("th", { scope: "row", class: "name" }, make("span", { class: `swatch ${data.bands[band[i]]}` }), text(run.buffers.origin[b]));
       name.append(make("small", {}, ` ${data.bands[band[i]]}`));
-      body.append(make("tr", {}, name,
+      body.append(make("tr", {}, name, make("td", { class: "number" }, group(run.buffers.bytes[b])),
         make("td", { class: "name" }, text(run.buffers.path[b]) || "(top)"), make("td", { class: "name" }, text(run.buffers.source[b]) || "–"),
-        make("td", { class: "number" }, group(run.buffers.bytes[b])), make("td", { class: "number" }, group(run.buffers.birth[b])),
+        make("td", { class: "number" }, group(run.buffers.birth[b])),
         make("td", { class: "number" }, run.buffers.death[b] >= run.length ? "–" : group(run.buffers.death[b]))));
     }
     const rest = alive.slice(state.aliveRows);
@@ -520,7 +520,7 @@
     const name = make("th", { scope: "row", class: "name" });
     if (band) name.append(make("span", { class: `swatch ${band}` }));
     name.append(words);
-    return make("tr", {}, name, make("td"), make("td"), make("td", { class: "number" }, group(size)), make("td"), make("td"));
+    return make("tr", {}, name, make("td", { class: "number" }, group(size)), make("td"), make("td"), make("td"), make("td"));
   }
   $("alive-more").addEventListener("click", () => { state.aliveRows += 200; showAlive(); });
   $("moment").addEventListener("input", () => setMoment(+$("moment").value));
@@ -648,11 +648,11 @@
   const COLUMNS = [
     { title: "layer", key: (r) => r.path, cell: (r) => r.path },
     { title: "op", key: (r) => r.op, cell: (r) => r.op },
-    { title: "calls", number: true, key: (r) => r.calls, cell: (r) => group(r.calls) },
-    { title: "output", key: (r) => r.shape, cell: (r) => r.shape },
     { title: "saved bytes", number: true, key: (r) => r.saved, cell: (r) => group(r.saved), sum: (rows) => group(total(rows, "saved")) },
     { title: "shared bytes", number: true, key: (r) => r.shared, cell: (r) => group(r.shared) },
     { title: "parameter bytes", number: true, key: (r) => r.parameters, cell: (r) => group(r.parameters) },
+    { title: "calls", number: true, key: (r) => r.calls, cell: (r) => group(r.calls) },
+    { title: "output", key: (r) => r.shape, cell: (r) => r.shape },
     { title: "FLOPs", number: true, key: (r) => r.flops, cell: (r) => (r.flops ? flops(r.flops) : "0"), sum: (rows) => flops(total(rows, "flops")) },
     { title: "time", number: true, key: (r) => r.seconds || 0, cell: (r) => (r.seconds === null ? "–" : seconds(r.seconds)) },
   ];
