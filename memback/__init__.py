@@ -23,12 +23,14 @@ from memback.dry import dry_run
 from memback.errors import MembackError, UsageError
 from memback.ledger import Tape
 from memback.op import OpError
+from memback.packing import saved_tensors_hooks
 from memback.shape_array import NoValuesError, ShapeArray
 from memback.state import is_recomputing, manual_seed
 from memback.tape import AnomalyError, TapeError, Tensor, detect_anomaly, no_grad
 
 if TYPE_CHECKING:
     from memback import models, optim, plans
+    from memback.offload import OffloadWarning, save_on_disk
     from memback.plans.model import plan
     from memback.profiling.run import profile
 
@@ -37,6 +39,7 @@ __all__ = [
     "CheckpointWarning",
     "MembackError",
     "NoValuesError",
+    "OffloadWarning",
     "OpError",
     "ShapeArray",
     "Tape",
@@ -59,17 +62,21 @@ __all__ = [
     "plan",
     "plans",
     "profile",
+    "save_on_disk",
+    "saved_tensors_hooks",
     "total",
 ]
 
 _LAZY = {
+    "OffloadWarning": "memback.offload",
     "models": "memback.models",
     "optim": "memback.optim",
     "plan": "memback.plans.model",
     "plans": "memback.plans",
     "profile": "memback.profiling.run",
+    "save_on_disk": "memback.offload",
 }
-_FUNCTIONS = {"plan", "profile"}
+_FUNCTIONS = {"OffloadWarning", "plan", "profile", "save_on_disk"}
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ import numpy as np
 from memback.arrays import Array, is_array, leaves, root
 from memback.errors import MembackError
 from memback.op import Op, OpError, Saving
+from memback.packing import Packed
 from memback.shape_array import ShapeArray
 from memback.state import State, current
 
@@ -201,7 +202,9 @@ class Node:
 
     @property
     def residuals(self) -> tuple[str, ...]:
-        """Names of the values that the call made besides its output."""
+        """Names of the values that the call made besides its output; what is packed was made by packing it."""
+        if type(self.kept) is Packed and self.saving is not None:
+            return self.saving.names
         return self.op.residuals
 
     def port(self, index: Any) -> Edge:
@@ -233,6 +236,8 @@ class Node:
         kept = self.kept
         if not retain:
             self.kept = None
+        if type(kept) is Packed:
+            kept = kept.unpack()
         grads = self.op.vjp(self.take_gradients(), *kept)  # type: ignore[misc]
         return [grads] if self.op.single else list(grads)
 
@@ -819,6 +824,8 @@ def record(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         node = None
         if needs and tape is not None:
             node = tape.record(op, values, out, residuals, needs, edges, state.path, site)
+        if state.packing is not None:
+            state.packing.called(op, values, out, residuals, node)
     except BaseException as error:
         if observer is not None:
             observer.forward_failed()
