@@ -20,8 +20,9 @@ from memback._version import __version__
 from memback.checkpoint import CheckpointWarning, checkpoint
 from memback.derivatives import UndefinedDerivativeError, partial, total
 from memback.dry import dry_run
-from memback.errors import MembackError, UsageError
+from memback.errors import MembackError, OutOfMemoryError, UsageError
 from memback.ledger import Tape
+from memback.micro_batches import accumulate_gradients
 from memback.op import OpError
 from memback.packing import saved_tensors_hooks
 from memback.shape_array import NoValuesError, ShapeArray
@@ -41,6 +42,7 @@ __all__ = [
     "NoValuesError",
     "OffloadWarning",
     "OpError",
+    "OutOfMemoryError",
     "ShapeArray",
     "Tape",
     "TapeError",
@@ -48,6 +50,7 @@ __all__ = [
     "UndefinedDerivativeError",
     "UsageError",
     "__version__",
+    "accumulate_gradients",
     "checkpoint",
     "detect_anomaly",
     "dry_run",

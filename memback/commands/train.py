@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -29,6 +29,14 @@ _REFRESH_SECONDS = 0.2
 @profile_argument
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="Train up to step N. Default: the profile's own.")
 @click.option("--policy", metavar="POLICY", help="Checkpoint policy, such as sqrt. Default: full retention.")
+@click.option(
+    "--micro-batches",
+    type=click.IntRange(1),
+    default=1,
+    metavar="K",
+    help="Work a batch off in K parts; gradients add up to the whole batch's, up to rounding.",
+)
+@click.option("--offload", is_flag=True, help="Keep saved activations in a file in TMPDIR instead of in memory.")
 @click.option("--save", "save", metavar="FILE", help="Write everything to resume from, at the end and on Ctrl-C.")
 @click.option("--save-every", type=click.IntRange(1), metavar="N", help="Besides, write --save FILE every N steps.")
 @click.option("--resume", metavar="FILE", help="Go on from a file that --save wrote, to the same bits.")
@@ -37,6 +45,8 @@ def command(
     profile: Profile,
     steps: int | None,
     policy: str | None,
+    micro_batches: int,
+    offload: bool,
     save: str | None,
     save_every: int | None,
     resume: str | None,
@@ -44,11 +54,12 @@ def command(
 ) -> None:
     """Train PROFILE for real, and show loss, accuracy, throughput and live memory.
 
-    PROFILE is the name of a shipped profile (`memback list`) or the path of a TOML file. A policy changes memory and
-    time, and no bit of the result.
+    PROFILE is the name of a shipped profile (`memback list`) or the path of a TOML file. A policy and --offload change
+    memory and time, and no bit of the result.
     """
     from memback.errors import UsageError
-    from memback.profiling.training import Training
+    from memback.offload import save_on_disk
+    from memback.profiling.training import Training, check_memory
     from memback.profiling.workload import Workload
 
     if profile.dry:
@@ -57,7 +68,10 @@ def command(
         raise UsageError("--save-every needs --save FILE, where to write")
     if save is not None and save != resume:
         output.check(save)
-    training = Training(Workload.build(profile), policy)
+    if not output.force:
+        with save_on_disk() if offload else nullcontext():
+            check_memory(profile, policy, micro_batches)
+    training = Training(Workload.build(profile), policy, micro_batches, offload)
     if resume is not None:
         training.resume(resume)
     until = profile.train.steps if steps is None else steps
@@ -206,7 +220,9 @@ def _conclude(
     sizes = _memory(training, history[-1])
     result: dict[str, Any] = {
         "profile": training.work.profile.name,
-        "policy": None if training.policy is None else training.policy.name,
+        "policy": getattr(training.policy, "name", None),
+        "micro_batches": training.micro_batches,
+        "offloaded_bytes": None if training.disk is None else training.disk.bytes_written // len(history),
         "first_step": history[0].step,
         "steps": training.next_step,
         "loss": _smooth(history),
@@ -222,6 +238,9 @@ def _conclude(
     output.console.print(f"{line}; {seconds:.1f} s, {samples / seconds:,.0f} samples/s", highlight=False)
     memory = ", ".join(f"{name} {format_bytes_short(size)}" for name, size in sizes.items())
     output.console.print(f"Memory: {memory}", highlight=False)
+    if training.disk is not None:
+        written = format_bytes_short(training.disk.bytes_written // len(history))
+        output.console.print(f"On disk: {written} a step, in {training.disk.folder}", highlight=False, soft_wrap=True)
     if save is not None:
         output.console.print(f"Saved {save}", highlight=False, soft_wrap=True)
     output.write_json(result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import psutil
 
@@ -29,13 +30,28 @@ class Available:
 def available_memory(
     cgroup_root: Path = Path("/sys/fs/cgroup"), self_cgroup: Path = Path("/proc/self/cgroup")
 ) -> Available:
-    """What is free on the machine, or what the process's control groups still allow, whichever is less."""
+    """What is free on the machine, or what the process's control groups or its own limit allow, whichever is least."""
     best = Available(psutil.virtual_memory().available, "free memory of the machine")
+    space = _address_space_left()
+    if space is not None and space < best.bytes:
+        best = Available(space, "limit of the process's address space (ulimit -v)")
     for folder in _cgroups(cgroup_root, self_cgroup):
         left = _left(folder)
         if left is not None and left < best.bytes:
             best = Available(left, "limit of the control group (container)")
     return best
+
+
+def _address_space_left() -> int | None:
+    """Bytes by which the process's address space may still grow; None where it has no limit."""
+    try:
+        import resource
+    except ImportError:  # there is no such limit on Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return None
+    return max(limit - int(psutil.Process().memory_info().vms), 0)
 
 
 def _cgroups(cgroup_root: Path, self_cgroup: Path) -> list[Path]:
@@ -84,7 +100,13 @@ def _reclaimable(folder: Path) -> int:
     return stat.get("inactive_file", stat.get("total_inactive_file", 0))
 
 
-def check_fits(step: Step, modes: Sequence[Mode], extra_bytes: int = 0, available: Available | None = None) -> None:
+def check_fits(
+    step: Step,
+    modes: Sequence[Mode],
+    extra_bytes: int = 0,
+    available: Available | None = None,
+    command: Literal["profile", "train"] = "profile",
+) -> None:
     """Refuse modes whose predicted peak is above the available memory, before anything is run.
 
     Args:
@@ -92,6 +114,7 @@ def check_fits(step: Step, modes: Sequence[Mode], extra_bytes: int = 0, availabl
         modes: the modes that are asked for.
         extra_bytes: arguments that are still to be allocated (a model that was only built dry).
         available: what there is; by default :func:`available_memory`.
+        command: whose options the message names.
 
     Raises:
         MembackError: a mode does not fit; the message gives the prediction and the policies that would fit.
@@ -105,11 +128,11 @@ def check_fits(step: Step, modes: Sequence[Mode], extra_bytes: int = 0, availabl
         if need > available.bytes:
             raise MembackError(
                 f"mode {mode} needs {format_bytes(need)} at its peak, but there are {format_bytes(available.bytes)}"
-                f" ({available.limit}). {_remedy(step, extra_bytes, available)}, or go ahead with --force"
+                f" ({available.limit}). {_remedy(step, extra_bytes, available, command)}, or go ahead with --force"
             )
 
 
-def _remedy(step: Step, extra_bytes: int, available: Available) -> str:
+def _remedy(step: Step, extra_bytes: int, available: Available, command: str) -> str:
     fitting = []
     for policy in _CANDIDATES:
         try:
@@ -119,5 +142,6 @@ def _remedy(step: Step, extra_bytes: int, available: Available) -> str:
         if need <= available.bytes:
             fitting.append(f"{policy} ({format_bytes(need)})")
     if fitting:
-        return f"Policies that would fit: {', '.join(fitting)}: use --mode checkpoint --policy, or a smaller --batch"
+        option = "--mode checkpoint --policy" if command == "profile" else "--policy"
+        return f"Policies that would fit: {', '.join(fitting)}: use {option}, or a smaller --batch"
     return "No checkpoint policy makes it fit: use a smaller --batch or model"
