@@ -164,16 +164,16 @@ def _notes(trials: Trials, options: list[Option]) -> list[str]:
         f"Time lost: predicted, of a step of {format_flops(trials.flops)} (three forward passes); FLOPs computed again"
         f" count at the rate of products here ({format_flops(round(machine.flops_per_second))}/s)."
     ]
-    for option in options:
-        if option.setup.offload:
-            notes.append(
-                f"Offloaded: {format_bytes_short(option.disk_bytes[0])} written and"
-                f" {format_bytes_short(option.disk_bytes[1])} read a step at most, in {machine.folder}; measured now:"
-                f" {format_bytes_short(round(machine.write_bytes_per_second))}/s written,"
-                f" {format_bytes_short(round(machine.read_bytes_per_second))}/s read (from the page cache). A real step is slower than"
-                " its products alone, so the disk's share is at most the one shown."
-            )
-            break
+    disk = next((option.disk_bytes for option in options if option.setup.offload), None)
+    if disk is not None:
+        written, read = map(format_bytes_short, disk)
+        rates = map(round, (machine.write_bytes_per_second, machine.read_bytes_per_second))
+        write_rate, read_rate = map(format_bytes_short, rates)
+        notes.append(
+            f"Offloaded: {written} written and {read} read a step at most, in {machine.folder}; measured now:"
+            f" {write_rate}/s written, {read_rate}/s read (from the page cache). A real step is slower than its"
+            " products alone, so the disk's share is at most the one shown."
+        )
     notes += dict.fromkeys(f"{note[0].upper()}{note[1:]}." for option in options for note in option.notes)
     if any(option.results == "rounding" for option in options):
         notes.append("Results, rounding: the same in exact arithmetic, added in another order.")
@@ -192,7 +192,8 @@ def _show_largest(trials: Trials, found: Largest, budget: int, given: list[str],
     if found.next_peak_bytes is not None:
         console.print(f"{found.next_size:,} would need {format_bytes(found.next_peak_bytes)}.", highlight=False)
     elif found.next_size is not None:
-        console.print(f"{found.next_size:,} is not possible.", highlight=False)
+        why = "is not possible" if option.setup.budget is None else "has no plan that fits"
+        console.print(f"{found.next_size:,} {why}.", highlight=False)
     elif found.limit:
         console.print(f"More would fit, but {found.limit}.", highlight=False)
     console.print()

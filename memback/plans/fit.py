@@ -246,6 +246,22 @@ class Trials:
         """All that were possible."""
         return [option for option in self._tried.values() if option is not None]
 
+    def leanest_plan(self, setup: Setup, budget: int) -> Option | None:
+        """The setup under the plan for a budget, or under the one with the least peak where none fits that."""
+        try:
+            self._planning(setup).plan(budget)
+        except NoPlanError as error:
+            budget = error.minimum_bytes
+        except UsageError:
+            return None
+        return self.option(replace(setup, budget=budget))
+
+    def _planning(self, setup: Setup) -> Planning:
+        key = repr(setup.settings)
+        if key not in self._plannings:
+            self._plannings[key] = Planning(self.work(setup).step())
+        return self._plannings[key]
+
     def _try(self, setup: Setup) -> Option:
         prediction, disk = self._predict(setup)
         ledger = prediction.ledger
@@ -283,10 +299,7 @@ class Trials:
         if setup.budget is not None:
             if setup.micro_batches > 1:
                 raise UsageError("a plan is made for whole batches")
-            key = repr(setup.settings)
-            if key not in self._plannings:
-                self._plannings[key] = Planning(step)
-            plan = self._plannings[key].plan(setup.budget)
+            plan = self._planning(setup).plan(setup.budget)
             with plan.apply(work.model):
                 return step.predict(Mode("checkpoint")), (0, 0)
         disk = save_on_disk(self.machine.folder) if setup.offload else None
@@ -384,7 +397,9 @@ _EXCLUSIVE = ({"policy", "plan"}, {"plan", "offload"}, {"plan", "micro"})
 """Levers that are not combined: two ways of recomputation, and what plans do not know of."""
 _MOST_LEVERS = 3
 _WORTHWHILE = 0.9
-"""A further lever has to save at least a tenth of the time that is lost without it."""
+"""Several levers together have to save at least a tenth of the time that is lost with fewer of them or with another."""
+_NEXT_TO_NOTHING = 0.005
+"""The share of a step that is not worth a search for something cheaper."""
 
 
 def fit(trials: Trials, budget: int, start: Setup | None = None) -> list[Option]:
@@ -415,17 +430,25 @@ def fit(trials: Trials, budget: int, start: Setup | None = None) -> list[Option]
                 continue
             if "dtype" in names and size > 1 and any("dtype" not in subset for subset in found):
                 continue  # what costs nobody knows what is not made dearer still while something else fits
-            below = [_WORTHWHILE * _cost(option) for subset, option in found.items() if subset < names]
-            best = _first_that_fits(trials, setup, chosen, budget, min(below, default=None))
+            known = [option for subset, option in found.items() if subset < names or (size > 1 and _is_exact(option))]
+            limit = min((_WORTHWHILE * _cost(option) for option in known), default=None)
+            if limit is not None and limit <= (0 if size == 1 else _NEXT_TO_NOTHING * trials.step_seconds):
+                continue
+            best = _first_that_fits(trials, setup, chosen, budget, limit)
             if best is not None:
                 found[names] = best
     if not found:
-        _try_everything(trials, setup, levers)
+        _try_everything(trials, setup, levers, budget)
         leanest = min(trials.options, key=lambda option: option.peak_bytes)
         if leanest.peak_bytes > budget:
             raise DoesNotFitError(budget, leanest)
         return [min((option for option in trials.options if option.peak_bytes <= budget), key=_rank)]
     return sorted(found.values(), key=_rank)[:_MOST_ROWS]
+
+
+def _is_exact(option: Option) -> bool:
+    """Whether results are the same up to rounding."""
+    return option.results in ("same bits", "rounding")
 
 
 def _cost(option: Option) -> float:
@@ -445,11 +468,13 @@ def _first_that_fits(
 
     Levels are tried cheapest first, those of the last lever soonest.
     """
-    if limit == 0:
-        return None
     micro = any(lever.name == "micro" for lever in levers)
     best: Option | None = None
     for setup in _setups(start, [lever for lever in levers if lever.name != "micro"]):
+        if setup.policy is not None:
+            alone = trials.option(replace(start, policy=setup.policy))
+            if alone is None or not _is_cheaper(alone, best, limit):
+                continue  # nothing makes a policy much cheaper than it is alone
         option = trials.option(setup)
         if option is None or not _is_cheaper(option, best, limit):
             continue  # micro-batches do not make it cheaper
@@ -492,13 +517,15 @@ def _least_micro_batches(trials: Trials, setup: Setup, budget: int) -> Option | 
     return best
 
 
-def _try_everything(trials: Trials, start: Setup, levers: Sequence[_Lever]) -> None:
+def _try_everything(trials: Trials, start: Setup, levers: Sequence[_Lever], budget: int) -> None:
     """All levers at their strongest, for what the least peak is."""
-    strongest = start
-    for lever in levers:
-        if lever.name in ("mask", "attention", "offload"):
-            strongest = lever.levels[-1](strongest)
     levels = {lever.name: lever.levels for lever in levers}
+    strongest = start
+    for name in ("mask", "attention"):
+        strongest = levels[name][-1](strongest) if name in levels else strongest
+    if "plan" in levels:
+        trials.leanest_plan(strongest, budget)
+    strongest = replace(strongest, offload=True)
     batch = trials.work(start).profile.data.batch
     for narrow in (_same, *levels.get("dtype", ())):
         for policy in (_same, *levels.get("policy", ())):
