@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -58,8 +58,7 @@ def command(
     memory and time, and no bit of the result.
     """
     from memback.errors import UsageError
-    from memback.offload import save_on_disk
-    from memback.profiling.training import Training, check_memory
+    from memback.profiling.training import Training
     from memback.profiling.workload import Workload
 
     if profile.dry:
@@ -68,9 +67,6 @@ def command(
         raise UsageError("--save-every needs --save FILE, where to write")
     if save is not None and save != resume:
         output.check(save)
-    if not output.force:
-        with save_on_disk() if offload else nullcontext():
-            check_memory(profile, policy, micro_batches)
     training = Training(Workload.build(profile), policy, micro_batches, offload)
     if resume is not None:
         training.resume(resume)

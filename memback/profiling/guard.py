@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import psutil
 
@@ -100,13 +99,7 @@ def _reclaimable(folder: Path) -> int:
     return stat.get("inactive_file", stat.get("total_inactive_file", 0))
 
 
-def check_fits(
-    step: Step,
-    modes: Sequence[Mode],
-    extra_bytes: int = 0,
-    available: Available | None = None,
-    command: Literal["profile", "train"] = "profile",
-) -> None:
+def check_fits(step: Step, modes: Sequence[Mode], extra_bytes: int = 0, available: Available | None = None) -> None:
     """Refuse modes whose predicted peak is above the available memory, before anything is run.
 
     Args:
@@ -114,7 +107,6 @@ def check_fits(
         modes: the modes that are asked for.
         extra_bytes: arguments that are still to be allocated (a model that was only built dry).
         available: what there is; by default :func:`available_memory`.
-        command: whose options the message names.
 
     Raises:
         MembackError: a mode does not fit; the message gives the prediction and the policies that would fit.
@@ -128,11 +120,11 @@ def check_fits(
         if need > available.bytes:
             raise MembackError(
                 f"mode {mode} needs {format_bytes(need)} at its peak, but there are {format_bytes(available.bytes)}"
-                f" ({available.limit}). {_remedy(step, extra_bytes, available, command)}, or go ahead with --force"
+                f" ({available.limit}). {_remedy(step, extra_bytes, available)}, or go ahead with --force"
             )
 
 
-def _remedy(step: Step, extra_bytes: int, available: Available, command: str) -> str:
+def _remedy(step: Step, extra_bytes: int, available: Available) -> str:
     fitting = []
     for policy in _CANDIDATES:
         try:
@@ -142,6 +134,5 @@ def _remedy(step: Step, extra_bytes: int, available: Available, command: str) ->
         if need <= available.bytes:
             fitting.append(f"{policy} ({format_bytes(need)})")
     if fitting:
-        option = "--mode checkpoint --policy" if command == "profile" else "--policy"
-        return f"Policies that would fit: {', '.join(fitting)}: use {option}, or a smaller --batch"
+        return f"Policies that would fit: {', '.join(fitting)}: use --mode checkpoint --policy, or a smaller --batch"
     return "No checkpoint policy makes it fit: use a smaller --batch or model"

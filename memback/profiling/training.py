@@ -20,14 +20,11 @@ from memback.micro_batches import accumulate_gradients
 from memback.nn.state import read, write
 from memback.offload import save_on_disk
 from memback.policy import Planned, Policy, applied
-from memback.profiling.definition import Profile
-from memback.profiling.guard import Available, check_fits
-from memback.profiling.passes import Mode
 from memback.profiling.workload import Workload
 from memback.state import current
 from memback.tape import Tape, no_grad
 
-__all__ = ["StepResult", "Training", "check_memory"]
+__all__ = ["StepResult", "Training"]
 
 _SCHEMA = "memback.training/1"
 
@@ -176,22 +173,6 @@ class Training:
         self.next_step = about["step"]
         state = current()
         state.seed, state.draws = about["random"]
-
-
-def check_memory(
-    profile: Profile, policy: str | None = None, micro_batches: int = 1, available: Available | None = None
-) -> None:
-    """Refuse a training whose predicted peak, with all that is there before a step, is above the available memory.
-
-    Hooks on saved values that are in force (:class:`memback.save_on_disk`) are taken into account.
-
-    Raises:
-        MembackError: it does not fit; the message says what would.
-        UsageError: the profile can't be run so.
-    """
-    work = Workload.build(profile, dry=True)
-    mode = Mode("full") if policy is None else Mode("checkpoint", policy)
-    check_fits(work.step(micro_batches), [mode], work.argument_bytes, available, "train")
 
 
 def _part(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:

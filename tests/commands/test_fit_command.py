@@ -11,7 +11,7 @@ SMALL = [
     *("--set", "model.layers=2", "--set", "model.width=32", "--set", "model.heads=2"),
     *("--set", "model.context=32", "--set", "data.sequence=32", "--set", "data.limit=20000"),
 ]
-TINY = ["fit", "source-gpt", *SMALL, "--budget", "700KiB"]
+TINY = ["fit", "source-gpt", *SMALL, "--budget", "1MiB"]
 
 
 @pytest.fixture(autouse=True)

@@ -22,8 +22,6 @@ def steps_before(monkeypatch, number, action):
 
     def counted(self, x, y):
         nonlocal count
-        if self.dry:
-            return loss(self, x, y)
         count += 1
         if count == number + 1:
             action()

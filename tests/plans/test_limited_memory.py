@@ -60,7 +60,7 @@ else:
     room = plan.peak_bytes + dry.argument_bytes + SLACK
     limit = psutil.Process().memory_info().vms + room
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    guard = lambda: check_fits(step, [Mode("full")], dry.argument_bytes, command="train")
+    guard = lambda: check_fits(step, [Mode("full")], dry.argument_bytes)
     result["refused"] = error(guard, mb.MembackError)
     result["failed"] = error(lambda: train(None), mb.MembackError)
     gc.collect()
@@ -82,7 +82,7 @@ def test_what_does_not_fit_in_full_trains_under_its_plan_to_the_same_bits(name, 
     limited = child(name, batch, share, "limited")
     kind, message, _ = limited["refused"]
     assert kind == "MembackError"
-    assert "mode full needs" in message
+    assert "mode full" in message
     assert "limit of the process's address space" in message
     kind, message, size = limited["failed"]
     assert kind == "OutOfMemoryError"
