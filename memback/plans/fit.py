@@ -259,7 +259,7 @@ class Trials:
     def _planning(self, setup: Setup) -> Planning:
         key = repr(setup.settings)
         if key not in self._plannings:
-            self._plannings[key] = Planning(self.work(setup).step())
+            self._plannings[key] = Planning(self.work(setup).predicted_step())
         return self._plannings[key]
 
     def _try(self, setup: Setup) -> Option:
@@ -295,7 +295,7 @@ class Trials:
 
     def _predict(self, setup: Setup) -> tuple[Prediction, tuple[int, int]]:
         work = self.work(setup)
-        step = work.step(setup.micro_batches)
+        step = work.predicted_step(setup.micro_batches)
         if setup.budget is not None:
             if setup.micro_batches > 1:
                 raise UsageError("a plan is made for whole batches")

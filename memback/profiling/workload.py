@@ -66,20 +66,18 @@ class Workload:
             loss: Tensor = self.model.loss(x, y)
         return loss
 
-    def step(self, micro_batches: int = 1) -> Step:
-        """The training step on the first batch, update included; in ``micro_batches`` parts if the workload is dry.
+    def predicted_step(self, micro_batches: int = 1) -> Step:
+        """The training step on the first batch, update included, for dry runs; in ``micro_batches`` parts.
 
         Of these only the first two are run, and FLOPs are theirs: the others find the same gradients there, and are no
         larger, so their peaks are no higher.
 
         Raises:
-            UsageError: the batch has fewer samples, or the workload is not dry.
+            UsageError: the batch has fewer samples.
         """
         x, y = self.batch(0)
         if micro_batches == 1:
             return Step(lambda: self.loss(x, y), self.model, self.optimizer)
-        if not self.dry:
-            raise UsageError("only a dry workload has a step in micro-batches; train a real one")
         (_, first), (_, second) = [*parts((x, y), micro_batches)][:2]
 
         def both() -> Tensor:

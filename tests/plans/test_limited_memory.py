@@ -46,7 +46,7 @@ def error(action, kind):
 
 
 dry = Workload.build(profile, dry=True)
-step = dry.step()
+step = dry.predicted_step()
 full = step.predict(Mode("full")).peak.bytes
 x, _ = dry.batch(0)
 plan = mb.plan(dry.model, x, step=step.function, optimizer=dry.optimizer, budget=int(share * full))
