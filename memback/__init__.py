@@ -20,15 +20,18 @@ from memback._version import __version__
 from memback.checkpoint import CheckpointWarning, checkpoint
 from memback.derivatives import UndefinedDerivativeError, partial, total
 from memback.dry import dry_run
-from memback.errors import MembackError, UsageError
+from memback.errors import MembackError, OutOfMemoryError, UsageError
 from memback.ledger import Tape
+from memback.micro_batches import accumulate_gradients
 from memback.op import OpError
+from memback.packing import saved_tensors_hooks
 from memback.shape_array import NoValuesError, ShapeArray
 from memback.state import is_recomputing, manual_seed
 from memback.tape import AnomalyError, TapeError, Tensor, detect_anomaly, no_grad
 
 if TYPE_CHECKING:
     from memback import models, optim, plans
+    from memback.offload import OffloadWarning, save_on_disk
     from memback.plans.model import plan
     from memback.profiling.run import profile
 
@@ -37,7 +40,9 @@ __all__ = [
     "CheckpointWarning",
     "MembackError",
     "NoValuesError",
+    "OffloadWarning",
     "OpError",
+    "OutOfMemoryError",
     "ShapeArray",
     "Tape",
     "TapeError",
@@ -45,6 +50,7 @@ __all__ = [
     "UndefinedDerivativeError",
     "UsageError",
     "__version__",
+    "accumulate_gradients",
     "checkpoint",
     "detect_anomaly",
     "dry_run",
@@ -59,17 +65,21 @@ __all__ = [
     "plan",
     "plans",
     "profile",
+    "save_on_disk",
+    "saved_tensors_hooks",
     "total",
 ]
 
 _LAZY = {
+    "OffloadWarning": "memback.offload",
     "models": "memback.models",
     "optim": "memback.optim",
     "plan": "memback.plans.model",
     "plans": "memback.plans",
     "profile": "memback.profiling.run",
+    "save_on_disk": "memback.offload",
 }
-_FUNCTIONS = {"plan", "profile"}
+_FUNCTIONS = {"OffloadWarning", "plan", "profile", "save_on_disk"}
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,7 @@ import numpy as np
 
 from memback.arrays import buffer_bytes, is_array, leaves, root
 from memback.op import Op, Saving
+from memback.packing import PackedValue, saved_tensors_hooks, unpacked
 from memback.state import State, current
 from memback.tape import (
     Edge,
@@ -192,7 +193,8 @@ class Recomputation(Tape):
         """An output that was kept; or a stand-in for the last one, where only its inputs are needed again."""
         segment, number = self._segment, len(self.calls)
         if number in segment.outputs:
-            return segment.outputs[number]
+            out, residuals = unpacked(segment.outputs[number])
+            return out, residuals
         if number == len(segment.calls) - 1 and segment.stand_in is not None:
             return segment.stand_in, (None,) * len(op.residuals)
         return None
@@ -229,7 +231,10 @@ class CheckpointNode(Node):
 
     @property
     def residuals(self) -> tuple[str, ...]:
-        return ()
+        if self.kept is None:
+            return ()
+        named = [*_named_values(self.function, *self.kept), *self._named_outputs()]
+        return tuple(name for name, value in named if _is_packed(value))
 
     def adopt(self, sketch: Sketch, out: Any) -> Any:
         """Take over what the first run showed, and give the outputs as the surrounding graph sees them."""
@@ -247,6 +252,11 @@ class CheckpointNode(Node):
         out = _map_tensors(out, outer)
         sketch.clear()  # its stubs and it refer to each other: not even their bookkeeping shall wait for a collection
         return out
+
+    def pack(self, packing: saved_tensors_hooks) -> None:
+        """Keep the inputs, and the outputs that are kept, as the hooks give them."""
+        self.kept = _map_tensors(self.kept, lambda tensor: _packed_tensor(packing, tensor))
+        self.outputs = {number: packing.packed(value) for number, value in self.outputs.items()}
 
     def port(self, index: Any) -> Edge:
         return Port(self, index)
@@ -269,10 +279,11 @@ class CheckpointNode(Node):
         """The inputs by name, and the outputs that are kept."""
         if self.kept is None:
             return []
-        values = [*_named_arrays(self.function, *self.kept)]
+        return [*_named_arrays(self.function, *self.kept), *self._named_outputs()]
+
+    def _named_outputs(self) -> Iterator[tuple[str, Any]]:
         for number, (out, residuals) in self.outputs.items():
-            values.append((f"{self.calls[number]} (call {number})", [out, *(r for r in residuals if r is not None)]))
-        return values
+            yield f"{self.calls[number]} (call {number})", [out, *(r for r in residuals if r is not None)]
 
     def check(self) -> None:
         """Raise also where something that the segment read from outside, a parameter say, has changed since."""
@@ -304,7 +315,7 @@ class CheckpointNode(Node):
 
     def recompute(self, state: State) -> list[Node]:
         """Run the segment again; its calls, with all that they save."""
-        args, kwargs = self.kept  # type: ignore[misc]
+        args, kwargs = _map_packed(self.kept)
         tape = Recomputation(self)
         observer = state.observer
         if observer is not None:
@@ -385,6 +396,8 @@ def run_segment(
     if isinstance(outer, Sketch):
         outer.note_reads((buffer, time) for ref, time in node.reads if (buffer := ref()) is not None)
         node.forget()
+    elif state.packing is not None and not state.recomputing:
+        node.pack(state.packing)
     if state.observer is not None:
         state.observer.held(node)
     if outer.complete:
@@ -423,6 +436,40 @@ def _map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return tree
 
 
+class _PackedTensor(tuple[Any, ...]):
+    """A tensor whose data is packed: (the data, the call that made it)."""
+
+    __slots__ = ()
+
+
+def _packed_tensor(packing: saved_tensors_hooks, tensor: Tensor) -> Any:
+    if tensor.requires_grad and tensor.node is None:
+        return tensor  # a leaf, which is to get the gradient itself
+    data = packing.packed(tensor.data)
+    return tensor if data is tensor.data else _PackedTensor((data, tensor.node))
+
+
+def _is_packed(tree: Any) -> bool:
+    if isinstance(tree, dict):
+        return any(map(_is_packed, tree.values()))
+    if isinstance(tree, (tuple, list)):
+        return isinstance(tree, (_PackedTensor, PackedValue)) or any(map(_is_packed, tree))
+    return False
+
+
+def _map_packed(tree: Any) -> Any:
+    """Arguments as they were before their tensors were packed."""
+    if isinstance(tree, _PackedTensor):
+        data, node = tree
+        return make(data.unpack(), node)
+    if isinstance(tree, (tuple, list)):
+        items = [_map_packed(item) for item in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    if isinstance(tree, dict):
+        return {key: _map_packed(value) for key, value in tree.items()}
+    return tree
+
+
 def _tensors(tree: Any) -> Iterator[Tensor]:
     if isinstance(tree, Tensor):
         yield tree
@@ -445,16 +492,22 @@ def _arrays(tree: Any) -> Iterator[Any]:
         yield from _arrays(list(tree.values()))
 
 
-def _named_arrays(
+def _named_values(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Iterator[tuple[str, Any]]:
+) -> list[tuple[str, Any]]:
     try:
         parameters = inspect.signature(function).parameters.values()
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     except (TypeError, ValueError):
         names = []
     names += [f"input {i}" for i in range(len(names), len(args))]
-    for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
+    return [*zip(names, args, strict=False), *kwargs.items()]
+
+
+def _named_arrays(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Iterator[tuple[str, Any]]:
+    for name, value in _named_values(function, args, kwargs):
         arrays = list(_arrays(value))
         if arrays:
             yield name, arrays[0] if len(arrays) == 1 else arrays

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from memback.errors import MembackError, UsageError
 
-__all__ = ["check_target", "write_atomically"]
+__all__ = ["check_target", "explained", "write_atomically"]
 
 _REMEDIES = {
     errno.ENOSPC: "free some space or write to another disk",
+    errno.EFBIG: "allow larger files (ulimit -f) or write less",
     errno.EDQUOT: "free some of your quota or write to another disk",
     errno.EACCES: "allow writing to the folder or choose another one",
     errno.EPERM: "allow writing to the folder or choose another one",
@@ -52,7 +53,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str, overwri
     check_target(path, overwrite)
     data = content.encode() if isinstance(content, str) else content
     target = Path(path)
-    with _explained(target):
+    with explained(target):
         if target.exists() and not target.is_file():
             target.write_bytes(data)
         else:
@@ -76,7 +77,8 @@ def _replace(target: Path, data: bytes) -> None:
 
 
 @contextmanager
-def _explained(target: Path) -> Iterator[None]:
+def explained(target: Path) -> Iterator[None]:
+    """Tell an error of the system in the block as a :class:`MembackError` with its remedy."""
     try:
         yield
     except BrokenPipeError:

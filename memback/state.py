@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakSet
 
 if TYPE_CHECKING:
+    from memback.packing import saved_tensors_hooks
     from memback.tape import Observer, Tape
 
 __all__ = ["State", "at_path", "current", "is_recomputing", "manual_seed"]
@@ -24,7 +25,19 @@ class State:
     recomputation that sets ``draws`` back draws the same bits again, whatever ran in between.
     """
 
-    __slots__ = ("anomaly", "checkpointing", "draws", "dry", "observer", "path", "recomputing", "seed", "tape", "tapes")
+    __slots__ = (
+        "anomaly",
+        "checkpointing",
+        "draws",
+        "dry",
+        "observer",
+        "packing",
+        "path",
+        "recomputing",
+        "seed",
+        "tape",
+        "tapes",
+    )
 
     new_tape: ClassVar[list[Callable[[], Tape]]] = []
     """Makes a thread's default tape; filled in by :mod:`memback.tape`, which this module may not import."""
@@ -33,6 +46,7 @@ class State:
         self.tape: Tape | None = self.new_tape[0]() if self.new_tape else None
         self.tapes: WeakSet[Tape] = WeakSet()  # those that have recorded something here
         self.observer: Observer | None = None
+        self.packing: saved_tensors_hooks | None = None
         self.path = ""
         self.anomaly = False
         self.recomputing = False

@@ -7,6 +7,7 @@ kept alive by the tensors and nodes that come after it, so a result that nobody 
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
@@ -18,10 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from memback.arrays import Array, is_array, leaves, root
-from memback.errors import MembackError
+from memback.errors import MembackError, OutOfMemoryError
 from memback.op import Op, OpError, Saving
+from memback.packing import Packed
 from memback.shape_array import ShapeArray
 from memback.state import State, current
+from memback.units import format_bytes
 
 __all__ = [
     "AnomalyError",
@@ -201,7 +204,9 @@ class Node:
 
     @property
     def residuals(self) -> tuple[str, ...]:
-        """Names of the values that the call made besides its output."""
+        """Names of the values that the call made besides its output; what is packed was made by packing it."""
+        if type(self.kept) is Packed and self.saving is not None:
+            return self.saving.names
         return self.op.residuals
 
     def port(self, index: Any) -> Edge:
@@ -233,6 +238,8 @@ class Node:
         kept = self.kept
         if not retain:
             self.kept = None
+        if type(kept) is Packed:
+            kept = kept.unpack()
         grads = self.op.vjp(self.take_gradients(), *kept)  # type: ignore[misc]
         return [grads] if self.op.single else list(grads)
 
@@ -772,8 +779,10 @@ def walk(nodes: list[Node], state: State, retain: bool) -> None:
             node.edges = ()
         try:
             grads = node.pull(state, retain)
-        except (MembackError, MemoryError):
+        except MembackError:
             raise
+        except MemoryError as error:
+            raise _out_of_memory(f"the backward of {node.describe()}", error) from error
         except Exception as error:
             raise OpError(f"the backward of {node.describe()} failed: {error}") from error
         if state.anomaly:
@@ -827,11 +836,15 @@ def record(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         node = None
         if needs and tape is not None:
             node = tape.record(op, values, out, residuals, needs, edges, state.path, site)
+        if state.packing is not None:
+            state.packing.called(op, values, out, residuals, node)
     except BaseException as error:
         if observer is not None:
             observer.forward_failed()
         if tape is not None:
             tape.clear()
+        if isinstance(error, MemoryError) and not isinstance(error, MembackError):
+            raise _out_of_memory(describe(op.name, state.path, site or call_site()), error) from error
         if not _is_for_the_op_to_explain(error):
             raise
         raise _failure(op, values, error, state.path, site or call_site()) from error
@@ -851,7 +864,23 @@ def _is_for_the_op_to_explain(error: BaseException) -> bool:
     """Whether an exception says nothing by itself of the call that raised it, and may be told as another type."""
     if isinstance(error, MembackError):
         return isinstance(error, OpError)
-    return isinstance(error, Exception) and not isinstance(error, MemoryError)
+    return isinstance(error, Exception)
+
+
+def _out_of_memory(what: str, error: MemoryError) -> OutOfMemoryError:
+    """The same as memback's error: which call it was, and what it asked for."""
+    shape, dtype = getattr(error, "shape", None), getattr(error, "dtype", None)
+    if shape is None or dtype is None:
+        return OutOfMemoryError(
+            f"{what} found no more memory ({str(error) or 'of a size that is not known'}). Use a smaller batch, a"
+            " checkpoint policy or a plan"
+        )
+    size = math.prod(shape) * dtype.itemsize
+    return OutOfMemoryError(
+        f"{what} found no more memory: it asked for {format_bytes(size)}, {dtype}[{', '.join(map(str, shape))}]. Use a"
+        " smaller batch, a checkpoint policy or a plan",
+        size,
+    )
 
 
 def _unwrap(op: Op, values: list[Any]) -> tuple[tuple[Edge | None, ...], int, bool]:

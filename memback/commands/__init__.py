@@ -22,6 +22,7 @@ REGISTRY = {
     "profile": "One training step in every mode: what each keeps in memory, layer by layer.",
     "train": "Train for real, with loss, accuracy, throughput and live memory.",
     "plan": "The cheapest way to fit a training step into a budget of memory: what to keep, what to compute again.",
+    "fit": "What to change so that a training step fits into a budget of memory, the fastest first.",
     "notes": "The lecture notes on a real network: every step with its bytes, every claim checked.",
     "report": "A stored report, shown or written in any other format.",
     "diff": "What changed between two reports, layer by layer; with a limit, a guard for CI.",

@@ -30,6 +30,14 @@ _REFRESH_SECONDS = 0.2
 @profile_argument
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="Train up to step N. Default: the profile's own.")
 @plan_options
+@click.option(
+    "--micro-batches",
+    type=click.IntRange(1),
+    default=1,
+    metavar="K",
+    help="Work a batch off in K parts; gradients add up to the whole batch's, up to rounding.",
+)
+@click.option("--offload", is_flag=True, help="Keep saved activations in a file in TMPDIR instead of in memory.")
 @click.option("--save", "save", metavar="FILE", help="Write everything to resume from, at the end and on Ctrl-C.")
 @click.option("--save-every", type=click.IntRange(1), metavar="N", help="Besides, write --save FILE every N steps.")
 @click.option("--resume", metavar="FILE", help="Go on from a file that --save wrote, to the same bits.")
@@ -40,6 +48,8 @@ def command(
     policy: str | None,
     budget: str | None,
     plan_file: str | None,
+    micro_batches: int,
+    offload: bool,
     save: str | None,
     save_every: int | None,
     resume: str | None,
@@ -47,8 +57,9 @@ def command(
 ) -> None:
     """Train PROFILE for real, and show loss, accuracy, throughput and live memory.
 
-    PROFILE is the name of a shipped profile (`memback list`) or the path of a TOML file. A policy or a budget changes
-    memory and time, and no bit of the result. A step that does not fit into the free memory is refused, unless --force.
+    PROFILE is the name of a shipped profile (`memback list`) or the path of a TOML file. A policy, a budget and
+    --offload change memory and time, and no bit of the result. A step that does not fit into the free memory is
+    refused, unless --force.
     """
     from memback.errors import UsageError
     from memback.profiling.training import Training
@@ -62,8 +73,8 @@ def command(
         output.check(save)
     again = recomputation(profile, policy, budget, plan_file)
     if not output.force:
-        _check_fits(profile, again)
-    training = Training(Workload.build(profile), again)
+        _check_fits(profile, again, micro_batches, offload)
+    training = Training(Workload.build(profile), again, micro_batches, offload)
     if resume is not None:
         training.resume(resume)
     until = profile.train.steps if steps is None else steps
@@ -76,15 +87,19 @@ def command(
     _conclude(training, history, seconds, accuracy, save, output)
 
 
-def _check_fits(profile: Profile, policy: str | ModelPlan | None) -> None:
+def _check_fits(profile: Profile, policy: str | ModelPlan | None, micro_batches: int, offload: bool) -> None:
     """Refuse a training whose step would not fit into the free memory."""
+    from contextlib import nullcontext
+
+    from memback.offload import save_on_disk
     from memback.profiling.guard import check_fits
-    from memback.profiling.passes import Mode, Step
+    from memback.profiling.passes import Mode
     from memback.profiling.workload import Workload
 
     work = Workload.build(profile, dry=True)
     mode = Mode("full") if policy is None else Mode("checkpoint", policy)
-    check_fits(Step(work.step(), work.model, work.optimizer), [mode], work.argument_bytes, option="--policy")
+    with save_on_disk() if offload else nullcontext():
+        check_fits(work.predicted_step(micro_batches), [mode], work.argument_bytes, option="--policy")
 
 
 def _train(
@@ -223,7 +238,9 @@ def _conclude(
     sizes = _memory(training, history[-1])
     result: dict[str, Any] = {
         "profile": training.work.profile.name,
-        "policy": None if training.policy is None else training.policy.name,
+        "policy": getattr(training.policy, "name", None),
+        "micro_batches": training.micro_batches,
+        "offloaded_bytes": None if training.disk is None else training.disk.bytes_written // len(history),
         "first_step": history[0].step,
         "steps": training.next_step,
         "loss": _smooth(history),
@@ -239,6 +256,9 @@ def _conclude(
     output.console.print(f"{line}; {seconds:.1f} s, {samples / seconds:,.0f} samples/s", highlight=False)
     memory = ", ".join(f"{name} {format_bytes_short(size)}" for name, size in sizes.items())
     output.console.print(f"Memory: {memory}", highlight=False)
+    if training.disk is not None:
+        written = format_bytes_short(training.disk.bytes_written // len(history))
+        output.console.print(f"On disk: {written} a step, in {training.disk.folder}", highlight=False, soft_wrap=True)
     if save is not None:
         output.console.print(f"Saved {save}", highlight=False, soft_wrap=True)
     output.write_json(result)

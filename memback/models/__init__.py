@@ -1,7 +1,8 @@
 """Whole networks, each with its loss. Imported one by one, when they are asked for.
 
 To add a model, write a file with a class that has ``forward(x)``, ``loss(x, y)`` and, where it makes sense,
-``correct(x, y)``, and name it below.
+``correct(x, y)``, and name it below. Where its loss is a sum over the samples and not their mean, it says so with
+``reduction = "sum"``.
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ class MLP(Classifier):
         units = [nn.Sequential(nn.Linear(a, b, dtype=dtype), activation_of(activation)) for a, b in pairs]
         self.layers = nn.Sequential(*units, nn.Linear(widths[-1], outputs, dtype=dtype))
         self.objective = objective
+        self.reduction = "sum" if objective == "sqerr" else "mean"
 
     def forward(self, x: Any) -> Tensor:
         if x.ndim > 2:

@@ -13,6 +13,8 @@ __all__ = ["NotesNetwork"]
 class NotesNetwork(nn.Module):
     """The notes' network: three linear layers, relu in between, half the summed squared error (Eq. 11)."""
 
+    reduction = "sum"
+
     def __init__(self, inputs: int, hidden: int, outputs: int, *, dtype: str = "float32") -> None:
         super().__init__()
         self.layers = nn.Sequential(

@@ -29,13 +29,28 @@ class Available:
 def available_memory(
     cgroup_root: Path = Path("/sys/fs/cgroup"), self_cgroup: Path = Path("/proc/self/cgroup")
 ) -> Available:
-    """What is free on the machine, or what the process's control groups still allow, whichever is less."""
+    """What is free on the machine, or what the process's control groups or its own limit allow, whichever is least."""
     best = Available(psutil.virtual_memory().available, "free memory of the machine")
+    space = _address_space_left()
+    if space is not None and space < best.bytes:
+        best = Available(space, "limit of the process's address space (ulimit -v)")
     for folder in _cgroups(cgroup_root, self_cgroup):
         left = _left(folder)
         if left is not None and left < best.bytes:
             best = Available(left, "limit of the control group (container)")
     return best
+
+
+def _address_space_left() -> int | None:
+    """Bytes by which the process's address space may still grow; None where it has no limit."""
+    try:
+        import resource
+    except ImportError:  # there is no such limit on Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return None
+    return max(limit - int(psutil.Process().memory_info().vms), 0)
 
 
 def _cgroups(cgroup_root: Path, self_cgroup: Path) -> list[Path]:

@@ -140,7 +140,9 @@ def _collection(node: Any) -> Any:
 def _wants_text(node: Any) -> bool:
     if isinstance(node, types.UnionType):
         return all(_wants_text(member) for member in node.types if not isinstance(member, types.NoneType))
-    return isinstance(node, types.StrType | types.LiteralType)
+    if isinstance(node, types.LiteralType):
+        return all(isinstance(value, str) for value in node.values)
+    return isinstance(node, types.StrType)
 
 
 def _describe(node: Any) -> str:

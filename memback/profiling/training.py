@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ import numpy as np
 
 from memback.errors import MembackError, UsageError
 from memback.ledger import Category, Ledger
+from memback.micro_batches import accumulate_gradients
 from memback.nn.state import read, write
+from memback.offload import save_on_disk
 from memback.policy import Planned, Policy, applied
 from memback.profiling.workload import Workload
 from memback.state import current
@@ -45,11 +47,26 @@ class Training:
         work: the workload, not dry.
         policy: the checkpoint policy or plan, or None for full retention. It changes memory and time, and no bit of
             the result.
+        micro_batches: into how many parts a batch is divided; gradients add up over them, as
+            :func:`memback.accumulate_gradients` says.
+        offload: whether saved activations wait on disk (:class:`memback.save_on_disk`). Changes no bit of the result.
+
+    Raises:
+        UsageError: there is no such policy, or the batch has fewer samples than there are to be micro-batches.
     """
 
-    def __init__(self, work: Workload, policy: str | Planned | None = None) -> None:
+    def __init__(
+        self, work: Workload, policy: str | Planned | None = None, micro_batches: int = 1, offload: bool = False
+    ) -> None:
+        if not 1 <= micro_batches <= work.profile.data.batch:
+            raise UsageError(
+                f"{micro_batches} micro-batches can't be made of a batch of {work.profile.data.batch}: at most one a"
+                " sample"
+            )
         self.work = work
         self.policy = Policy.parse(policy) if isinstance(policy, str) else policy
+        self.micro_batches = micro_batches
+        self.disk = save_on_disk() if offload else None
         self.next_step = 0
 
     def steps(self, until: int) -> Iterator[StepResult]:
@@ -69,16 +86,23 @@ class Training:
         began = time.perf_counter()
         work.optimizer.zero_grad()
         ledger = Ledger(events=False)
+        live: list[Mapping[Category, int]] = []
         with ExitStack() as stack:
             stack.enter_context(applied(work.model, self.policy))
+            stack.enter_context(self.disk or nullcontext())
             stack.enter_context(Tape())
             state = current()
             stack.callback(setattr, state, "observer", state.observer)
             state.observer = ledger
-            loss = work.loss(x, y)
-            live = ledger.live()
-            loss.backward()
-        value = float(loss.data)
+            loss = accumulate_gradients(
+                work.loss,
+                x,
+                y,
+                count=self.micro_batches,
+                reduction=work.reduction,
+                after_forward=lambda: live.append(ledger.live()),
+            )
+        value = float(loss)
         if not math.isfinite(value):
             raise MembackError(
                 f"the loss of step {step} is {value}: training has diverged. Lower train.learning_rate"
@@ -86,7 +110,7 @@ class Training:
             )
         work.optimizer.step()
         self.next_step += 1
-        return StepResult(step, value, time.perf_counter() - began, len(x), live)
+        return StepResult(step, value, time.perf_counter() - began, len(x), live[0])
 
     def accuracy(self) -> float | None:
         """The share of test targets that the model gets right; None where the model has no such notion."""
@@ -118,7 +142,7 @@ class Training:
         about = {
             "schema": _SCHEMA,
             "profile": self.work.profile.name,
-            "training": _fingerprint(self.work),
+            "training": _fingerprint(self.work, self.micro_batches),
             "step": self.next_step,
             "random": [state.seed, state.draws],
         }
@@ -139,10 +163,10 @@ class Training:
             about = None
         if not isinstance(about, dict) or about.get("schema") != _SCHEMA:
             raise UsageError(f"{path} is no training saved by this version of memback ({_SCHEMA})")
-        if about["training"] != _fingerprint(self.work):
+        if about["training"] != _fingerprint(self.work, self.micro_batches):
             raise UsageError(
-                f"{path} belongs to another training (profile {about['profile']!r}): model, data, dtype or [train]"
-                " differ. Resume with the profile and the --set values that it was started with"
+                f"{path} belongs to another training (profile {about['profile']!r}): model, data, dtype, [train] or"
+                " --micro-batches differ. Resume with the profile and the --set values that it was started with"
             )
         self.work.model.load_state_dict(_part(arrays, "model."))
         self.work.optimizer.load_state_dict(_part(arrays, "optimizer."))
@@ -155,12 +179,13 @@ def _part(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
-def _fingerprint(work: Workload) -> str:
+def _fingerprint(work: Workload, micro_batches: int) -> str:
     """Tells trainings apart whose steps would differ; a constant learning rate does not depend on the last step."""
     train = work.profile.train
     steps = {} if train.schedule == "constant" else {"steps": train.steps}
+    parts = {} if micro_batches == 1 else {"micro_batches": micro_batches}
     content = work.profile.to_dict()
     for name in ("description", "checkpoint", "name"):
         content.pop(name)
     content["train"].pop("steps")
-    return json.dumps({**content, **steps}, sort_keys=True)
+    return json.dumps({**content, **steps, **parts}, sort_keys=True)

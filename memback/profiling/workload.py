@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from memback.arrays import distinct_bytes
 from memback.dry import dry_run
 from memback.errors import UsageError
+from memback.micro_batches import micro_batches as parts
 from memback.op import OpError
 from memback.profiling.definition import Profile, load_data, load_layout, make_model
+from memback.profiling.passes import Step
 from memback.shape_array import ShapeArray
 from memback.state import manual_seed
 from memback.tape import Tensor
@@ -75,6 +77,31 @@ class Workload:
         """The forward pass of the first training step, which gives its loss."""
         x, y = self.batch(0)
         return lambda: self.loss(x, y)
+
+    def predicted_step(self, micro_batches: int = 1) -> Step:
+        """The training step on the first batch, update included, for dry runs; in ``micro_batches`` parts.
+
+        Of these only the first two are run, and FLOPs are theirs: the others find the same gradients there, and are no
+        larger, so their peaks are no higher.
+
+        Raises:
+            UsageError: the batch has fewer samples.
+        """
+        x, y = self.batch(0)
+        if micro_batches == 1:
+            return Step(lambda: self.loss(x, y), self.model, self.optimizer)
+        (_, first), (_, second) = [*parts((x, y), micro_batches)][:2]
+
+        def both() -> Tensor:
+            self.loss(*first).backward()
+            return self.loss(*second)
+
+        return Step(both, self.model, self.optimizer)
+
+    @property
+    def reduction(self) -> Literal["mean", "sum"]:
+        """How the loss of a batch is made of those of its samples."""
+        return "sum" if getattr(self.model, "reduction", "mean") == "sum" else "mean"
 
     def test_batches(self) -> Iterator[tuple[Any, Any]]:
         """The test samples in batches."""
