@@ -29,6 +29,7 @@ from memback.tape import AnomalyError, TapeError, Tensor, detect_anomaly, no_gra
 
 if TYPE_CHECKING:
     from memback import models, optim, plans
+    from memback.allocator import keep_freed_memory
     from memback.plans.model import plan
     from memback.profiling.run import profile
 
@@ -49,6 +50,7 @@ __all__ = [
     "detect_anomaly",
     "dry_run",
     "is_recomputing",
+    "keep_freed_memory",
     "manual_seed",
     "models",
     "nn",
@@ -63,13 +65,14 @@ __all__ = [
 ]
 
 _LAZY = {
+    "keep_freed_memory": "memback.allocator",
     "models": "memback.models",
     "optim": "memback.optim",
     "plan": "memback.plans.model",
     "plans": "memback.plans",
     "profile": "memback.profiling.run",
 }
-_FUNCTIONS = {"plan", "profile"}
+_FUNCTIONS = {"keep_freed_memory", "plan", "profile"}
 
 
 def __getattr__(name: str) -> Any:

@@ -47,6 +47,7 @@ def command(
     PROFILE is the name of a shipped profile (`memback list`) or the path of a TOML file. A policy changes memory and
     time, and no bit of the result.
     """
+    from memback.allocator import keep_freed_memory
     from memback.errors import UsageError
     from memback.profiling.training import Training
     from memback.profiling.workload import Workload
@@ -63,7 +64,11 @@ def command(
     until = profile.train.steps if steps is None else steps
     if training.next_step >= until:
         raise UsageError(f"{resume} has done {training.next_step} steps already; ask for more than --steps {until}")
-    history, seconds = _train(training, until, save, save_every, output)
+    keep_freed_memory()
+    try:
+        history, seconds = _train(training, until, save, save_every, output)
+    finally:
+        keep_freed_memory(False)
     if save is not None:
         training.save(save)
     accuracy = training.accuracy()
