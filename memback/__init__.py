@@ -31,6 +31,7 @@ from memback.tape import AnomalyError, TapeError, Tensor, detect_anomaly, no_gra
 
 if TYPE_CHECKING:
     from memback import models, optim, plans
+    from memback.allocator import keep_freed_memory
     from memback.offload import OffloadWarning, save_on_disk
     from memback.plans.model import plan
     from memback.profiling.run import profile
@@ -55,6 +56,7 @@ __all__ = [
     "detect_anomaly",
     "dry_run",
     "is_recomputing",
+    "keep_freed_memory",
     "manual_seed",
     "models",
     "nn",
@@ -72,6 +74,7 @@ __all__ = [
 
 _LAZY = {
     "OffloadWarning": "memback.offload",
+    "keep_freed_memory": "memback.allocator",
     "models": "memback.models",
     "optim": "memback.optim",
     "plan": "memback.plans.model",
@@ -79,7 +82,7 @@ _LAZY = {
     "profile": "memback.profiling.run",
     "save_on_disk": "memback.offload",
 }
-_FUNCTIONS = {"OffloadWarning", "plan", "profile", "save_on_disk"}
+_FUNCTIONS = {"OffloadWarning", "keep_freed_memory", "plan", "profile", "save_on_disk"}
 
 
 def __getattr__(name: str) -> Any:

@@ -25,9 +25,11 @@ nothing else, so the account of saved bytes can't miss anything.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -54,11 +56,12 @@ class OpError(MembackError):
 class Saving(NamedTuple):
     """What a call keeps for backward, given which inputs are to be differentiated.
 
-    ``layout`` says where each argument of ``vjp`` after ``d_out`` comes from: indices into the call's values.
-    ``names`` are the saved values' names, ``slots`` their places in the layout.
+    ``layout`` says where each argument of ``vjp`` after ``d_out`` comes from: indices into the call's values, from
+    which ``pick`` takes them. ``names`` are the saved values' names, ``slots`` their places in the layout.
     """
 
     layout: tuple[int, ...]
+    pick: Callable[[tuple[Any, ...]], tuple[Any, ...]]
     names: tuple[str, ...]
     slots: tuple[int, ...]
     needs: Any
@@ -190,7 +193,8 @@ class Op:
         if not self.multiple:
             if not is_array(out):
                 out = np.asarray(out)
-            if out.dtype.kind == "f" and out.dtype.itemsize > 2:
+            dtype = out.dtype
+            if dtype.kind == "f" and dtype.itemsize > 2 and "ml_dtypes" in sys.modules:  # else there is no bfloat16
                 out = self._narrowed(values, out)
         return out, residuals
 
@@ -230,7 +234,7 @@ class Op:
             if name in kept:
                 names.append(name)
                 slots.append(slot)
-        return Saving(tuple(layout), tuple(names), tuple(slots), needs)
+        return Saving(tuple(layout), _picker(layout), tuple(names), tuple(slots), needs)
 
     @cached_property
     def _needs_type(self) -> Any:
@@ -245,8 +249,7 @@ class Op:
     def arguments(self, saving: Saving, values: list[Any], out: Any, residuals: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments of ``vjp`` after ``d_out``, which is all that the call keeps."""
         shapes = [getattr(value, "shape", ()) for value in self.input_arrays(values)] if self._wants_shapes else None
-        everything = [*values, out, *(residuals or self._no_residuals), None, saving.needs, shapes]
-        return tuple([everything[i] for i in saving.layout])
+        return saving.pick((*values, out, *(residuals or self._no_residuals), None, saving.needs, shapes))
 
     def count_flops(self, values: list[Any], out: Any) -> int:
         """FLOPs of this forward call."""
@@ -311,3 +314,10 @@ class Op:
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
+
+
+def _picker(places: Sequence[int]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """Takes what is at ``places`` from a tuple; itemgetter does, except that it gives one item bare."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    return itemgetter(slice(places[0], places[0] + 1) if places else slice(0))

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from itertools import count
 from operator import attrgetter
-from types import CodeType, TracebackType
+from types import CodeType, FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -78,12 +78,13 @@ _internal = _Internal()
 
 def call_site() -> Site | None:
     """The innermost place outside the engine that led here."""
-    frame = sys._getframe(2)
-    while _internal[frame.f_code.co_filename]:
-        if frame.f_back is None:
-            return None
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        code = frame.f_code
+        if not _internal[code.co_filename]:
+            return code, frame.f_lasti
         frame = frame.f_back
-    return frame.f_code, frame.f_lasti
+    return None
 
 
 def short_path(site: Site | None) -> str:
@@ -815,7 +816,10 @@ def record(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     tape, observer = state.tape, state.observer
     try:
         values = op.bind(args, kwargs)
-        edges, needs, tensors = _unwrap(op, values)
+        if op.variadic is None:
+            edges, needs, tensors = _unwrap(values, op.array_slots)
+        else:
+            edges, needs, tensors = _unwrap_sequence(values, op.variadic)
     except OpError as error:
         if tape is not None:
             tape.clear()
@@ -857,7 +861,7 @@ def record(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             raise StopRecording
     if not tensors:
         return out
-    return _wrap(out, node, op.multiple)
+    return _wrap(out, node) if op.multiple else make(out, node)
 
 
 def _is_for_the_op_to_explain(error: BaseException) -> bool:
@@ -883,17 +887,14 @@ def _out_of_memory(what: str, error: MemoryError) -> OutOfMemoryError:
     )
 
 
-def _unwrap(op: Op, values: list[Any]) -> tuple[tuple[Edge | None, ...], int, bool]:
+def _unwrap_sequence(values: list[Any], place: int) -> tuple[tuple[Edge | None, ...], int, bool]:
+    """As :func:`_unwrap`, of an op whose inputs are the sequence at ``place``."""
+    items = values[place] = list(values[place])
+    return _unwrap(items, [(1 << k, k) for k in range(len(items))])
+
+
+def _unwrap(values: list[Any], slots: Sequence[tuple[int, int]]) -> tuple[tuple[Edge | None, ...], int, bool]:
     """Replace Tensors among ``values`` by their arrays: (edges, mask of inputs to differentiate, any Tensor)."""
-    if op.variadic is not None:
-        items = list(values[op.variadic])
-        edges, needs, tensors = _unwrap_slots(items, [(1 << k, k) for k in range(len(items))])
-        values[op.variadic] = items
-        return edges, needs, tensors
-    return _unwrap_slots(values, op.array_slots)
-
-
-def _unwrap_slots(values: list[Any], slots: Sequence[tuple[int, int]]) -> tuple[tuple[Edge | None, ...], int, bool]:
     edges: list[Edge | None] = []
     needs, tensors = 0, False
     for bit, i in slots:
@@ -923,9 +924,7 @@ def _without_values(value: Any) -> Any:
     return ShapeArray.argument(value.shape, value.dtype) if isinstance(value, np.ndarray) else value
 
 
-def _wrap(out: Any, node: Node | None, multiple: bool) -> Any:
-    if not multiple:
-        return make(out, node)
+def _wrap(out: tuple[Any, ...], node: Node | None) -> tuple[Tensor, ...]:
     return tuple(make(o, None if node is None else Port(node, i)) for i, o in enumerate(out))
 
 

@@ -61,6 +61,7 @@ def command(
     --offload change memory and time, and no bit of the result. A step that does not fit into the free memory is
     refused, unless --force.
     """
+    from memback.allocator import keep_freed_memory
     from memback.errors import UsageError
     from memback.profiling.training import Training
     from memback.profiling.workload import Workload
@@ -80,7 +81,11 @@ def command(
     until = profile.train.steps if steps is None else steps
     if training.next_step >= until:
         raise UsageError(f"{resume} has done {training.next_step} steps already; ask for more than --steps {until}")
-    history, seconds = _train(training, until, save, save_every, output)
+    keep_freed_memory()
+    try:
+        history, seconds = _train(training, until, save, save_every, output)
+    finally:
+        keep_freed_memory(False)
     if save is not None:
         training.save(save)
     accuracy = training.accuracy()

@@ -59,7 +59,11 @@ class Sequential(_Indexed):
         """The last layer's output."""
         if self.plan is not None:
             return self.plan.run(self._chain, x)
-        return self._chain(x)
+        if self.policy.length is not None:
+            return self._chain(x)
+        for layer in self._modules.values():  # run_chain, without its calls in between
+            x = layer(*x) if isinstance(x, tuple) else layer(x)
+        return x[0] if isinstance(x, tuple) and len(x) == 1 else x
 
     def _chain(self, x: Any) -> Any:
         return run_chain(list(self), x, self.policy)

@@ -56,11 +56,12 @@ class Module:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         state = current()
         before = state.path
-        state.path = self.path
+        path = self._path
+        state.path = self.path if path is None else path
         try:
-            if self._runner is not None:
-                return self._runner(self.forward, args, kwargs)
-            return self.forward(*args, **kwargs)
+            if self._runner is None:
+                return self.forward(*args, **kwargs)
+            return self._runner(self.forward, args, kwargs)
         finally:
             state.path = before
 
@@ -148,8 +149,14 @@ class Module:
 
     def modules(self) -> Iterator[Module]:
         """This module and all below it, each once."""
-        for _, module in self.named_modules():
-            yield module
+        seen: set[int] = set()
+        waiting: list[Module] = [self]
+        while waiting:
+            module = waiting.pop()
+            if id(module) not in seen:
+                seen.add(id(module))
+                yield module
+                waiting.extend(reversed(module._modules.values()))
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """All parameters with their names, each once (a tied one under its first name)."""
@@ -191,8 +198,9 @@ class Module:
 
     def zero_grad(self) -> None:
         """Drop every gradient."""
-        for parameter in self.parameters():
-            parameter.grad = None
+        for module in self.modules():
+            for parameter in module._parameters.values():
+                parameter.grad = None
 
     # -- state
 

@@ -28,18 +28,21 @@ class Linear(Op):
 
     def forward(self, h: Array, W: Array, b: Array | None = None) -> Array:
         _check_linear(h.shape, W.shape, b)
-        out = np.matmul(h, W)
+        out = np.matmul(_rows(h), W)  # one product of many rows is faster than many of few
         if b is not None:
             np.add(out, b, out=out)
-        return out
+        return out if out.ndim == h.ndim else out.reshape(*h.shape[:-1], W.shape[-1])
 
     def vjp(self, d_out: Array, needs: Any, h: Array, W: Array) -> tuple[Array | None, ...]:
-        rows = prod(d_out.shape[:-1])
-        flat = np.reshape(d_out, (rows, d_out.shape[-1]))
+        flat = _rows(d_out)
+        d_h = None
+        if needs.h:
+            d_h = np.matmul(flat, W.T)
+            d_h = d_h if flat is d_out else d_h.reshape(*d_out.shape[:-1], W.shape[0])
         return (
-            np.matmul(d_out, W.T) if needs.h else None,
-            np.matmul(np.reshape(h, (rows, h.shape[-1])).T, flat) if needs.W else None,
-            np.sum(flat, axis=0) if needs.b else None,
+            d_h,
+            np.matmul(_rows(h).T, flat) if needs.W else None,
+            np.add.reduce(flat, axis=0) if needs.b else None,
         )
 
     def flops(self, h: Array, W: Array, b: Array | None, out: Array) -> int:
@@ -63,6 +66,11 @@ def _check_linear(h: tuple[int, ...], W: tuple[int, ...], b: Array | None) -> No
         raise ValueError(f"`h` of shape {h} has {h[-1] if h else 'no'} features, `W` of shape {W} takes {W[0]}")
     if b is not None and b.shape != W[1:]:
         raise ValueError(f"`b` has shape {b.shape}, it must have {W[1:]}")
+
+
+def _rows(x: Array) -> Array:
+    """As one matrix: the leading dimensions in one."""
+    return x if x.ndim == 2 else x.reshape(prod(x.shape[:-1]), x.shape[-1])
 
 
 class Matmul(Op):
