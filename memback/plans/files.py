@@ -13,8 +13,9 @@ import msgspec
 from memback.errors import UsageError
 from memback.files import write_atomically
 from memback.plans.actions import Backward, Drop, Forward, Keep, Stored
-from memback.plans.execute import CallShape, Region, Selection
 from memback.plans.model import ModelPlan
+from memback.plans.recipes import CallShape
+from memback.plans.region import Region, Selection
 from memback.plans.simulate import IllegalActionError, simulate
 from memback.plans.stage import Stage
 

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from memback.errors import UsageError
 from memback.plans.actions import Action, Backward, Forward, Keep
-from memback.plans.execute import Execution, PlannedCall, Region, Selection, run_region
+from memback.plans.execute import Execution
+from memback.plans.recipes import PlannedCall
+from memback.plans.region import Region, Selection
+from memback.plans.running import Run, run_region
 from memback.plans.segments import recorded
 from memback.plans.simulate import Chain
 from memback.plans.stage import Stage
@@ -32,7 +35,7 @@ _CHOICES = 3
 
 @contextmanager
 def planned(
-    module: Module, begin: Callable[[], Execution], after: Callable[[Any], None] = lambda out: None
+    module: Module, begin: Callable[[], Run], after: Callable[[Any], None] = lambda out: None
 ) -> Iterator[None]:
     """In the block each call of ``module`` is a planned region, with the execution that ``begin`` makes."""
 
@@ -49,7 +52,7 @@ def planned(
         module._runner = before
 
 
-def predict(step: Step, begin: Callable[[], Execution], ledger: type[DryLedger] | None = None) -> Prediction:
+def predict(step: Step, begin: Callable[[], Run], ledger: type[DryLedger] | None = None) -> Prediction:
     """Run a step dry, its module as a planned region."""
     assert step.module is not None
     with planned(step.module, begin):

@@ -1,7 +1,9 @@
 """``mb.plan``: the cheapest way to run a model's step within a budget of bytes.
 
 What a budget counts is what a peak counts: saved and recomputed activations, gradients of activations and parameters,
-and workspace, above the arguments. A plan's own peak is that of a dry run of the planned step, exact as every dry run.
+and workspace, above the arguments. A plan's own peak is that of a dry run of the planned step, exact as every dry run
+is in what arrays hold. What NumPy allocates inside of its functions (casting buffers) and Python for its own objects is
+in no array: ``RESERVE`` bytes of every budget are left for that.
 """
 
 from __future__ import annotations
@@ -24,14 +26,17 @@ from memback.plans.segments import recorded
 from memback.plans.simulate import BudgetError, Chain, finish, simulate
 from memback.plans.stage import Stage
 from memback.profiling.passes import Step
-from memback.units import format_bytes, parse_bytes
+from memback.units import format_bytes, format_bytes_short, parse_bytes
 
 if TYPE_CHECKING:
     from memback.nn.module import Module
     from memback.optim import Optimizer
     from memback.tape import Tensor
 
-__all__ = ["FrontierPoint", "ModelPlan", "NoPlanError", "Planning", "knee", "plan"]
+__all__ = ["RESERVE", "FrontierPoint", "ModelPlan", "NoPlanError", "Planning", "knee", "plan"]
+
+RESERVE = 128 * 1024
+"""Bytes of a budget that a plan leaves free for memory that no array holds."""
 
 _REFINEMENTS = 3
 _KEEPING_EVERYTHING = ("chain", "exact", "all")
@@ -42,17 +47,18 @@ class NoPlanError(MembackError):
 
     def __init__(self, budget: int, minimum: ModelPlan, made_of: str) -> None:
         self.budget = budget
-        self.minimum_bytes = minimum.peak_bytes
+        self.minimum_bytes = minimum.budget
         super().__init__(
-            f"no plan fits {format_bytes(budget)}: the leanest has a peak of {format_bytes(minimum.peak_bytes)}, which"
-            f" is {made_of}. Raise the budget to that, or make the step smaller (its batch, its model)"
+            f"no plan fits {format_bytes(budget)}: the leanest needs {format_bytes(minimum.budget)}, which is"
+            f" {made_of}, reserve {format_bytes(RESERVE)}. Raise the budget to that, or make the step smaller (its"
+            " batch, its model)"
         )
 
 
 class FrontierPoint(NamedTuple):
-    """A peak in bytes, never exceeded, and the FLOPs that the cheapest plan for it computes again."""
+    """A budget in bytes, and the FLOPs that the cheapest plan for it computes again."""
 
-    peak_bytes: int
+    budget: int
     extra_flops: float
 
 
@@ -64,7 +70,7 @@ class ModelPlan:
         region: the calls, how they are cut into stages, and the actions.
         stages: what the planner knew of the stages; sizes in bytes, costs in FLOPs.
         budget: in bytes.
-        peak_bytes: of the whole step, above the arguments, exactly.
+        peak_bytes: of the whole step, above the arguments, exactly; at least ``RESERVE`` below the budget.
         saved_bytes: at the end of the forward pass.
         flops: of one forward pass.
         extra_flops: of what is computed again.
@@ -86,10 +92,23 @@ class ModelPlan:
     peak: Mapping[str, Any]
     parameters: Mapping[str, tuple[int, ...]]
 
+    def __hash__(self) -> int:
+        return hash((self.budget, self.peak_bytes, self.actions))
+
+    @property
+    def name(self) -> str:
+        """What reports call it: ``plan:64.00MiB``."""
+        return f"plan:{format_bytes_short(self.budget).replace(' ', '')}"
+
     @property
     def actions(self) -> tuple[Action, ...]:
         """The schedule."""
         return self.region.actions
+
+    def keeping_everything(self) -> Region:
+        """The same region, with all kept that backward needs."""
+        n = self.region.stages
+        return replace(self.region, kept=(None,) * n, actions=tuple(recorded(0, n)))
 
     @contextmanager
     def apply(self, module: Module) -> Iterator[None]:
@@ -222,7 +241,7 @@ class Planning:
         stages = self.staged.choices[0].stages
         made = finish(Chain(stages), list(recorded(0, len(stages))), "optimal: nothing is computed twice")
         plan = self._realise(self.staged.choices[0], made, 0)
-        return replace(plan, budget=plan.peak_bytes)
+        return replace(plan, budget=plan.peak_bytes + RESERVE)
 
     # -- one plan
 
@@ -233,12 +252,12 @@ class Planning:
             NoPlanError: none fits.
             UsageError: there is no such planner, or the model is not one for it.
         """
-        if planner in _KEEPING_EVERYTHING and self.everything.peak_bytes <= budget:
+        if planner in _KEEPING_EVERYTHING and self.everything.budget <= budget:
             return replace(self.everything, budget=budget)
         found = [p for choice in self.staged.choices if (p := self._within(choice, budget, planner)) is not None]
         if not found:
             leanest = self.leanest(planner)
-            if leanest.peak_bytes > budget:
+            if leanest.budget > budget:
                 raise NoPlanError(budget, leanest, _made_of(leanest.peak))
             found = [replace(leanest, budget=budget)]
         return min(found, key=lambda p: (p.extra_flops, p.peak_bytes))
@@ -255,22 +274,23 @@ class Planning:
             else:
                 raise AssertionError("a plan within no bytes at all")
         best = min(plans, key=lambda p: (p.peak_bytes, p.extra_flops))
-        return replace(best, budget=best.peak_bytes)
+        return replace(best, budget=best.peak_bytes + RESERVE)
 
     def _within(self, choice: Choice, budget: int, planner: str) -> ModelPlan | None:
         """The plan for one choice. What a simulation counts too much is room for a cheaper plan."""
         solve = planner_of(planner)
-        room, best = budget - self.staged.base_bytes, None
+        most = budget - RESERVE
+        room, best = most - self.staged.base_bytes, None
         for _ in range(_REFINEMENTS):
             try:
                 solved = solve(choice.stages, room)
             except BudgetError:
                 break
             made = self._realise(self._eased(choice, solved, room), solved, budget)
-            if made.peak_bytes <= budget and (best is None or made.extra_flops < best.extra_flops):
+            if made.peak_bytes <= most and (best is None or made.extra_flops < best.extra_flops):
                 best = made
-            slack = budget - made.peak_bytes
-            if slack == 0 or made.extra_flops == 0 or (slack > 0 and slack < budget // 100):
+            slack = most - made.peak_bytes
+            if slack == 0 or made.extra_flops == 0 or 0 < slack < most // 100:
                 break
             room += slack
         return best
@@ -298,14 +318,14 @@ class Planning:
     # -- the whole curve
 
     def frontier(self) -> list[FrontierPoint]:
-        """What less memory costs: peaks rise and extra FLOPs fall strictly, over all choices of what to keep of stages.
+        """What less memory costs: budgets rise and extra FLOPs fall strictly, over all choices of what to keep.
 
         Peaks are simulated, which counts too much rather than too little.
         """
         once = sum(stage.forward_cost + stage.backward_cost for stage in self.staged.choices[0].stages)
         points: list[FrontierPoint] = []
         every = sorted(
-            (peak + self.staged.base_bytes, max(cost - once, 0))
+            (peak + self.staged.base_bytes + RESERVE, max(cost - once, 0))
             for choice in self.staged.choices
             for peak, cost in chain.frontier(choice.stages)
         )
@@ -342,8 +362,8 @@ def _proved(choice: Choice, made: Plan, choices: int) -> str:
         return made.optimality
     proof = "no stage is run twice" if made.optimality.startswith("optimal: nothing") else made.optimality
     return (
-        f"heuristic: {proof}; inside of kept stages cheap ops are computed again, by the best of {choices - 1} choices"
-        " by FLOPs a byte"
+        f"heuristic: {proof}; inside of kept stages cheap ops are computed again, chosen by FLOPs a byte"
+        f" (best of {choices} selections)"
     )
 
 
@@ -356,10 +376,10 @@ def _made_of(peak: Mapping[str, Any]) -> str:
 def knee(points: Sequence[FrontierPoint]) -> FrontierPoint:
     """The point that is farthest below the straight line from the frontier's first point to its last one."""
     first, last = points[0], points[-1]
-    width, height = max(last.peak_bytes - first.peak_bytes, 1), max(first.extra_flops - last.extra_flops, 1e-300)
+    width, height = max(last.budget - first.budget, 1), max(first.extra_flops - last.extra_flops, 1e-300)
 
     def below(point: FrontierPoint) -> float:
-        across = (point.peak_bytes - first.peak_bytes) / width
+        across = (point.budget - first.budget) / width
         return 1 - across - (point.extra_flops - last.extra_flops) / height
 
     return max(points, key=below)

@@ -15,7 +15,9 @@ from itertools import pairwise
 from typing import Any
 
 from memback.arrays import buffer_bytes, leaves, root
-from memback.plans.execute import CallShape, Execution, Selection
+from memback.plans.recipes import CallShape
+from memback.plans.region import Selection
+from memback.plans.running import Run
 from memback.state import State
 from memback.tape import Edge, Tensor
 
@@ -44,11 +46,11 @@ class TracedCall:
     matrix_product: bool
 
 
-class Trace(Execution):
+class Trace(Run):
     """Watches a region run with everything kept. It holds on to every buffer, so that each has a number of its own."""
 
-    def __init__(self) -> None:  # no region: it is what this is for
-        self.count = 0
+    def __init__(self) -> None:
+        super().__init__(())  # which calls there are is what this is for
         self.calls: list[TracedCall] = []
         self.buffers: list[int] = []
         """Bytes of each buffer."""
@@ -60,6 +62,12 @@ class Trace(Execution):
 
     def keeps(self) -> bool:
         return True
+
+    def lean(self) -> bool:
+        return False
+
+    def may_run_again(self) -> bool:
+        return False
 
     def expect(self, *_: Any) -> None:
         return
@@ -89,7 +97,7 @@ class Trace(Execution):
                 op.matrix_product,
             )
         )
-        self.count += 1
+        super().add(node, values, out, residuals)
 
     def returned(self, tensors: Iterable[Tensor]) -> None:
         """Note what the region returns."""
@@ -120,7 +128,7 @@ class Layout:
     """A traced region cut into stages; see the module's text.
 
     Attributes:
-        bounds, crossing, lasting: as in :class:`memback.plans.execute.Region`. Nothing crosses the last boundary: what
+        bounds, crossing, lasting: as in :class:`memback.plans.region.Region`. Nothing crosses the last boundary: what
             comes after the region follows it at once, is run once, and belongs to its last stage.
     """
 
