@@ -30,9 +30,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from numbers import Real
 from typing import NamedTuple
 
@@ -91,7 +92,8 @@ class Running(NamedTuple):
     """A moment of the forward pass.
 
     ``node`` is running then; the number of nodes stands for what comes after all of them, up to backward. ``alive`` are
-    the outputs that are there whether they are stored or not, ``besides`` the bytes that no value accounts for.
+    the outputs that are there whether they are stored or not, its own among them once it is being made; ``besides`` are
+    the bytes that no value accounts for.
     """
 
     node: int
@@ -99,6 +101,7 @@ class Running(NamedTuple):
     besides: int
 
 
+@dataclass(frozen=True)
 class Graph:
     """Nodes in a fixed order, with what is live around them.
 
@@ -113,36 +116,44 @@ class Graph:
         UsageError: there is no node, a size or a cost is negative or not a number, or a node uses a later one.
     """
 
-    def __init__(
-        self,
-        nodes: Sequence[Node],
-        running: Sequence[Running] | None = None,
-        before: Sequence[int] | None = None,
-        during: Sequence[int] | None = None,
-    ) -> None:
+    nodes: tuple[Node, ...]
+    running: tuple[Running, ...] = ()
+    before: tuple[int, ...] = ()
+    during: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        nodes = tuple(self.nodes)
         if not nodes:
             raise UsageError("a graph without nodes has nothing to plan; give at least one node")
         for number, node in enumerate(nodes):
             _check(number, node)
-        self.nodes = tuple(nodes)
-        self.users = _users(nodes)
-        """By node, those that use its output, in order."""
-        self.running = tuple(_running(self) if running is None else running)
-        gradients = None if before is not None and during is not None else _gradients(self)
-        self.before = tuple(gradients[0] if before is None and gradients else before or ())
-        self.during = tuple(gradients[1] if during is None and gradients else during or ())
-        if len(self.before) != len(nodes) or len(self.during) != len(nodes):
+        object.__setattr__(self, "nodes", nodes)
+        object.__setattr__(self, "running", tuple(self.running or _running(self)))
+        before, during = _gradients(self)
+        object.__setattr__(self, "before", tuple(self.before or before))
+        object.__setattr__(self, "during", tuple(self.during or during))
+        if not len(self.before) == len(self.during) == len(nodes):
             raise UsageError(f"`before` and `during` must have an entry for each of the {len(nodes)} nodes")
-        self._moments: dict[int, list[Running]] = {}
-        for moment in self.running:
-            self._moments.setdefault(moment.node, []).append(moment)
 
     def __len__(self) -> int:
         return len(self.nodes)
 
-    def moments(self, node: int) -> Sequence[Running]:
-        """The moments of the forward pass in which a node is running."""
-        return self._moments.get(node, ())
+    @cached_property
+    def users(self) -> tuple[tuple[int, ...], ...]:
+        """By node, those that use its output, in order."""
+        users: list[list[int]] = [[] for _ in self.nodes]
+        for number, node in enumerate(self.nodes):
+            for used in sorted(set(node.uses)):
+                users[used].append(number)
+        return tuple(map(tuple, users))
+
+    @cached_property
+    def moments(self) -> Mapping[int, Sequence[Running]]:
+        """The moments of the forward pass by the node that is running then."""
+        moments: dict[int, list[Running]] = {}
+        for moment in self.running:
+            moments.setdefault(moment.node, []).append(moment)
+        return moments
 
 
 def _check(number: int, node: Node) -> None:
@@ -159,14 +170,6 @@ def _check(number: int, node: Node) -> None:
         raise UsageError(f"node {number} uses {node.uses}: it can use the outputs of earlier nodes alone")
     if not all(0 <= needed <= number for needed in node.needs):
         raise UsageError(f"node {number} needs {node.needs} for backward: no later node's output can be among these")
-
-
-def _users(nodes: Sequence[Node]) -> tuple[tuple[int, ...], ...]:
-    users: list[list[int]] = [[] for _ in nodes]
-    for number, node in enumerate(nodes):
-        for used in sorted(set(node.uses)):
-            users[used].append(number)
-    return tuple(map(tuple, users))
 
 
 def _running(graph: Graph) -> Iterator[Running]:
@@ -284,22 +287,20 @@ class _Memory:
         if isinstance(action, Discard):
             return 0
         graph, i = self.graph, action.node
+        saves = sum(graph.nodes[v].saved_bytes for v in self.saves)
         peak = 0
         if not self.forward and not self.between:
-            peak = max((self._live(m, frozenset()) for m in graph.moments(len(graph))), default=0)
-        saves = sum(graph.nodes[v].saved_bytes for v in self.saves)
+            peak = max((self._live(m) + saves for m in graph.moments.get(len(graph), ())), default=0)
         if isinstance(action, Reverse):
             return max(peak, graph.during[i] + saves + self._bytes(self.outputs))
         saves += graph.nodes[i].saved_bytes if action.saves else 0
         if self.forward:
-            moments = (self._bytes(self.outputs | m.alive | {i}) + m.besides + saves for m in graph.moments(i))
-            return max(moments, default=0)
+            return max((self._live(m) + saves for m in graph.moments.get(i, ())), default=0)
         stored = self._bytes(self.outputs) + graph.nodes[i].output_bytes
         return max(peak, graph.before[self.remaining - 1] + stored + saves + graph.nodes[i].workspace)
 
-    def _live(self, moment: Running, made: frozenset[int]) -> int:
-        saves = sum(self.graph.nodes[v].saved_bytes for v in self.saves)
-        return self._bytes(self.outputs | moment.alive | made) + saves + moment.besides
+    def _live(self, moment: Running) -> int:
+        return self._bytes(self.outputs | moment.alive) + moment.besides
 
     def _bytes(self, outputs: Iterable[int]) -> int:
         return sum(self.graph.nodes[v].output_bytes for v in outputs)

@@ -52,7 +52,9 @@ def planned(
         module._runner = before
 
 
-def predict(step: Step, begin: Callable[[], Run], ledger: type[DryLedger] | None = None) -> Prediction:
+def predict(
+    step: Step, begin: Callable[[], Run], ledger: Callable[[Mapping[int, str]], DryLedger] | None = None
+) -> Prediction:
     """Run a step dry, its module as a planned region."""
     assert step.module is not None
     with planned(step.module, begin):

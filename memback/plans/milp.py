@@ -238,11 +238,10 @@ class _Model:
         for moment in self.graph.running:
             alive = sum(nodes[v].output_bytes for v in moment.alive)
             terms = [(_ONE, float(moment.besides + alive))]
-            if moment.node < self.n and moment.node not in moment.alive:
-                terms.append((_ONE, float(nodes[moment.node].output_bytes)))
-            known = moment.alive | {moment.node}
             terms += [
-                (s, float(nodes[v].output_bytes)) for v, s in outputs.items() if v <= moment.node and v not in known
+                (s, float(nodes[v].output_bytes))
+                for v, s in outputs.items()
+                if v < moment.node and v not in moment.alive
             ]
             terms += [(s, float(nodes[v].saved_bytes)) for v, s in saves.items() if v <= moment.node]
             self._memory.append(terms)
@@ -300,7 +299,15 @@ def _run_highs(program: _Program, time_limit: float) -> tuple[Sequence[float] | 
     lp.a_matrix_.value_ = np.asarray(program.values)
     kinds = highspy.HighsVarType
     lp.integrality_ = [kinds.kInteger if integer else kinds.kContinuous for integer in program.integer]
-    highs = highspy.Highs()  # type: ignore[no-untyped-call]
+
+    class Quiet(highspy.Highs):
+        """The solver, which would greet on standard output before it can be told to be silent."""
+
+        def enableCallbacks(self) -> None:  # the first thing that its constructor does
+            self.setOptionValue("output_flag", False)
+            super().enableCallbacks()  # type: ignore[no-untyped-call]
+
+    highs = Quiet()  # type: ignore[no-untyped-call]
     highs.setOptionValue("output_flag", False)
     highs.setOptionValue("time_limit", time_limit)
     highs.setOptionValue("mip_rel_gap", 0.0)

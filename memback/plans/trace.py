@@ -33,13 +33,16 @@ _SHARE = 0.25
 class TracedCall:
     """A call: what it must be, the calls whose outputs it uses, its buffers (by number), and its forward's FLOPs.
 
-    ``made`` are the buffers that its outputs live in, ``saved`` those that it keeps, ``leaves`` the parameters (by id)
-    that it gives gradients to, with the gradients' bytes.
+    ``made`` are the buffers that its outputs live in, those in ``fresh`` were not there before; ``residuals`` are the
+    buffers of the residuals that it keeps, ``saved`` all that it keeps, ``leaves`` the parameters (by id) that it gives
+    gradients to, with the gradients' bytes.
     """
 
     shape: CallShape
     uses: frozenset[int]
     made: frozenset[int]
+    fresh: frozenset[int]
+    residuals: frozenset[int]
     saved: frozenset[int]
     leaves: tuple[tuple[int, int], ...]
     flops: int
@@ -81,16 +84,26 @@ class Trace(Run):
     def add(self, node: Any, values: list[Any], out: Any, residuals: tuple[Any, ...]) -> None:
         op, edges = node.op, node.edges
         uses = frozenset(source[0] for edge in edges if (source := self.source(edge)) is not None)
+        for value in op.input_arrays(values):
+            for array in leaves(value):
+                self._number(array)
+        known = len(self.buffers)
         made = frozenset(self._number(o) for o in (out if op.multiple else (out,)))
-        self._own |= made | {
-            self._number(a) for residual in residuals if residual is not None for a in leaves(residual)
-        }
+        fresh = frozenset(buffer for buffer in made if buffer >= known)
+        known = len(self.buffers)
+        for residual in residuals:
+            for array in leaves(residual):
+                self._number(array)
+        residual_buffers = frozenset(range(known, len(self.buffers)))
+        self._own |= fresh | residual_buffers
         saved = frozenset(self._number(array) for _, value in node.saved() for array in leaves(value)) & self._own
         self.calls.append(
             TracedCall(
                 CallShape.of(op, node.path, out),
                 uses,
                 made,
+                fresh,
+                residual_buffers & saved,
                 saved,
                 tuple(_leaves(edges)),
                 op.count_flops(values, out),
