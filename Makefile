@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 MANIFEST := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help profile test test-torch lint clean
+.PHONY: help profile test test-long test-torch lint clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -20,7 +20,10 @@ profile: $(VENV)/.installed ## profile the digits network, write the report as J
 	@printf 'The report: %s\n' "$(OUT)/digits.json" "$(OUT)/digits.md"
 
 test: $(VENV)/.installed-test ## run the tests that do not need PyTorch
-	$(BIN)/python -m pytest -m "not torch"
+	$(BIN)/python -m pytest -m "not torch and not long"
+
+test-long: $(VENV)/.installed-test ## run the tests that take minutes: every profile under plans for six budgets
+	$(BIN)/python -m pytest -m long
 
 test-torch: $(VENV)/.installed-torch ## install PyTorch and run the comparisons with it
 	$(BIN)/python -m pytest -m torch

@@ -28,6 +28,10 @@ __all__ = ["POLICIES", "Planned", "Policy", "applied", "run_chain", "run_units"]
 class Planned(Protocol):
     """A plan for a whole model, which can stand in place of a policy."""
 
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+
     def check(self, module: Module) -> None:
         """Raise unless the plan was made for such a module."""
 

@@ -21,6 +21,7 @@ __all__ = ["main"]
 REGISTRY = {
     "profile": "One training step in every mode: what each keeps in memory, layer by layer.",
     "train": "Train for real, with loss, accuracy, throughput and live memory.",
+    "plan": "The cheapest way to fit a training step into a budget of memory: what to keep, what to compute again.",
     "notes": "The lecture notes on a real network: every step with its bytes, every claim checked.",
     "list": "What there is to run: shipped profiles, models, data, ops and policies.",
 }

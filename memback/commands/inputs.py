@@ -6,14 +6,18 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from memback.commands.options import Output
 from memback.errors import UsageError
 
-__all__ = ["profile_argument", "progress_bar"]
+if TYPE_CHECKING:
+    from memback.plans.model import ModelPlan
+    from memback.profiling.definition import Profile
+
+__all__ = ["plan_options", "profile_argument", "progress_bar", "recomputation"]
 
 
 def profile_argument(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,6 +42,49 @@ def profile_argument(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, profile=loaded.with_overrides(overrides) if overrides else loaded, **kwargs)
 
     return wrapper
+
+
+def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a subcommand ``--policy``, ``--budget`` and ``--plan``: three ways to say what is computed again."""
+
+    @click.option("--policy", metavar="POLICY", help="What to compute again in backward: sqrt, every:4, selective, ...")
+    @click.option("--budget", metavar="BYTES", help="Plan it, so that the peak fits: 512MiB, 1.5GB, 1000000.")
+    @click.option("--plan", "plan_file", metavar="FILE", help="As in a file that memback plan --save wrote.")
+    @functools.wraps(function)
+    def wrapper(*args: Any, policy: str | None, budget: str | None, plan_file: str | None, **kwargs: Any) -> Any:
+        given = {"--policy": policy, "--budget": budget, "--plan": plan_file}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) > 1:
+            raise UsageError(f"{' and '.join(names)} contradict each other: give one of them")
+        return function(*args, policy=policy, budget=budget, plan_file=plan_file, **kwargs)
+
+    return wrapper
+
+
+def recomputation(
+    profile: Profile, policy: str | None, budget: str | None, plan_file: str | None
+) -> str | ModelPlan | None:
+    """The policy, or the plan in its place, that :func:`plan_options` was given; a budget is planned for by dry runs.
+
+    Raises:
+        NoPlanError: nothing fits the budget.
+        UsageError: the file is no plan, or the budget no size.
+    """
+    if plan_file is not None:
+        from memback.plans.model import ModelPlan
+
+        return ModelPlan.load(plan_file)
+    if budget is None:
+        return policy
+    from memback.plans.model import Planning
+    from memback.profiling.passes import Step
+    from memback.profiling.workload import Workload
+    from memback.units import parse_bytes
+
+    wanted = parse_bytes(budget)
+    work = Workload.build(profile, dry=True)
+    x, y = work.batch(0)
+    return Planning(Step(lambda: work.loss(x, y), work.model, work.optimizer)).plan(wanted)
 
 
 def _split(setting: str) -> tuple[str, str]:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from memback.commands.inputs import profile_argument, progress_bar
+from memback.commands.inputs import plan_options, profile_argument, progress_bar, recomputation
 from memback.commands.options import Output, output_options
 from memback.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from memback.plans.model import ModelPlan
     from memback.profiling.definition import Profile
     from memback.profiling.report import Report
     from memback.profiling.workload import Workload
@@ -30,7 +31,7 @@ __all__ = ["command"]
     metavar="MODE",
     help="retain-all, full, checkpoint or inference; give it again for several. Default: all four.",
 )
-@click.option("--policy", metavar="POLICY", help="For mode checkpoint: sqrt, every:4, ... Default: the profile's own.")
+@plan_options
 @click.option("--dry", is_flag=True, help="Predict only: nothing is allocated or run.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Timed runs of each mode.")
 @click.option("--layers", is_flag=True, help="Show the per-layer table of every mode, no rows folded.")
@@ -40,6 +41,8 @@ def command(
     profile: Profile,
     modes: tuple[str, ...],
     policy: str | None,
+    budget: str | None,
+    plan_file: str | None,
     dry: bool,
     rounds: int,
     layers: bool,
@@ -49,13 +52,15 @@ def command(
     """Run one training step of PROFILE in every mode, and show what each one keeps in memory.
 
     PROFILE is the name of a shipped profile (`memback list`) or the path of a TOML file. A mode whose predicted peak
-    does not fit into the free memory is refused, unless --force.
+    does not fit into the free memory is refused, unless --force. Mode checkpoint computes again what --policy, --budget
+    or --plan say, or by default the profile's own policy.
     """
     from memback import reports
 
     for file in files:
         reports.check(file, output.force)
-    report = _report(profile, modes, policy, dry or profile.dry, rounds, output)
+    again = recomputation(profile, policy, budget, plan_file)
+    report = _report(profile, modes, again, dry or profile.dry, rounds, output)
     _show(report, layers, output)
     for file in files:
         report.save(file, output.force)
@@ -64,7 +69,12 @@ def command(
 
 
 def _report(
-    profile: Profile, modes: tuple[str, ...], policy: str | None, dry: bool, rounds: int, output: Output
+    profile: Profile,
+    modes: tuple[str, ...],
+    policy: str | ModelPlan | None,
+    dry: bool,
+    rounds: int,
+    output: Output,
 ) -> Report:
     from memback.dry import dry_run
     from memback.profiling.guard import check_fits
@@ -75,7 +85,7 @@ def _report(
 
     wanted = modes or MODES
     if policy is not None and "checkpoint" not in wanted:
-        raise UsageError(f"--policy {policy} belongs to mode checkpoint: add --mode checkpoint")
+        raise UsageError("a policy, a budget or a plan belongs to mode checkpoint: add --mode checkpoint")
     if "checkpoint" in wanted:
         policy = policy or profile.checkpoint.policy
     chosen = modes_of(wanted, policy)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from memback.commands.inputs import profile_argument
+from memback.commands.inputs import plan_options, profile_argument, recomputation
 from memback.commands.options import Output, output_options
 from memback.units import format_bytes_short
 
@@ -28,7 +28,7 @@ _REFRESH_SECONDS = 0.2
 @click.command("train", epilog="Example: memback train digits --steps 200")
 @profile_argument
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="Train up to step N. Default: the profile's own.")
-@click.option("--policy", metavar="POLICY", help="Checkpoint policy, such as sqrt. Default: full retention.")
+@plan_options
 @click.option("--save", "save", metavar="FILE", help="Write everything to resume from, at the end and on Ctrl-C.")
 @click.option("--save-every", type=click.IntRange(1), metavar="N", help="Besides, write --save FILE every N steps.")
 @click.option("--resume", metavar="FILE", help="Go on from a file that --save wrote, to the same bits.")
@@ -37,6 +37,8 @@ def command(
     profile: Profile,
     steps: int | None,
     policy: str | None,
+    budget: str | None,
+    plan_file: str | None,
     save: str | None,
     save_every: int | None,
     resume: str | None,
@@ -44,8 +46,8 @@ def command(
 ) -> None:
     """Train PROFILE for real, and show loss, accuracy, throughput and live memory.
 
-    PROFILE is the name of a shipped profile (`memback list`) or the path of a TOML file. A policy changes memory and
-    time, and no bit of the result.
+    PROFILE is the name of a shipped profile (`memback list`) or the path of a TOML file. A policy or a budget changes
+    memory and time, and no bit of the result.
     """
     from memback.errors import UsageError
     from memback.profiling.training import Training
@@ -57,7 +59,7 @@ def command(
         raise UsageError("--save-every needs --save FILE, where to write")
     if save is not None and save != resume:
         output.check(save)
-    training = Training(Workload.build(profile), policy)
+    training = Training(Workload.build(profile), recomputation(profile, policy, budget, plan_file))
     if resume is not None:
         training.resume(resume)
     until = profile.train.steps if steps is None else steps

@@ -59,7 +59,7 @@ class Execution(Run):
 
     def _drops_until(self, forward: Forward) -> None:
         """Carry out what the plan drops before, and right after, a stage has run forward."""
-        actions = self.region.actions
+        actions = self.region.executed
         while self._position < len(actions):
             action = actions[self._position]
             if (isinstance(action, Forward) and action.stage > forward.stage) or isinstance(action, Backward):
@@ -80,7 +80,7 @@ class Execution(Run):
                 self._leave(stage)
 
     def _until_backward(self, stage: int, state: State, retain: bool) -> None:
-        actions = self.region.actions
+        actions = self.region.executed
         while self._position < len(actions):
             action = actions[self._position]
             self._position += 1
@@ -97,7 +97,8 @@ class Execution(Run):
 
     def _forward_again(self, action: Forward, state: State, retain: bool) -> None:
         stage, region = action.stage, self.region
-        following = region.actions[self._position] if self._position < len(region.actions) else None
+        actions = region.executed
+        following = actions[self._position] if self._position < len(actions) else None
         reversed_next = following == Backward(stage)
         if reversed_next and action.keep is Keep.EVERYTHING:
             return  # the reversal fills in what is missing

@@ -37,7 +37,7 @@ class Region:
         kept: by stage, what is kept where a plan keeps "everything" of it; None where it really is everything.
         actions: of the plan. The last stage is kept from the first: its backward follows at once.
 
-    What a plan keeps of a stage and drops again before it was of use is not kept in the first place.
+    Saves that a plan drops again, or whose stage's input or output it drops, are not kept in the first place.
     """
 
     calls: tuple[CallShape, ...]
@@ -47,8 +47,10 @@ class Region:
     kept: tuple[Selection | None, ...]
     actions: tuple[Action, ...]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "actions", tuple(_without_waste(self.actions)))
+    @cached_property
+    def executed(self) -> tuple[Action, ...]:
+        """The actions as they are carried out."""
+        return tuple(_without_waste(self.actions))
 
     @property
     def stages(self) -> int:
@@ -68,7 +70,7 @@ class Region:
             UsageError: the plan does not begin by running every stage once, in order.
         """
         first: list[Keep] = []
-        for action in self.actions:
+        for action in self.executed:
             if isinstance(action, Backward):
                 break
             if isinstance(action, Forward):
@@ -96,15 +98,29 @@ class Region:
 
 
 def _without_waste(actions: Sequence[Action]) -> list[Action]:
-    """The same plan without saves that are dropped unused."""
-    wasted: set[int] = set()
-    result: list[Action] = []
-    for action in reversed(actions):
-        if isinstance(action, Drop) and action.stored == "saves":
-            wasted.add(action.stage)
-            continue
-        if isinstance(action, Forward) and action.keep is Keep.EVERYTHING and action.stage in wasted:
-            wasted.discard(action.stage)
-            action = Forward(action.stage, Keep.INPUT)
-        result.append(action)
-    return result[::-1]
+    """The same plan, for calls that hold their stage's input and output themselves.
+
+    Saves that are dropped unused are not made. Those of a stage whose input or output is dropped while they are held
+    would hold on to it: they are not made either, and filled in from what is there when the stage is reversed.
+    """
+    result = list(actions)
+    holding: dict[int, int] = {}
+    dropped: set[int] = set()
+    for index, action in enumerate(actions):
+        stage = action.stage
+        let_go: tuple[int, ...] = ()
+        if isinstance(action, Forward):
+            if action.keep is Keep.NOTHING:
+                let_go = (stage - 1, stage)
+        elif isinstance(action, Drop):
+            let_go = (stage,) if action.stored == "saves" else (stage, stage + 1)
+            if action.stored == "saves":
+                dropped.add(index)
+        else:
+            holding.pop(stage, None)
+        for held in let_go:
+            if held in holding:
+                result[holding.pop(held)] = Forward(held, Keep.INPUT)
+        if isinstance(action, Forward) and action.keep is Keep.EVERYTHING:
+            holding[stage] = index
+    return [action for index, action in enumerate(result) if index not in dropped]

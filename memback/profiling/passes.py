@@ -26,7 +26,7 @@ from memback.arrays import root
 from memback.errors import MembackError, UsageError
 from memback.ledger import Interval, Ledger, peak_of
 from memback.op import Op
-from memback.policy import applied
+from memback.policy import Planned, applied
 from memback.shape_array import ShapeArray, dry_memory
 from memback.state import current
 from memback.tape import Call, Edge, Node, Observer, Tape, Tensor, no_grad
@@ -43,13 +43,13 @@ MODES = ("retain-all", "full", "checkpoint", "inference")
 
 @dataclass(frozen=True)
 class Mode:
-    """A way to run a step: one of :data:`MODES`, with a policy where it is ``checkpoint``.
+    """A way to run a step: one of :data:`MODES`, with a policy (or a plan) where it is ``checkpoint``.
 
     Without one, ``checkpoint`` leaves the checkpoints as the model itself has them; in the other modes it has none.
     """
 
     name: str
-    policy: str | None = None
+    policy: str | Planned | None = None
 
     def __post_init__(self) -> None:
         if self.name not in MODES:
@@ -58,7 +58,12 @@ class Mode:
             raise UsageError(f"mode {self.name!r} takes no policy")
 
     def __str__(self) -> str:
-        return self.name if self.policy is None else f"{self.name}:{self.policy}"
+        return self.name if self.policy is None else f"{self.name}:{self.policy_name}"
+
+    @property
+    def policy_name(self) -> str | None:
+        """What the policy, or the plan in its place, is called."""
+        return self.policy if self.policy is None or isinstance(self.policy, str) else self.policy.name
 
     @property
     def trains(self) -> bool:

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from memback._version import __version__
 from memback.arrays import distinct_bytes
 from memback.ledger import Ledger, Row
+from memback.policy import Planned
 from memback.profiling import report as plain
 from memback.profiling.passes import Account, Mode, Peak, Prediction, Seconds, Step, median
 from memback.profiling.report import Report, Run
@@ -33,7 +34,7 @@ def profile(
     step: Callable[[], Tensor],
     module: Module | None = None,
     modes: Sequence[str] = ("retain-all", "full", "inference"),
-    policy: str | None = None,
+    policy: str | Planned | None = None,
     *,
     optimizer: Optimizer | None = None,
     rounds: int = 3,
@@ -48,8 +49,9 @@ def profile(
             each time; memback's own random stream is set back for it.
         module: the model, whose gradients, buffers and random stream are afterwards as they were before.
         modes: of ``retain-all``, ``full``, ``checkpoint``, ``inference``; a policy adds ``checkpoint``.
-        policy: the checkpoint policy, such as ``"sqrt"``. Without one, mode ``checkpoint`` leaves the checkpoints as
-            the model itself has them (its report says ``"own"``). The other modes run without checkpoints.
+        policy: the checkpoint policy, such as ``"sqrt"``, or a plan that :func:`memback.plan` made. Without one, mode
+            ``checkpoint`` leaves the checkpoints as the model itself has them (its report says ``"own"``). The other
+            modes run without checkpoints.
         optimizer: whose update ends the step, and whose state counts as training memory.
         rounds: how often each mode is timed; the median is reported.
         predict: whether to predict each mode by a dry run, beside the measurement.
@@ -81,7 +83,7 @@ def profile(
     return report
 
 
-def modes_of(modes: Sequence[str], policy: str | None) -> list[Mode]:
+def modes_of(modes: Sequence[str], policy: str | Planned | None) -> list[Mode]:
     """The modes to run, each with its policy; ``checkpoint`` comes before ``inference`` where it is only implied.
 
     Raises:
@@ -173,7 +175,7 @@ class _Real:
 def _run(mode: Mode, ledger: Ledger, prediction: Prediction | None, peak: Peak) -> Run:
     return Run(
         mode=cast(Any, mode.name),  # Mode has checked it
-        policy=(mode.policy or "own") if mode.name == "checkpoint" else None,
+        policy=(mode.policy_name or "own") if mode.name == "checkpoint" else None,
         saved_bytes=ledger.saved_at_end_of_forward or 0,
         gradient_bytes=ledger.parameter_gradient_bytes,
         predicted_peak_bytes=None if prediction is None else prediction.peak.bytes,

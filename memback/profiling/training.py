@@ -17,7 +17,7 @@ import numpy as np
 from memback.errors import MembackError, UsageError
 from memback.ledger import Category, Ledger
 from memback.nn.state import read, write
-from memback.policy import Policy, applied
+from memback.policy import Planned, Policy, applied
 from memback.profiling.workload import Workload
 from memback.state import current
 from memback.tape import Tape, no_grad
@@ -43,12 +43,13 @@ class Training:
 
     Args:
         work: the workload, not dry.
-        policy: the checkpoint policy, or None for full retention. It changes memory and time, and no bit of the result.
+        policy: the checkpoint policy or plan, or None for full retention. It changes memory and time, and no bit of
+            the result.
     """
 
-    def __init__(self, work: Workload, policy: str | None = None) -> None:
+    def __init__(self, work: Workload, policy: str | Planned | None = None) -> None:
         self.work = work
-        self.policy = None if policy is None else Policy.parse(policy)
+        self.policy = Policy.parse(policy) if isinstance(policy, str) else policy
         self.next_step = 0
 
     def steps(self, until: int) -> Iterator[StepResult]:

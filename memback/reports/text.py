@@ -18,7 +18,7 @@ from memback.reports import tables
 from memback.reports.tables import Cell, Column, Detail, Row, Table
 from memback.units import format_bytes, format_bytes_short
 
-__all__ = ["comparison", "composition", "layers", "peaks", "render", "summary", "to_ascii"]
+__all__ = ["comparison", "composition", "layers", "line", "peaks", "render", "sheet", "summary", "to_ascii"]
 
 GAP = 2
 _FILE_WIDTH = 120
@@ -28,6 +28,7 @@ _BAR_AT_LEAST, _BAR_AT_MOST = 10, 32
 _STYLES = {"": "", "good": "green", "bad": "bold red", "faint": "dim"}
 _ASCII = str.maketrans(
     {"×": "x", "–": "-", "…": "..", "µ": "u", "─": "-", "█": "#", "→": ">", "√": "sqrt ", "²": "^2", "ᵀ": "'"}
+    | {"■": "#", "▣": "%", "▪": "o", "·": ".", "◂": "<"}
     | {"∂": "D", "α": "a", "β": "b", "δ": "d", "₁": "1", "₂": "2", "₃": "3"}
     | dict.fromkeys("▏▎▍▌▋▊▉")
 )
@@ -66,6 +67,16 @@ def composition(report: Report, run: Run) -> RenderableType:
 def layers(run: Run, fold: bool = True) -> RenderableType:
     """One row a layer with all that it saves; with ``fold``, rows that repeat are folded into one."""
     return _Sheet(tables.layers(run, fold))
+
+
+def sheet(table: Table) -> RenderableType:
+    """Any table, laid out for the width that there is."""
+    return _Sheet(table)
+
+
+def line(content: str, style: str = "") -> RenderableType:
+    """Any sentence, wrapped between words."""
+    return _Line(content, style)
 
 
 def render(report: Report) -> str:

@@ -1,0 +1,130 @@
+"""``memback plan``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from memback.commands.inputs import profile_argument
+from memback.commands.options import Output, output_options
+from memback.errors import UsageError
+
+if TYPE_CHECKING:
+    from memback.plans.model import FrontierPoint, ModelPlan, Planning
+    from memback.profiling.definition import Profile
+    from memback.profiling.workload import Workload
+
+__all__ = ["command"]
+
+
+@click.command("plan", epilog="Example: memback plan deep-mlp --budget 64MiB")
+@profile_argument
+@click.option("--budget", metavar="BYTES", help="The largest peak above the arguments: 512MiB, 1.5GB, 1000000.")
+@click.option("--planner", default="chain", show_default=True, metavar="NAME", help="`memback list` shows them.")
+@click.option("--frontier", "curve", is_flag=True, help="Show the whole curve of peak against extra computation.")
+@click.option("--time", "timed", is_flag=True, help="Run the step for real, too, and predict the plan's extra seconds.")
+@click.option("--save", metavar="FILE", help="Write the plan as JSON, for train --plan and for mb.plans.")
+@output_options
+def command(
+    profile: Profile,
+    budget: str | None,
+    planner: str,
+    curve: bool,
+    timed: bool,
+    save: str | None,
+    output: Output,
+) -> None:
+    """Find the cheapest way to run a training step of PROFILE within a budget of memory.
+
+    Nothing is allocated: stages, sizes and the plan's own peak come from dry runs. The budget is for everything above
+    the arguments: saved and recomputed activations, gradients, workspace.
+    """
+    from memback.plans.model import Planning
+    from memback.profiling.passes import Mode, Step
+    from memback.profiling.workload import Workload
+    from memback.units import parse_bytes
+
+    if budget is None and not curve:
+        raise UsageError(
+            "memback plan needs --budget BYTES (such as --budget 64MiB), or --frontier for the whole curve"
+        )
+    if save is not None:
+        if budget is None:
+            raise UsageError("--save needs --budget: a frontier is no plan")
+        output.check(save)
+    if timed and profile.dry:
+        raise UsageError(f"profile {profile.name} is too large to be run, it can only be predicted: leave out --time")
+    wanted = None if budget is None else parse_bytes(budget)
+    work = Workload.build(profile, dry=True)
+    step = Step(_loss(work), work.model, work.optimizer)
+    planning = Planning(step)
+    full = step.predict(Mode("full")).peak.bytes
+    plan = None if wanted is None else planning.plan(wanted, planner)
+    points = planning.frontier() if curve else None
+    seconds = _seconds(profile, plan) if timed and plan is not None else None
+    _show(profile, planner, plan, points, planning, full, seconds, output)
+    if plan is not None and save is not None:
+        plan.save(save, output.force)
+        output.console.print(f"Saved {save}", highlight=False, soft_wrap=True)
+    output.write_json(_data(plan, points, full, seconds))
+
+
+def _loss(work: Workload) -> Any:
+    x, y = work.batch(0)
+    return lambda: work.loss(x, y)
+
+
+def _seconds(profile: Profile, plan: ModelPlan) -> tuple[float, float]:
+    """Predicted seconds of what the plan computes again, and measured ones of a step without it."""
+    from memback.plans.timing import measure
+    from memback.profiling.passes import Step
+    from memback.profiling.workload import Workload
+
+    work = Workload.build(profile)
+    timing = measure(Step(_loss(work), work.model, work.optimizer), plan)
+    return timing.extra(plan), timing.step
+
+
+def _show(
+    profile: Profile,
+    planner: str,
+    plan: ModelPlan | None,
+    points: list[FrontierPoint] | None,
+    planning: Planning,
+    full: int,
+    seconds: tuple[float, float] | None,
+    output: Output,
+) -> None:
+    from rich.text import Text
+
+    from memback.reports import plan as tables
+    from memback.reports import text
+
+    console = output.console
+    if plan is not None:
+        console.print(text.line(f"{profile.name}: a plan by {planner}", "bold"))
+        for sentence in tables.sentences(plan, full, seconds):
+            console.print(text.line(sentence))
+        console.print(Text(), text.sheet(tables.memory(plan)), Text(), text.sheet(tables.stages(plan)), sep="\n")
+        if plan.extra_flops:
+            console.print(Text(), text.line("What is kept and computed again, sweep by sweep", "bold"), sep="\n")
+            for row in tables.picture(plan, console.width - 12):
+                console.print(text.line(row))
+    if points is not None:
+        if plan is not None:
+            console.print()
+        console.print(text.sheet(tables.frontier(points, planning.staged.flops, full)))
+
+
+def _data(
+    plan: ModelPlan | None, points: list[FrontierPoint] | None, full: int, seconds: tuple[float, float] | None
+) -> dict[str, Any]:
+    data: dict[str, Any] = {"full_peak_bytes": full}
+    if plan is not None:
+        data["plan"] = plan.to_dict()
+    if points is not None:
+        data["frontier"] = [point._asdict() for point in points]
+    if seconds is not None:
+        data["seconds"] = {"predicted_extra": seconds[0], "step": seconds[1]}
+    return data

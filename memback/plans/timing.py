@@ -1,0 +1,67 @@
+"""How long each call of a region takes, and what a plan's recomputation will take."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from memback.op import Op
+from memback.plans.execute import Execution, PlannedCall
+from memback.plans.measure import planned
+from memback.plans.model import ModelPlan
+from memback.profiling.passes import Mode, Step
+from memback.tape import Call, Observer
+
+__all__ = ["Timing", "measure"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Measured seconds: of each call's forward, by its number in the region, and of a whole step without a plan."""
+
+    calls: Mapping[int, float]
+    step: float
+
+    def extra(self, plan: ModelPlan) -> float:
+        """Predicted seconds of what a plan computes again."""
+        return sum(self.calls.get(number, 0.0) * times for number, times in plan.runs.items())
+
+
+class _Clock(Observer):
+    """Takes the time of each call's forward."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[int, float] = {}
+        self._began = 0.0
+
+    def forward_begins(self, op: Op) -> None:
+        self._began = time.perf_counter()
+
+    def forward_ended(self, call: Call) -> None:
+        ended = time.perf_counter()
+        if isinstance(call.node, PlannedCall):
+            self.seconds[call.node.index] = ended - self._began
+
+
+def measure(step: Step, plan: ModelPlan, rounds: int = 5) -> Timing:
+    """Run the step for real, with everything kept, and take medians over the rounds.
+
+    Raises:
+        UsageError: the step is not the one that the plan was made for.
+    """
+    assert step.module is not None
+    region = plan.keeping_everything()
+    seconds: list[Mapping[int, float]] = []
+    steps: list[float] = []
+    step.time(Mode("full"))
+    for _ in range(rounds):
+        clock = _Clock()
+        with planned(step.module, lambda: Execution(region)), step.unchanged():
+            step.run(Mode("checkpoint"), clock, update=False)
+        seconds.append(clock.seconds)
+        timed = step.time(Mode("full"))
+        steps.append(timed.forward + timed.backward)
+    numbers: Sequence[int] = sorted(seconds[0])
+    return Timing({n: statistics.median(s[n] for s in seconds) for n in numbers}, statistics.median(steps))

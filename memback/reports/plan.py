@@ -1,0 +1,218 @@
+"""A plan for people: what it takes, what is kept of each stage, and a picture of what is computed again when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from memback.plans.actions import Backward, Forward, Keep
+from memback.plans.model import RESERVE, FrontierPoint, ModelPlan, knee
+from memback.reports.folding import span
+from memback.reports.tables import NONE, Cell, Column, Row, Table
+from memback.units import MIB, format_bytes, format_flops, format_seconds
+
+__all__ = ["frontier", "memory", "picture", "sentences", "stages"]
+
+_RESERVE_NOTE = "Reserve: for what NumPy and Python allocate in no array, such as the casting buffers of ufuncs."
+_PARTS = ("saved", "recomputed", "gradients", "outputs", "workspace")
+_MOST_ROWS = 24
+_MOST_POINTS = 16
+
+
+def sentences(plan: ModelPlan, full_peak: int, seconds: tuple[float, float] | None = None) -> list[str]:
+    """What a plan costs and what is proved of it; ``seconds`` are those computed again (predicted) and a step's."""
+    share = plan.extra_flops / max(plan.flops, 1)
+    lines = [
+        f"Computed again: {format_flops(plan.extra_flops)}, {100 * share:.1f} % of a forward pass"
+        f" (about {100 * share / 3:.1f} % of a step).",
+        f"Peak at {100 * plan.peak_bytes / full_peak:.1f} % of full retention's {format_bytes(full_peak)}.",
+        f"Proof: {plan.optimality}.",
+    ]
+    if seconds is not None:
+        extra, step = seconds
+        lines.insert(1, f"Predicted time: {format_seconds(extra)} more than the {format_seconds(step)} of a step.")
+    return lines
+
+
+def memory(plan: ModelPlan) -> Table:
+    """The budget, and what the peak is made of."""
+    where = f"{plan.peak['phase']}, {plan.peak['op']}" + (f" of {plan.peak['path']}" if plan.peak["path"] else "")
+    parts = [(name, int(plan.peak[name])) for name in _PARTS]
+    rows = [_size_row("budget", plan.budget, plan.budget), _size_row("peak", plan.peak_bytes, plan.budget)]
+    rows += [_size_row(f"  {name}", size, plan.budget) for name, size in parts if size]
+    rows.append(_size_row("reserve", RESERVE, plan.budget))
+    columns = [Column("", "key"), Column("bytes"), Column("MiB"), Column("", "bar"), Column("of budget")]
+    return Table(
+        "Memory above the arguments",
+        columns,
+        rows,
+        notes=[f"The peak is in {where}; predicted, exactly.", _RESERVE_NOTE],
+    )
+
+
+def _size_row(name: str, size: int, budget: int) -> Row:
+    share = size / max(budget, 1)
+    return Row([Cell(name), Cell(f"{size:,}"), Cell(f"{size / MIB:.2f}"), Cell("", share=share), Cell(f"{share:.1%}")])
+
+
+# -- stages
+
+
+class _Kind(NamedTuple):
+    """What a row of stages has in common."""
+
+    keeps: str
+    held: int
+    runs: int
+
+
+def stages(plan: ModelPlan) -> Table:
+    """One row a run of neighbouring stages that are treated alike."""
+    columns = [
+        Column("stages", "key"),
+        Column("layers", "text"),
+        Column("forward keeps", "text"),
+        Column("bytes kept"),
+        Column("run again"),
+    ]
+    kinds = [_kind(plan, i) for i in range(len(plan.stages))]
+    rows = []
+    for kind, group in groupby(range(len(kinds)), key=kinds.__getitem__):
+        numbers = list(group)
+        first, last = numbers[0], numbers[-1]
+        name = str(first) if first == last else f"{first}–{last}"
+        times = NONE if not kind.runs else f"{kind.runs}×"
+        held = kind.held * len(numbers)
+        rows.append(
+            Row([Cell(name), Cell(_layers(plan, first, last)), Cell(kind.keeps), Cell(f"{held:,}"), Cell(times)])
+        )
+    notes = ["A stage is a run of ops between two points where one activation alone is used further on."]
+    if len(rows) > _MOST_ROWS:
+        left = len(rows) - _MOST_ROWS
+        rows = rows[:_MOST_ROWS]
+        notes.insert(0, f"{left} more rows are not shown; --json has every stage.")
+    return Table("Stages", columns, rows, notes=notes)
+
+
+def _kind(plan: ModelPlan, i: int) -> _Kind:
+    keep, stage, region = plan.region.first[i], plan.stages[i], plan.region
+    runs = max((plan.runs.get(number, 0) for number in range(region.bounds[i], region.bounds[i + 1])), default=0)
+    if keep is Keep.EVERYTHING:
+        whole = region.kept[i] is None
+        return _Kind("all that backward needs" if whole else "dear ops alone", stage.saved_bytes, runs)
+    held = plan.stages[i - 1].output_bytes if i else 0
+    return _Kind("its input", held, runs) if keep is Keep.INPUT else _Kind("nothing", 0, runs)
+
+
+def _layers(plan: ModelPlan, first: int, last: int) -> str:
+    """From which layer to which a run of stages goes."""
+    region = plan.region
+    calls = region.calls[region.bounds[first] : region.bounds[last + 1]]
+    paths = [call.path for call in calls if call.path] or ["(top)"]
+    one_level = paths[0].count(".") == paths[-1].count(".")
+    return span(paths[0], paths[-1]) if one_level else f"{paths[0]} – {paths[-1]}"
+
+
+# -- the picture
+
+
+def picture(plan: ModelPlan, width: int) -> Iterator[str]:
+    """A column for each stage (or several, where there are more than ``width``), a line for each sweep over them."""
+    n = len(plan.stages)
+    per = -(-n // max(width, 1))
+    sweeps = list(_sweeps(plan))
+    for label, marks in _condensed(sweeps):
+        columns = [marks[i : i + per] for i in range(0, n, per)]
+        yield f"{label:>9}  " + "".join(max(column, key=_ORDER.index) for column in columns)
+    yield ""
+    yield "■ all kept  ▣ dear ops kept  ▪ input kept  · nothing kept  ◂ reversed"
+    if per > 1:
+        yield f"A column stands for {per} stages."
+
+
+_ORDER = " ·▪◂▣■"
+
+
+def _sweeps(plan: ModelPlan) -> Iterator[tuple[str, list[str]]]:
+    """(name, a mark for each stage) of each run over stages: the forward pass, then each recomputation and reversal."""
+    n = len(plan.stages)
+    marks, name, reversing = [" "] * n, "forward", False
+    for action in plan.actions:
+        if isinstance(action, Forward):
+            if reversing:
+                yield name, marks
+                marks, name, reversing = [" "] * n, "again", False
+            marks[action.stage] = _mark(plan, action)
+        elif isinstance(action, Backward):
+            if not reversing and name == "forward":
+                yield name, marks
+                marks, name = [" "] * n, "backward"
+            marks[action.stage] = "◂"
+            reversing = True
+    yield name, marks
+
+
+def _mark(plan: ModelPlan, action: Forward) -> str:
+    if action.keep is Keep.EVERYTHING:
+        return "■" if plan.region.kept[action.stage] is None else "▣"
+    return "▪" if action.keep is Keep.INPUT else "·"
+
+
+def _condensed(sweeps: list[tuple[str, list[str]]]) -> Iterator[tuple[str, list[str]]]:
+    """Not more lines than a person reads: the first and the last ones, and how many are between them."""
+    if len(sweeps) <= _MOST_ROWS:
+        yield from sweeps
+        return
+    half = _MOST_ROWS // 2
+    yield from sweeps[:half]
+    left = len(sweeps) - 2 * half
+    yield "", list(f"… {left} more …".ljust(len(sweeps[0][1])))[: len(sweeps[0][1])]
+    yield from sweeps[-half:]
+
+
+# -- the frontier
+
+
+def frontier(points: Sequence[FrontierPoint], flops: int, full_peak: int) -> Table:
+    """What less memory costs, a row a point, the knee marked. Of many points a selection that is even in memory."""
+    best = knee(points)
+    shown = _spread(points, best)
+    most = max(max(point.extra_flops for point in shown), 1)
+    rows = [
+        Row(
+            [
+                Cell(f"{point.budget:,}", "good" if point is best else ""),
+                Cell(f"{point.budget / MIB:.2f}"),
+                Cell(f"{point.budget / full_peak:.1%}"),
+                Cell(f"{point.extra_flops / max(flops, 1):.1%}"),
+                Cell("", share=point.extra_flops / most),
+                Cell("knee" if point is best else "", "good"),
+            ]
+        )
+        for point in shown
+    ]
+    columns = [
+        Column("budget", "number"),
+        Column("MiB"),
+        Column("of full"),
+        Column("computed again"),
+        Column("", "bar"),
+        Column("", "text"),
+    ]
+    notes = [
+        "Computed again: FLOPs beyond one forward pass, as a share of it. The knee is farthest from both extremes."
+    ]
+    if len(shown) < len(points):
+        notes.insert(0, f"{len(shown)} of {len(points)} points; --json has all.")
+    return Table("Memory against computation", columns, rows, notes=notes)
+
+
+def _spread(points: Sequence[FrontierPoint], best: FrontierPoint) -> list[FrontierPoint]:
+    if len(points) <= _MOST_POINTS:
+        return list(points)
+    low, high = points[0].budget, points[-1].budget
+    wanted = [low + (high - low) * i / (_MOST_POINTS - 1) for i in range(_MOST_POINTS)]
+    chosen = {min(range(len(points)), key=lambda i: abs(points[i].budget - size)) for size in wanted}
+    chosen |= {points.index(best)}
+    return [points[i] for i in sorted(chosen)]
