@@ -49,6 +49,7 @@ __all__ = [
     "Running",
     "finish",
     "replay",
+    "search",
     "simulate",
     "solve",
 ]
@@ -464,13 +465,20 @@ def solve(graph: Graph, budget: int, time_limit: float = 10.0, pinned: int = 0) 
 
     Raises:
         GraphBudgetError: no schedule fits, or none was found in time; it says which peak is possible.
-        UsageError: the budget is negative.
     """
     from memback.plans import milp
 
-    if budget < 0:
-        raise UsageError(f"a budget must be from 0 bytes up, not {budget}")
+    plan = search(graph, budget, time_limit, pinned)
+    if plan is None:
+        plan = milp.leanest(graph, time_limit / 2, pinned)
+    if plan.peak_bytes > budget:
+        raise GraphBudgetError(budget, plan)
+    return plan
+
+
+def search(graph: Graph, budget: int, time_limit: float, pinned: int = 0) -> GraphPlan | None:
+    """As :func:`solve`, or None where no schedule fits or is found in time."""
+    from memback.plans import milp
+
     full = finish(graph, unfold(graph, everything(graph)), "optimal: nothing is computed twice", 0.0)
-    if full.peak_bytes <= budget:
-        return full
-    return milp.cheapest(graph, budget, time_limit, pinned)
+    return full if full.peak_bytes <= budget else milp.cheapest(graph, budget, time_limit, pinned)

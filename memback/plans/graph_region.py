@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
 from memback.plans.actions import Compute, Discard, GraphAction, Reverse, Stored
-from memback.plans.graph import Graph
+from memback.plans.graph import Graph, everything, unfold
 from memback.plans.recipes import CallShape
 
 __all__ = ["GraphRegion"]
@@ -33,6 +33,10 @@ class GraphRegion:
     makers: tuple[int, ...]
     graph: Graph
     actions: tuple[GraphAction, ...]
+
+    def keeping_everything(self) -> GraphRegion:
+        """The same region, with all kept that backward needs."""
+        return replace(self, actions=tuple(unfold(self.graph, everything(self.graph))))
 
     @cached_property
     def node_of(self) -> tuple[int, ...]:

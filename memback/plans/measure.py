@@ -28,7 +28,7 @@ from memback.tape import Call, Edge, Node, Tensor
 if TYPE_CHECKING:
     from memback.nn.module import Module
 
-__all__ = ["Choice", "Staged", "measure", "planned", "predict"]
+__all__ = ["Choice", "Staged", "measure", "planned", "predict", "trace"]
 
 _CHOICES = 3
 
@@ -140,14 +140,9 @@ class Staged:
         return replace(self.skeleton, kept=tuple(kept), actions=tuple(actions))
 
 
-def measure(step: Step) -> Staged:
-    """Trace the step's module, cut it into stages, and measure these by dry runs.
-
-    Raises:
-        UsageError: the step does not call the module exactly once, or records nothing of it.
-    """
-    layout = Layout(_trace(step))
-    return _Measurement(step, layout).staged()
+def measure(step: Step, traced: Trace) -> Staged:
+    """Cut a traced step into stages, and measure these by dry runs."""
+    return _Measurement(step, Layout(traced)).staged()
 
 
 class _Measurement:
@@ -239,7 +234,12 @@ class _Measurement:
         )
 
 
-def _trace(step: Step) -> Trace:
+def trace(step: Step) -> Trace:
+    """What a dry run of the step tells of its module's calls.
+
+    Raises:
+        UsageError: the step does not call the module exactly once, or records nothing of it.
+    """
     if step.module is None:
         raise UsageError("a plan needs the module that it is for")
     traces: list[Trace] = []
@@ -263,6 +263,7 @@ def _trace(step: Step) -> Trace:
             f"the step records no call of {type(step.module).__name__}: it must call the module itself, with"
             " parameters that require gradients"
         )
+    traces[0].release()
     return traces[0]
 
 

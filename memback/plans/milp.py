@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from memback.plans.actions import GraphAction, GraphPlan
-from memback.plans.graph import Graph, GraphBudgetError, Schedule, everything, finish, unfold
+from memback.plans.graph import Graph, Schedule, everything, finish, unfold
 
 __all__ = ["cheapest", "leanest"]
 
@@ -39,35 +39,33 @@ Term: TypeAlias = tuple[int, float]
 _ONE = -1
 
 
-def cheapest(graph: Graph, budget: int, time_limit: float, pinned: int = 0) -> GraphPlan:
-    """The cheapest schedule within a budget; see :func:`memback.plans.graph.solve`."""
+def cheapest(graph: Graph, budget: int, time_limit: float, pinned: int = 0) -> GraphPlan | None:
+    """The cheapest schedule within a budget (bytes); None if there is none, or none was found in time (seconds)."""
     end = time.monotonic() + time_limit
     room, bound = float(budget), 0.0
     for attempt in range(_RETRIES):
-        model = _Model(graph, pinned)
-        answer = model.solve(room, max(end - time.monotonic(), 0.1))
+        answer = _Model(graph, pinned).solve(room, max(end - time.monotonic(), 0.1))
         if attempt == 0:
             bound = answer.bound
         if answer.actions is None:
-            break
+            return None
         plan = finish(graph, answer.actions, "", None)
         if plan.peak_bytes <= budget:
             return _labelled(graph, plan, bound)
         room -= plan.peak_bytes - budget  # HiGHS keeps to a row but for a millionth of it
-    lean = leanest(graph, max(end - time.monotonic(), time_limit / 4), pinned)
-    if lean.peak_bytes <= budget:
-        return _labelled(graph, lean, bound)
-    raise GraphBudgetError(budget, lean)
+    return None
 
 
 def leanest(graph: Graph, time_limit: float, pinned: int = 0) -> GraphPlan:
-    """The schedule with the least peak, as far as it is found in time (seconds)."""
+    """A schedule with the least peak, as far as it is found in time (seconds); the cheapest of these, likewise."""
+    full = finish(graph, unfold(graph, everything(graph)), "optimal: nothing is computed twice", 0.0)
     answer = _Model(graph, pinned).solve(None, time_limit)
-    full = finish(graph, unfold(graph, everything(graph)), "feasible: everything is kept")
     if answer.actions is None:
         return full
-    found = finish(graph, answer.actions, "feasible: the leanest schedule found over a fixed order")
-    return min(found, full, key=lambda plan: plan.peak_bytes)
+    found = finish(graph, answer.actions, "feasible: the leanest schedule that was found over a fixed order")
+    if full.peak_bytes <= found.peak_bytes:
+        return full
+    return cheapest(graph, found.peak_bytes, time_limit, pinned) or found
 
 
 def _labelled(graph: Graph, plan: GraphPlan, bound: float) -> GraphPlan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from typing import NamedTuple
 from memback.errors import UsageError
 from memback.plans.actions import Action, Backward, Drop, Forward, Keep
 from memback.plans.recipes import CallShape
+from memback.plans.segments import recorded
 
 __all__ = ["Region", "Selection"]
 
@@ -46,6 +47,10 @@ class Region:
     lasting: Mapping[int, int]
     kept: tuple[Selection | None, ...]
     actions: tuple[Action, ...]
+
+    def keeping_everything(self) -> Region:
+        """The same region, with all kept that backward needs."""
+        return replace(self, kept=(None,) * self.stages, actions=tuple(recorded(0, self.stages)))
 
     @cached_property
     def executed(self) -> tuple[Action, ...]:

@@ -117,6 +117,11 @@ class Trace(Run):
         sources = (self.source(tensor.node) for tensor in tensors)
         self.outputs = frozenset(source[0] for source in sources if source is not None)
 
+    def release(self) -> None:
+        """Let go of the buffers: what is to be known of them is known."""
+        self._numbers.clear()
+        self._alive.clear()
+
     def _number(self, array: Any) -> int:
         buffer = root(array)
         number = self._numbers.get(id(buffer))
