@@ -410,8 +410,27 @@ def unfold(graph: Graph, schedule: Schedule) -> list[GraphAction]:
     for b in reversed(range(n)):
         after = schedule.outputs[b - 1] if b else frozenset()
         saves_after = schedule.saves[b - 1] if b else frozenset()
-        _stage(graph, b, sorted(schedule.runs[b]), (held, saved), (after, saves_after), actions)
+        runs = _of_use(graph, b, schedule.runs[b], (held, saved), (after, saves_after))
+        _stage(graph, b, runs, (held, saved), (after, saves_after), actions)
     return actions
+
+
+def _of_use(
+    graph: Graph,
+    b: int,
+    runs: Iterable[int],
+    stored: tuple[set[int], set[int]],
+    after: tuple[frozenset[int], frozenset[int]],
+) -> list[int]:
+    """The computations of stage b that give something that is wanted and not stored, in order."""
+    wanted = after[0].union(graph.nodes[b].needs)
+    saves = after[1].union([b] if graph.nodes[b].saved_bytes else [])
+    found = []
+    for k in sorted(runs, reverse=True):
+        if (k in wanted and k not in stored[0]) or (k in saves and k not in stored[1]):
+            found.append(k)
+            wanted = wanted.union(graph.nodes[k].uses)
+    return found[::-1]
 
 
 def _stage(
@@ -441,8 +460,6 @@ def _stage(
     for position, k in enumerate(runs):
         with_saves = k not in saved and (k in own or k in after[1])
         if k in held:
-            if not with_saves:
-                continue
             actions.append(Discard(k))
         actions.append(Compute(k, with_saves))
         held.add(k)

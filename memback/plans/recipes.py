@@ -117,6 +117,12 @@ class PlannedCall(Node):
     def check(self) -> None:
         if self.kept is not LEAN or self.recipe is None:
             super().check()
+        else:
+            self.check_inputs()
+
+    def check_inputs(self) -> None:
+        """Raise unless the inputs that no call of the region made are unchanged, so that the call can be made again."""
+        if self.recipe is None or changes.clock == self.time:
             return
         for array in self.recipe.arrays:
             if what := changes.since(array, self.time):

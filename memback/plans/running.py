@@ -123,6 +123,7 @@ class Run:
     ) -> tuple[Any, tuple[Any, ...]]:
         """Run a call again: its output and, with ``keep``, residuals; with ``fill`` it then keeps what it needs."""
         op, recipe, observer = node.op, node.recipe, state.observer
+        node.check_inputs()
         self.runs[number] += 1
         state.path, state.seed, state.draws = node.path, recipe.seed, recipe.draws
         if observer is not None:
