@@ -16,6 +16,7 @@ from memback.plans.graph_region import GraphRegion
 from memback.plans.recipes import LEAN, Held, keeps_its_own, saved_places
 from memback.plans.running import Run
 from memback.state import State
+from memback.tape import TapeError
 
 __all__ = ["GraphExecution"]
 
@@ -57,8 +58,7 @@ class GraphExecution(Run):
         return self.region.node_of[self.count] in self.region.stored_in_forward[1]
 
     def may_run_again(self) -> bool:
-        node = self.region.node_of[self.count]
-        return self.count in self.region.views or node in self.region.computed_again or self.lean()
+        return self.region.repeats
 
     def runs_again(self, node: Any) -> bool:
         return self.region.node_of[node.index] in self.region.computed_again and node.index not in self.region.views
@@ -166,6 +166,12 @@ class GraphExecution(Run):
             out = self._made[number]
         else:
             call: Any = self._nodes[number]()
+            if call is None or call.recipe is None:
+                raise TapeError(
+                    f"call {number} of a planned model ({self.region.calls[number]}) would have to be run again for"
+                    " backward, but an earlier backward has freed it. Pass retain_graph=True to that one, or run the"
+                    " forward pass again."
+                )
             out = self._run_again(number, call, self._bind(call, state), False, False, state)[0]
             self._made[number] = out
         return out if index is None else out[index]

@@ -8,7 +8,8 @@ import msgspec
 
 from memback.errors import UsageError
 from memback.plans.actions import Compute, Discard, GraphAction, Reverse, Stored
-from memback.plans.graph import Graph, IllegalGraphActionError, Node, Running, simulate
+from memback.plans.graph_memory import IllegalGraphActionError, simulate
+from memback.plans.graph_nodes import Graph, Node, Running
 from memback.plans.graph_region import GraphRegion
 from memback.plans.recipes import CallShape
 

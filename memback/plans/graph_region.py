@@ -7,7 +7,8 @@ from functools import cached_property
 from itertools import pairwise
 
 from memback.plans.actions import Compute, Discard, GraphAction, Reverse, Stored
-from memback.plans.graph import Graph, everything, unfold
+from memback.plans.graph_nodes import Graph
+from memback.plans.graph_schedule import everything, unfold
 from memback.plans.recipes import CallShape
 
 __all__ = ["GraphRegion"]
@@ -85,6 +86,11 @@ class GraphRegion:
     def computed_again(self) -> frozenset[int]:
         """The nodes that are computed again."""
         return frozenset(action.node for action in self.actions[self.begin :] if isinstance(action, Compute))
+
+    @property
+    def repeats(self) -> bool:
+        """Whether anything is run again, or made from what is stored."""
+        return bool(self.computed_again) or len(self.whole) < len(self.graph)
 
     @cached_property
     def held_in_forward(self) -> frozenset[int]:

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 from memback.arrays import root
 from memback.errors import UsageError
-from memback.plans.graph import Graph, Node, Running, Schedule, everything, unfold
 from memback.plans.graph_execution import GraphExecution
+from memback.plans.graph_nodes import Graph, Node, Running
 from memback.plans.graph_region import GraphRegion
+from memback.plans.graph_schedule import Schedule, everything, nothing, unfold
 from memback.plans.measure import predict
 from memback.plans.recipes import PlannedCall
 from memback.plans.trace import Trace
@@ -30,8 +31,10 @@ from memback.tape import Node as TapeNode
 
 __all__ = ["LARGEST", "Graphed", "graphed"]
 
-LARGEST = 60
-"""Nodes of the largest graph that is planned as a whole."""
+LARGEST = 70
+"""Nodes of the largest graph that is planned as a whole. Up to here five seconds of two cores are enough for plans that
+are cheaper than those for a chain (a GPT of 6 blocks has 69); at 90 they are dearer where there is much room.
+"""
 _SMALL = 1 / 2000
 """Values that take less than this share of all that can be stored are always stored."""
 
@@ -265,19 +268,6 @@ def _measured(step: Step, layout: _Layout) -> Graph:
     nodes = tuple(replace(node, workspace=workspace[i]) for i, node in enumerate(layout.nodes))
     before, during = _around_backward(layout, full)
     return Graph(nodes, tuple(_moments(layout, full.forward, lean.forward)), tuple(before), tuple(during))
-
-
-def nothing(graph: Graph) -> Schedule:
-    """The schedule that stores nothing: each stage computes all that it needs."""
-    n = len(graph)
-    runs = []
-    for b, node in enumerate(graph.nodes):
-        wanted = {*node.needs, *([b] if node.saved_bytes else [])}
-        for k in reversed(range(b + 1)):
-            if k in wanted:
-                wanted.update(graph.nodes[k].uses)
-        runs.append(frozenset(wanted))
-    return Schedule([frozenset()] * n, [frozenset()] * n, runs)
 
 
 def _run(step: Step, layout: _Layout, graph: Graph, schedule: Schedule) -> _Watched:

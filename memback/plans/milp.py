@@ -26,7 +26,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from memback.plans.actions import GraphAction, GraphPlan
-from memback.plans.graph import Graph, Schedule, everything, finish, unfold
+from memback.plans.graph_memory import finish
+from memback.plans.graph_nodes import Graph
+from memback.plans.graph_schedule import Schedule, everything, unfold
 
 __all__ = ["cheapest", "leanest"]
 

@@ -14,7 +14,7 @@ from memback.reports.tables import NONE, Cell, Column, Row, Table
 
 __all__ = ["LEGEND", "nodes", "sweeps"]
 
-LEGEND = "■ output kept  ▪ residuals alone kept  · nothing kept, or computed again  ◂ reversed"
+LEGEND = "■ output kept  ▪ residuals kept  · nothing kept, or run again  ◂ reversed"
 _MOST_ROWS = 24
 
 

@@ -1,4 +1,4 @@
-"""Graphs to plan for, and the best schedule over a small one's fixed order, by trying all, written from the definition."""
+"""Graphs to plan for, and the best schedule over a small one's fixed order by trying all, as the definition has it."""
 
 from __future__ import annotations
 

@@ -11,10 +11,10 @@ import pytest
 import memback as mb
 from memback import nn, ops
 from memback.errors import UsageError
-from memback.plans.graph import everything, simulate, unfold
+from memback.plans.graph import simulate
 from memback.plans.graph_execution import GraphExecution
 from memback.plans.graph_region import GraphRegion
-from memback.plans.graphed import nothing
+from memback.plans.graph_schedule import everything, nothing, unfold
 from memback.plans.measure import predict
 from memback.plans.model import ModelPlan, NoPlanError, Planning, execution
 from memback.profiling import definition
@@ -137,13 +137,50 @@ def test_a_plan_for_a_graph_is_as_cheap_as_that_for_a_chain():
 def test_gradients_have_the_same_bits_with_dropout_and_a_retained_graph(dropout, retain):
     model, step = dense(dropout=dropout)
     expected = gradients(model, step)
-    planning = Planning(step)
-    region = planning.graphed
-    lean = planning.realise(region.region(unfold(region.graph, nothing(region.graph))), (), 0, "")
+    lean = lean_plan(step)
     assert lean.extra_flops > 0
-    for plan in (lean, planning.leanest("graph", 0.5)):
+    for plan in (lean, Planning(step).leanest("graph", 0.5)):
         with plan.apply(model):
             assert gradients(model, step, retain) == expected
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(24, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU())
+        self.a = nn.Sequential(nn.Linear(32, 32), nn.GELU())
+        self.b = nn.Sequential(nn.Linear(32, 16), nn.GELU())
+
+    def forward(self, x):
+        h = self.trunk(x)
+        return self.a(h), self.b(h)
+
+
+def lean_plan(step: Step) -> ModelPlan:
+    planning = Planning(step)
+    graphed = planning.graphed
+    return planning.realise(graphed.region(unfold(graphed.graph, nothing(graphed.graph))), (), 0, "")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_backward_from_one_output_after_the_other(first):
+    mb.manual_seed(0)
+    model = TwoHeads()
+    x = np.random.default_rng(1).standard_normal((64, 24)).astype(np.float32)
+    step = Step(lambda: ops.sum(ops.concatenate(model(mb.Tensor(x)), dim=1)), model)
+
+    def both(retain: bool) -> dict[str, bytes]:
+        with step.unchanged():
+            losses = [ops.sum(out) for out in model(mb.Tensor(x))]
+            losses[first].backward(retain_graph=retain)
+            losses[1 - first].backward()
+            return {name: parameter.grad.tobytes() for name, parameter in model.named_parameters()}
+
+    expected = both(True)
+    with lean_plan(step).apply(model):
+        assert both(True) == expected
+        with pytest.raises(TapeError, match="retain_graph=True"):
+            both(False)
 
 
 def test_nothing_is_left_behind_after_backward():
@@ -245,11 +282,11 @@ def test_a_plan_for_another_model_or_other_inputs_is_refused():
 
 def test_a_graph_that_is_too_large_is_refused_by_graph_and_left_to_chain_by_auto():
     mb.manual_seed(0)
-    model = nn.Sequential(*(layer for _ in range(70) for layer in (nn.Linear(8, 8), nn.ReLU())))
+    model = nn.Sequential(*(layer for _ in range(80) for layer in (nn.Linear(8, 8), nn.ReLU())))
     x = mb.ShapeArray((64, 8), "float32")
     planning = Planning(Step(lambda: ops.sum(model(mb.Tensor(x))), model))
     budget = planning.leanest("chain").budget
-    with pytest.raises(UsageError, match="takes too long for 140 calls that make 70 nodes; it takes at most"):
+    with pytest.raises(UsageError, match="takes too long for 160 calls that make 80 nodes; it takes at most"):
         planning.plan(budget, "graph")
     assert planning.plan(budget, "auto").optimality.endswith("(planner chain)")
     assert planning.leanest("auto").budget == budget
