@@ -33,7 +33,7 @@ def _collect() -> dict[str, list[dict[str, str]]]:
     """Name and description of everything, by kind."""
     from memback import models, op
     from memback.data import REGISTRY as DATA
-    from memback.plans import PLANNERS
+    from memback.plans import PLANNERS, WHOLE
     from memback.policy import POLICIES
     from memback.profiling import definition
 
@@ -44,7 +44,7 @@ def _collect() -> dict[str, list[dict[str, str]]]:
         "data": _rows(_described(DATA)),
         "ops": _rows(_described(op.REGISTRY)),
         "policies": _rows(_described(POLICIES)),
-        "planners": _rows(_described(PLANNERS)),
+        "planners": _rows({**_described(PLANNERS), **WHOLE}),
     }
 
 

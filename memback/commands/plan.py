@@ -21,7 +21,7 @@ __all__ = ["command"]
 @click.command("plan", epilog="Example: memback plan deep-mlp --budget 64MiB")
 @profile_argument
 @click.option("--budget", metavar="BYTES", help="The largest peak above the arguments: 512MiB, 1.5GB, 1000000.")
-@click.option("--planner", default="chain", show_default=True, metavar="NAME", help="`memback list` shows them.")
+@click.option("--planner", default="auto", show_default=True, metavar="NAME", help="`memback list` shows them.")
 @click.option("--frontier", "curve", is_flag=True, help="Show the whole curve of peak against extra computation.")
 @click.option("--time", "timed", is_flag=True, help="Run the step for real, too, and predict the plan's extra seconds.")
 @click.option("--save", metavar="FILE", help="Write the plan as JSON, for train --plan and for mb.plans.")

@@ -9,27 +9,47 @@
 
 from __future__ import annotations
 
-from memback.plans import chain, exact, revolve, uniform
-from memback.plans.actions import Action, Backward, Drop, Forward, Keep, Plan, Stored
-from memback.plans.registry import PLANNERS, Planner, planner
+from memback.plans import chain, exact, graph, revolve, uniform
+from memback.plans.actions import (
+    Action,
+    Backward,
+    Compute,
+    Discard,
+    Drop,
+    Forward,
+    GraphAction,
+    GraphPlan,
+    Keep,
+    Plan,
+    Reverse,
+    Stored,
+)
+from memback.plans.registry import PLANNERS, WHOLE, Planner, planner
 from memback.plans.simulate import BudgetError, IllegalActionError, simulate
 from memback.plans.stage import Stage
 
 __all__ = [
     "PLANNERS",
+    "WHOLE",
     "Action",
     "Backward",
     "BudgetError",
+    "Compute",
+    "Discard",
     "Drop",
     "Forward",
+    "GraphAction",
+    "GraphPlan",
     "IllegalActionError",
     "Keep",
     "Plan",
     "Planner",
+    "Reverse",
     "Stage",
     "Stored",
     "chain",
     "exact",
+    "graph",
     "planner",
     "revolve",
     "simulate",

@@ -1,9 +1,11 @@
-"""A plan: what is run, kept, dropped and reversed, in order, over a chain of stages.
+"""A plan: what is run, kept, dropped and reversed, in order, over a chain of stages or a graph of nodes.
 
 Stage i reads activation i and makes activation i + 1; activation 0 is the chain's input. Three actions say all that a
 schedule does (Griewank & Walther 2000; Herrmann, Beaumont et al., "Optimal checkpointing for heterogeneous chains",
 arXiv 1911.13214, whose F_none, F_ck, F_all and B are ``Forward`` with each :class:`Keep`, and ``Backward``).
 :mod:`memback.plans.simulate` says what each needs and leaves behind.
+
+Of a graph, nodes are computed, values discarded, and nodes reversed: :mod:`memback.plans.graph` says the same of these.
 """
 
 from __future__ import annotations
@@ -15,7 +17,20 @@ from typing import Any, TypeAlias, TypeVar
 
 from memback.errors import UsageError
 
-__all__ = ["Action", "Backward", "Drop", "Forward", "Keep", "Plan", "Stored"]
+__all__ = [
+    "Action",
+    "Backward",
+    "Compute",
+    "Discard",
+    "Drop",
+    "Forward",
+    "GraphAction",
+    "GraphPlan",
+    "Keep",
+    "Plan",
+    "Reverse",
+    "Stored",
+]
 
 
 _E = TypeVar("_E", bound=enum.StrEnum)
@@ -72,6 +87,56 @@ class Drop:
 
 
 Action: TypeAlias = Forward | Backward | Drop
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Run a node of a graph; with ``saves`` it also leaves the residuals that its own backward needs."""
+
+    node: int
+    saves: bool = False
+
+    def __str__(self) -> str:
+        return f"computation of node {self.node}{', with its saves' * self.saves}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reverse:
+    """Run a node's backward from the values that it needs; its own output and saves are dropped with it."""
+
+    node: int
+
+    def __str__(self) -> str:
+        return f"backward of node {self.node}"
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Store a value of a node no longer."""
+
+    node: int
+    stored: Stored = Stored.OUTPUT
+
+    def __str__(self) -> str:
+        return f"discarding the {self.stored} of node {self.node}"
+
+
+GraphAction: TypeAlias = Compute | Reverse | Discard
+
+
+@dataclass(frozen=True, slots=True)
+class GraphPlan:
+    """A schedule of a graph and what it takes, as a chain's :class:`Plan` has them.
+
+    ``gap`` is by how much, at most, the cost is above the least one over the graph's fixed order, as a share of that;
+    None where nothing is known of it.
+    """
+
+    actions: tuple[GraphAction, ...]
+    cost: float
+    peak_bytes: int
+    optimality: str
+    gap: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from memback.errors import UsageError
 from memback.plans.actions import Action, Backward, Forward, Keep
-from memback.plans.execute import Execution, PlannedCall, Region, Selection, run_region
+from memback.plans.execute import Execution
+from memback.plans.recipes import PlannedCall
+from memback.plans.region import Region, Selection
+from memback.plans.running import Run, run_region
 from memback.plans.segments import recorded
 from memback.plans.simulate import Chain
 from memback.plans.stage import Stage
@@ -25,14 +28,14 @@ from memback.tape import Call, Edge, Node, Tensor
 if TYPE_CHECKING:
     from memback.nn.module import Module
 
-__all__ = ["Choice", "Staged", "measure", "planned", "predict"]
+__all__ = ["Choice", "Staged", "measure", "planned", "predict", "trace"]
 
 _CHOICES = 3
 
 
 @contextmanager
 def planned(
-    module: Module, begin: Callable[[], Execution], after: Callable[[Any], None] = lambda out: None
+    module: Module, begin: Callable[[], Run], after: Callable[[Any], None] = lambda out: None
 ) -> Iterator[None]:
     """In the block each call of ``module`` is a planned region, with the execution that ``begin`` makes."""
 
@@ -49,7 +52,9 @@ def planned(
         module._runner = before
 
 
-def predict(step: Step, begin: Callable[[], Execution], ledger: type[DryLedger] | None = None) -> Prediction:
+def predict(
+    step: Step, begin: Callable[[], Run], ledger: Callable[[Mapping[int, str]], DryLedger] | None = None
+) -> Prediction:
     """Run a step dry, its module as a planned region."""
     assert step.module is not None
     with planned(step.module, begin):
@@ -135,14 +140,9 @@ class Staged:
         return replace(self.skeleton, kept=tuple(kept), actions=tuple(actions))
 
 
-def measure(step: Step) -> Staged:
-    """Trace the step's module, cut it into stages, and measure these by dry runs.
-
-    Raises:
-        UsageError: the step does not call the module exactly once, or records nothing of it.
-    """
-    layout = Layout(_trace(step))
-    return _Measurement(step, layout).staged()
+def measure(step: Step, traced: Trace) -> Staged:
+    """Cut a traced step into stages, and measure these by dry runs."""
+    return _Measurement(step, Layout(traced)).staged()
 
 
 class _Measurement:
@@ -234,7 +234,12 @@ class _Measurement:
         )
 
 
-def _trace(step: Step) -> Trace:
+def trace(step: Step) -> Trace:
+    """What a dry run of the step tells of its module's calls.
+
+    Raises:
+        UsageError: the step does not call the module exactly once, or records nothing of it.
+    """
     if step.module is None:
         raise UsageError("a plan needs the module that it is for")
     traces: list[Trace] = []
@@ -258,6 +263,7 @@ def _trace(step: Step) -> Trace:
             f"the step records no call of {type(step.module).__name__}: it must call the module itself, with"
             " parameters that require gradients"
         )
+    traces[0].release()
     return traces[0]
 
 

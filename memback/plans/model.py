@@ -18,10 +18,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memback.errors import MembackError, UsageError
 from memback.plans import chain
-from memback.plans.actions import Action, Plan
-from memback.plans.execute import Execution, Region, run_region
-from memback.plans.measure import Choice, Staged, measure, planned, predict
+from memback.plans.actions import Action, GraphAction, Plan
+from memback.plans.execute import Execution
+from memback.plans.graph_execution import GraphExecution
+from memback.plans.graph_region import GraphRegion
+from memback.plans.measure import Choice, Staged, measure, planned, predict, trace
+from memback.plans.region import Region
+from memback.plans.registry import WHOLE
 from memback.plans.registry import planner as planner_of
+from memback.plans.running import Run, run_region
 from memback.plans.segments import recorded
 from memback.plans.simulate import BudgetError, Chain, finish, simulate
 from memback.plans.stage import Stage
@@ -31,12 +36,26 @@ from memback.units import format_bytes, format_bytes_short, parse_bytes
 if TYPE_CHECKING:
     from memback.nn.module import Module
     from memback.optim import Optimizer
+    from memback.plans.graphed import Graphed
     from memback.tape import Tensor
 
-__all__ = ["RESERVE", "FrontierPoint", "ModelPlan", "NoPlanError", "Planning", "knee", "plan"]
+__all__ = [
+    "RESERVE",
+    "TIME_LIMIT",
+    "FrontierPoint",
+    "ModelPlan",
+    "NoPlanError",
+    "Planning",
+    "execution",
+    "knee",
+    "plan",
+]
 
 RESERVE = 128 * 1024
 """Bytes of a budget that a plan leaves free for memory that no array holds."""
+
+TIME_LIMIT = 5.0
+"""Seconds for the search for a graph's plan."""
 
 _REFINEMENTS = 3
 _KEEPING_EVERYTHING = ("chain", "exact", "all")
@@ -45,9 +64,10 @@ _KEEPING_EVERYTHING = ("chain", "exact", "all")
 class NoPlanError(MembackError):
     """No plan fits the budget; ``minimum_bytes`` is the least for which there is one."""
 
-    def __init__(self, budget: int, minimum: ModelPlan, made_of: str) -> None:
+    def __init__(self, budget: int, minimum: ModelPlan) -> None:
         self.budget = budget
         self.minimum_bytes = minimum.budget
+        made_of = _made_of(minimum.peak)
         super().__init__(
             f"no plan fits {format_bytes(budget)}: the leanest needs {format_bytes(minimum.budget)}, which is"
             f" {made_of}, reserve {format_bytes(RESERVE)}. Raise the budget to that, or make the step smaller (its"
@@ -67,8 +87,8 @@ class ModelPlan:
     """A plan for a model's step: what is kept of each stage of it, and what is computed again when.
 
     Attributes:
-        region: the calls, how they are cut into stages, and the actions.
-        stages: what the planner knew of the stages; sizes in bytes, costs in FLOPs.
+        region: the calls, how they are cut into stages, or make up the nodes of a graph, and the actions.
+        stages: what the planner knew of the stages; sizes in bytes, costs in FLOPs. A graph has none.
         budget: in bytes.
         peak_bytes: of the whole step, above the arguments, exactly; at least ``RESERVE`` below the budget.
         saved_bytes: at the end of the forward pass.
@@ -80,7 +100,7 @@ class ModelPlan:
         parameters: the model's parameters and their shapes, which tell whether a model is the one that this is for.
     """
 
-    region: Region
+    region: Region | GraphRegion
     stages: tuple[Stage, ...]
     budget: int
     peak_bytes: int
@@ -101,14 +121,13 @@ class ModelPlan:
         return f"plan:{format_bytes_short(self.budget).replace(' ', '')}"
 
     @property
-    def actions(self) -> tuple[Action, ...]:
+    def actions(self) -> tuple[Action, ...] | tuple[GraphAction, ...]:
         """The schedule."""
         return self.region.actions
 
-    def keeping_everything(self) -> Region:
+    def keeping_everything(self) -> Region | GraphRegion:
         """The same region, with all kept that backward needs."""
-        n = self.region.stages
-        return replace(self.region, kept=(None,) * n, actions=tuple(recorded(0, n)))
+        return self.region.keeping_everything()
 
     @contextmanager
     def apply(self, module: Module) -> Iterator[None]:
@@ -121,9 +140,9 @@ class ModelPlan:
         with planned(module, self.begin):
             yield
 
-    def begin(self) -> Execution:
+    def begin(self) -> Run:
         """One run of the plan."""
-        return Execution(self.region)
+        return execution(self.region)
 
     def run(self, forward: Callable[..., Any], *args: Any) -> Any:
         """Run ``forward`` under the plan, as :meth:`apply` has a module do it."""
@@ -188,8 +207,9 @@ def plan(
     *inputs: Any,
     budget: str | int,
     step: Callable[[], Tensor] | None = None,
-    planner: str = "chain",
+    planner: str = "auto",
     optimizer: Optimizer | None = None,
+    time_limit: float = TIME_LIMIT,
 ) -> ModelPlan:
     """The cheapest plan whose peak is within a budget. Nothing is run or allocated: it is made from dry runs.
 
@@ -198,8 +218,9 @@ def plan(
         *inputs: what it is called with, on real arrays, Tensors or :class:`memback.ShapeArray`.
         budget: the largest peak, above the arguments, in bytes or as ``"512MiB"``.
         step: runs forward and returns the scalar loss, calling the module once; by default the sum of its output.
-        planner: one of :data:`memback.plans.PLANNERS`, or ``"uniform:k"``.
+        planner: one of :data:`memback.plans.PLANNERS` or :data:`memback.plans.WHOLE`, or ``"uniform:k"``.
         optimizer: whose update ends the step; its workspace counts too.
+        time_limit: seconds after which the search for a graph's plan ends; what is found by then is taken.
 
     Raises:
         NoPlanError: nothing fits; it says what would, and what memory is made of there.
@@ -207,7 +228,7 @@ def plan(
         NoValuesError: the step takes decisions on values, so it can't be predicted.
     """
     wanted = parse_bytes(budget) if isinstance(budget, str) else budget
-    return Planning(Step(step or _summed(module, inputs), module, optimizer)).plan(wanted, planner)
+    return Planning(Step(step or _summed(module, inputs), module, optimizer)).plan(wanted, planner, time_limit)
 
 
 def _summed(module: Module, inputs: tuple[Any, ...]) -> Callable[[], Tensor]:
@@ -233,7 +254,8 @@ class Planning:
 
     def __init__(self, step: Step) -> None:
         self.step = step
-        self.staged: Staged = measure(step)
+        self.trace = trace(step)
+        self.staged: Staged = measure(step, self.trace)
 
     @cached_property
     def everything(self) -> ModelPlan:
@@ -243,27 +265,48 @@ class Planning:
         plan = self._realise(self.staged.choices[0], made, 0)
         return replace(plan, budget=plan.peak_bytes + RESERVE)
 
+    @cached_property
+    def graphed(self) -> Graphed:
+        """The step as a graph of its calls.
+
+        Raises:
+            UsageError: the graph is too large to be planned as a whole.
+        """
+        from memback.plans.graphed import graphed
+
+        return graphed(self.step, self.trace)
+
     # -- one plan
 
-    def plan(self, budget: int, planner: str = "chain") -> ModelPlan:
+    def plan(self, budget: int, planner: str = "auto", time_limit: float = TIME_LIMIT) -> ModelPlan:
         """The cheapest plan within a budget (bytes) that the planner finds, over all choices of what to keep of stages.
+
+        The search for a graph's plan ends after ``time_limit`` seconds.
 
         Raises:
             NoPlanError: none fits.
             UsageError: there is no such planner, or the model is not one for it.
         """
+        if planner in WHOLE:
+            from memback.plans import graph_plans
+
+            return graph_plans.PLANNERS[planner](self, budget, time_limit)
         if planner in _KEEPING_EVERYTHING and self.everything.budget <= budget:
             return replace(self.everything, budget=budget)
         found = [p for choice in self.staged.choices if (p := self._within(choice, budget, planner)) is not None]
         if not found:
             leanest = self.leanest(planner)
             if leanest.budget > budget:
-                raise NoPlanError(budget, leanest, _made_of(leanest.peak))
+                raise NoPlanError(budget, leanest)
             found = [replace(leanest, budget=budget)]
         return min(found, key=lambda p: (p.extra_flops, p.peak_bytes))
 
-    def leanest(self, planner: str = "chain") -> ModelPlan:
-        """The plan with the least peak that the planner finds."""
+    def leanest(self, planner: str = "chain", time_limit: float = TIME_LIMIT) -> ModelPlan:
+        """The plan with the least peak that the planner finds; a graph's within ``time_limit`` seconds."""
+        if planner in WHOLE:
+            from memback.plans import graph_plans
+
+            return graph_plans.leanest(self, planner, time_limit)
         plans = []
         for choice in self.staged.choices:
             try:
@@ -320,6 +363,7 @@ class Planning:
     def frontier(self) -> list[FrontierPoint]:
         """What less memory costs: budgets rise and extra FLOPs fall strictly, over all choices of what to keep.
 
+        The points are those of the planner ``chain``; for a small graph ``auto`` may find cheaper plans.
         Peaks are simulated, which counts too much rather than too little.
         """
         once = sum(stage.forward_cost + stage.backward_cost for stage in self.staged.choices[0].stages)
@@ -336,24 +380,35 @@ class Planning:
 
     def _realise(self, choice: Choice, made: Plan, budget: int) -> ModelPlan:
         """Run a plan dry: what it really takes."""
-        assert self.step.module is not None
         region = self.staged.region(choice.kept, made.actions)
-        execution = Execution(region)
-        prediction = predict(self.step, lambda: execution)
+        return self.realise(region, choice.stages, budget, _proved(choice, made, len(self.staged.choices)))
+
+    def realise(
+        self, region: Region | GraphRegion, stages: tuple[Stage, ...], budget: int, optimality: str
+    ) -> ModelPlan:
+        """Run a region's actions dry: the plan with what it really takes."""
+        assert self.step.module is not None
+        run = execution(region)
+        prediction = predict(self.step, lambda: run)
         peak, ledger = prediction.peak, prediction.ledger
         return ModelPlan(
             region=region,
-            stages=choice.stages,
+            stages=stages,
             budget=budget,
             peak_bytes=peak.bytes,
             saved_bytes=ledger.saved_at_end_of_forward or 0,
             flops=ledger.flops,
             extra_flops=ledger.recomputed_flops,
-            runs=dict(execution.runs),
-            optimality=_proved(choice, made, len(self.staged.choices)),
+            runs=dict(run.runs),
+            optimality=optimality,
             peak={"phase": peak.interval.phase, "path": peak.interval.path, "op": peak.interval.op, **peak.parts},
             parameters=_parameters(self.step.module),
         )
+
+
+def execution(region: Region | GraphRegion) -> Run:
+    """One run of a region under its plan."""
+    return Execution(region) if isinstance(region, Region) else GraphExecution(region)
 
 
 def _proved(choice: Choice, made: Plan, choices: int) -> str:

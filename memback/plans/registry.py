@@ -11,7 +11,7 @@ from memback.plans import chain, exact, revolve, uniform
 from memback.plans.actions import Plan
 from memback.plans.stage import Stage
 
-__all__ = ["PLANNERS", "Planner", "planner"]
+__all__ = ["PLANNERS", "WHOLE", "Planner", "planner"]
 
 
 class Planner(Protocol):
@@ -34,7 +34,13 @@ PLANNERS: dict[str, Planner] = {
     "sqrt": uniform.sqrt,
     "all": uniform.everything,
 }
-"""Every planner by name; the first line of its docstring says what it does."""
+"""Every planner of chains by name; the first line of its docstring says what it does."""
+
+WHOLE: dict[str, str] = {
+    "auto": "The cheaper of the plans that graph (for a small model) and chain find; the default for a model's step.",
+    "graph": "The cheapest schedule of a small model's single calls over their order, by mixed-integer programming.",
+}
+"""Planners of whole models, which see their calls and not a chain of stages, and what they do."""
 
 
 def planner(name: str) -> Planner:
@@ -46,7 +52,7 @@ def planner(name: str) -> Planner:
     kind, colon, argument = name.partition(":")
     if kind not in PLANNERS or (colon and kind != "uniform"):
         known = ", ".join("uniform[:k]" if known == "uniform" else known for known in PLANNERS)
-        raise UsageError(f"unknown planner {name!r}; there are {known}")
+        raise UsageError(f"unknown planner {name!r}; there are {known}, and for whole models {', '.join(WHOLE)}")
     if not colon:
         return PLANNERS[kind]
     if not (argument.isascii() and argument.isdecimal()) or int(argument) == 0:

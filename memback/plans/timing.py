@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from memback.op import Op
-from memback.plans.execute import Execution, PlannedCall
 from memback.plans.measure import planned
-from memback.plans.model import ModelPlan
+from memback.plans.model import ModelPlan, execution
+from memback.plans.recipes import PlannedCall
 from memback.profiling.passes import Mode, Step
 from memback.tape import Call, Observer
 
@@ -58,7 +58,7 @@ def measure(step: Step, plan: ModelPlan, rounds: int = 5) -> Timing:
     step.time(Mode("full"))
     for _ in range(rounds):
         clock = _Clock()
-        with planned(step.module, lambda: Execution(region)), step.unchanged():
+        with planned(step.module, lambda: execution(region)), step.unchanged():
             step.run(Mode("checkpoint"), clock, update=False)
         seconds.append(clock.seconds)
         timed = step.time(Mode("full"))

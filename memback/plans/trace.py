@@ -15,7 +15,9 @@ from itertools import pairwise
 from typing import Any
 
 from memback.arrays import buffer_bytes, leaves, root
-from memback.plans.execute import CallShape, Execution, Selection
+from memback.plans.recipes import CallShape
+from memback.plans.region import Selection
+from memback.plans.running import Run
 from memback.state import State
 from memback.tape import Edge, Tensor
 
@@ -31,24 +33,27 @@ _SHARE = 0.25
 class TracedCall:
     """A call: what it must be, the calls whose outputs it uses, its buffers (by number), and its forward's FLOPs.
 
-    ``made`` are the buffers that its outputs live in, ``saved`` those that it keeps, ``leaves`` the parameters (by id)
-    that it gives gradients to, with the gradients' bytes.
+    ``made`` are the buffers that its outputs live in, those in ``fresh`` were not there before; ``residuals`` are the
+    buffers of the residuals that it keeps, ``saved`` all that it keeps, ``leaves`` the parameters (by id) that it gives
+    gradients to, with the gradients' bytes.
     """
 
     shape: CallShape
     uses: frozenset[int]
     made: frozenset[int]
+    fresh: frozenset[int]
+    residuals: frozenset[int]
     saved: frozenset[int]
     leaves: tuple[tuple[int, int], ...]
     flops: int
     matrix_product: bool
 
 
-class Trace(Execution):
+class Trace(Run):
     """Watches a region run with everything kept. It holds on to every buffer, so that each has a number of its own."""
 
-    def __init__(self) -> None:  # no region: it is what this is for
-        self.count = 0
+    def __init__(self) -> None:
+        super().__init__(())  # which calls there are is what this is for
         self.calls: list[TracedCall] = []
         self.buffers: list[int] = []
         """Bytes of each buffer."""
@@ -60,6 +65,9 @@ class Trace(Execution):
 
     def keeps(self) -> bool:
         return True
+
+    def lean(self) -> bool:
+        return False
 
     def may_run_again(self) -> bool:
         return False
@@ -76,28 +84,43 @@ class Trace(Execution):
     def add(self, node: Any, values: list[Any], out: Any, residuals: tuple[Any, ...]) -> None:
         op, edges = node.op, node.edges
         uses = frozenset(source[0] for edge in edges if (source := self.source(edge)) is not None)
+        for value in op.input_arrays(values):
+            for array in leaves(value):
+                self._number(array)
+        known = len(self.buffers)
         made = frozenset(self._number(o) for o in (out if op.multiple else (out,)))
-        self._own |= made | {
-            self._number(a) for residual in residuals if residual is not None for a in leaves(residual)
-        }
+        fresh = frozenset(buffer for buffer in made if buffer >= known)
+        known = len(self.buffers)
+        for residual in residuals:
+            for array in leaves(residual):
+                self._number(array)
+        residual_buffers = frozenset(range(known, len(self.buffers)))
+        self._own |= fresh | residual_buffers
         saved = frozenset(self._number(array) for _, value in node.saved() for array in leaves(value)) & self._own
         self.calls.append(
             TracedCall(
                 CallShape.of(op, node.path, out),
                 uses,
                 made,
+                fresh,
+                residual_buffers & saved,
                 saved,
                 tuple(_leaves(edges)),
                 op.count_flops(values, out),
                 op.matrix_product,
             )
         )
-        self.count += 1
+        super().add(node, values, out, residuals)
 
     def returned(self, tensors: Iterable[Tensor]) -> None:
         """Note what the region returns."""
         sources = (self.source(tensor.node) for tensor in tensors)
         self.outputs = frozenset(source[0] for source in sources if source is not None)
+
+    def release(self) -> None:
+        """Let go of the buffers: what is to be known of them is known."""
+        self._numbers.clear()
+        self._alive.clear()
 
     def _number(self, array: Any) -> int:
         buffer = root(array)
@@ -123,7 +146,7 @@ class Layout:
     """A traced region cut into stages; see the module's text.
 
     Attributes:
-        bounds, crossing, lasting: as in :class:`memback.plans.execute.Region`. Nothing crosses the last boundary: what
+        bounds, crossing, lasting: as in :class:`memback.plans.region.Region`. Nothing crosses the last boundary: what
             comes after the region follows it at once, is run once, and belongs to its last stage.
     """
 

@@ -7,7 +7,10 @@ from itertools import groupby
 from typing import NamedTuple
 
 from memback.plans.actions import Backward, Forward, Keep
+from memback.plans.graph_region import GraphRegion
 from memback.plans.model import RESERVE, FrontierPoint, ModelPlan, knee
+from memback.plans.region import Region
+from memback.reports import graph_plan
 from memback.reports.folding import span
 from memback.reports.tables import NONE, Cell, Column, Row, Table
 from memback.units import MIB, format_bytes, format_flops, format_seconds
@@ -68,7 +71,10 @@ class _Kind(NamedTuple):
 
 
 def stages(plan: ModelPlan) -> Table:
-    """One row a run of neighbouring stages that are treated alike."""
+    """One row a run of neighbouring stages, or nodes of a graph, that are treated alike."""
+    if isinstance(plan.region, GraphRegion):
+        return graph_plan.nodes(plan, plan.region)
+    region = plan.region
     columns = [
         Column("stages", "key"),
         Column("layers", "text"),
@@ -76,7 +82,7 @@ def stages(plan: ModelPlan) -> Table:
         Column("bytes kept"),
         Column("run again"),
     ]
-    kinds = [_kind(plan, i) for i in range(len(plan.stages))]
+    kinds = [_kind(plan, region, i) for i in range(len(plan.stages))]
     rows = []
     for kind, group in groupby(range(len(kinds)), key=kinds.__getitem__):
         numbers = list(group)
@@ -95,8 +101,8 @@ def stages(plan: ModelPlan) -> Table:
     return Table("Stages", columns, rows, notes=notes)
 
 
-def _kind(plan: ModelPlan, i: int) -> _Kind:
-    keep, stage, region = plan.region.first[i], plan.stages[i], plan.region
+def _kind(plan: ModelPlan, region: Region, i: int) -> _Kind:
+    keep, stage = region.first[i], plan.stages[i]
     runs = max((plan.runs.get(number, 0) for number in range(region.bounds[i], region.bounds[i + 1])), default=0)
     if keep is Keep.EVERYTHING:
         whole = region.kept[i] is None
@@ -119,31 +125,33 @@ def _layers(plan: ModelPlan, first: int, last: int) -> str:
 
 def picture(plan: ModelPlan, width: int) -> Iterator[str]:
     """A column for each stage (or several, where there are more than ``width``), a line for each sweep over them."""
-    n = len(plan.stages)
+    region = plan.region
+    sweeps = list(graph_plan.sweeps(region) if isinstance(region, GraphRegion) else _sweeps(region))
+    n = len(sweeps[0][1])
     per = -(-n // max(width, 1))
-    sweeps = list(_sweeps(plan))
     for label, marks in _condensed(sweeps):
         columns = [marks[i : i + per] for i in range(0, n, per)]
         yield f"{label:>9}  " + "".join(max(column, key=_ORDER.index) for column in columns)
     yield ""
-    yield "■ all kept  ▣ dear ops kept  ▪ input kept  · nothing kept  ◂ reversed"
+    yield graph_plan.LEGEND if isinstance(region, GraphRegion) else _LEGEND
     if per > 1:
-        yield f"A column stands for {per} stages."
+        yield f"A column stands for {per} {'nodes' if isinstance(region, GraphRegion) else 'stages'}."
 
 
+_LEGEND = "■ all kept  ▣ dear ops kept  ▪ input kept  · nothing kept  ◂ reversed"
 _ORDER = " ·▪◂▣■"
 
 
-def _sweeps(plan: ModelPlan) -> Iterator[tuple[str, list[str]]]:
+def _sweeps(region: Region) -> Iterator[tuple[str, list[str]]]:
     """(name, a mark for each stage) of each run over stages: the forward pass, then each recomputation and reversal."""
-    n = len(plan.stages)
+    n = region.stages
     marks, name, reversing = [" "] * n, "forward", False
-    for action in plan.actions:
+    for action in region.actions:
         if isinstance(action, Forward):
             if reversing:
                 yield name, marks
                 marks, name, reversing = [" "] * n, "again", False
-            marks[action.stage] = _mark(plan, action)
+            marks[action.stage] = _mark(region, action)
         elif isinstance(action, Backward):
             if not reversing and name == "forward":
                 yield name, marks
@@ -153,9 +161,9 @@ def _sweeps(plan: ModelPlan) -> Iterator[tuple[str, list[str]]]:
     yield name, marks
 
 
-def _mark(plan: ModelPlan, action: Forward) -> str:
+def _mark(region: Region, action: Forward) -> str:
     if action.keep is Keep.EVERYTHING:
-        return "■" if plan.region.kept[action.stage] is None else "▣"
+        return "■" if region.kept[action.stage] is None else "▣"
     return "▪" if action.keep is Keep.INPUT else "·"
 
 

@@ -8,7 +8,7 @@ import pytest
 from memback import op
 from memback.commands import main
 from memback.data import REGISTRY as DATA
-from memback.plans import PLANNERS
+from memback.plans import PLANNERS, WHOLE
 from memback.policy import POLICIES
 from memback.profiling.definition import shipped
 
@@ -21,7 +21,8 @@ def test_json_on_standard_output_is_all_there_is_and_complete(capsys: pytest.Cap
     assert main(["list", "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert list(found) == KINDS
-    for kind, known in zip(KINDS, (shipped(), models.REGISTRY, DATA, op.REGISTRY, POLICIES, PLANNERS), strict=True):
+    planners = {*PLANNERS, *WHOLE}
+    for kind, known in zip(KINDS, (shipped(), models.REGISTRY, DATA, op.REGISTRY, POLICIES, planners), strict=True):
         assert {entry["name"] for entry in found[kind]} == set(known)
 
 
@@ -40,7 +41,7 @@ def test_the_table_fits_the_terminal(
     assert main(["list"]) == 0
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= columns
-    for name in (*KINDS, *shipped(), *POLICIES, *PLANNERS):
+    for name in (*KINDS, *shipped(), *POLICIES, *PLANNERS, *WHOLE):
         assert name in printed
     assert "\x1b" not in printed
 

@@ -36,11 +36,24 @@ def refused(capsys, *arguments):
 def test_a_plan_is_shown_with_its_budget_peak_cost_and_proof(capsys, monkeypatch):
     for columns in ("80", "120"):
         monkeypatch.setenv("COLUMNS", columns)
-        assert main(["plan", "deep-mlp", "--set", "model.depth=20", "--budget", "12MiB"]) == 0
+        argv = ["plan", "deep-mlp", "--set", "model.depth=20", "--budget", "12MiB", "--planner", "chain"]
+        assert main(argv) == 0
         out = capsys.readouterr().out
         assert max(map(len, out.splitlines())) <= int(columns)
         for part in ("budget        12,582,912", "Computed again:", "Proof: ", "forward  ▪", "◂ reversed", "its input"):
             assert part in out
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_a_graph_s_plan_is_shown_by_its_nodes(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["plan", *GPT, "--budget", "350000", "--planner", "graph"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= int(columns)
+    for part in ("Proof: ", "over a fixed order", "Nodes", "forward keeps", "its output", "again  ", "or run again"):
+        assert part in out
+    assert main(["plan", "resnet50", "--budget", "8GiB", "--planner", "graph"]) == 2
+    assert "109 nodes; it takes at most 70. Use the planner 'chain'" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_the_json_is_a_plan_that_mb_reads(capsys, tmp_path):
