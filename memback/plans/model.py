@@ -2,8 +2,8 @@
 
 What a budget counts is what a peak counts: saved and recomputed activations, gradients of activations and parameters,
 and workspace, above the arguments. A plan's own peak is that of a dry run of the planned step, exact as every dry run
-is in what arrays hold. What NumPy allocates inside of its functions (casting buffers) and Python for its own objects is
-in no array: ``RESERVE`` bytes of every budget are left for that.
+is in what arrays hold. What Python allocates for its own objects while an op runs is in no array: ``RESERVE`` bytes of
+every budget are left for that.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ __all__ = [
     "plan",
 ]
 
-RESERVE = 128 * 1024
+RESERVE = 16 * 1024
 """Bytes of a budget that a plan leaves free for memory that no array holds."""
 
 TIME_LIMIT = 5.0

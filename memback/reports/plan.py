@@ -17,7 +17,7 @@ from memback.units import MIB, format_bytes, format_flops, format_seconds
 
 __all__ = ["frontier", "memory", "picture", "sentences", "stages"]
 
-_RESERVE_NOTE = "Reserve: for what NumPy and Python allocate in no array, such as the casting buffers of ufuncs."
+_RESERVE_NOTE = "Reserve: for Python's own small objects while an op runs, which are in no array."
 _PARTS = ("saved", "recomputed", "gradients", "outputs", "workspace")
 _MOST_ROWS = 24
 _MOST_POINTS = 16

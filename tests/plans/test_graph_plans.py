@@ -16,7 +16,7 @@ from memback.plans.graph_execution import GraphExecution
 from memback.plans.graph_region import GraphRegion
 from memback.plans.graph_schedule import everything, nothing, unfold
 from memback.plans.measure import predict
-from memback.plans.model import ModelPlan, NoPlanError, Planning, execution
+from memback.plans.model import RESERVE, ModelPlan, NoPlanError, Planning, execution
 from memback.profiling import definition
 from memback.profiling.passes import Mode, Step
 from memback.profiling.workload import Workload
@@ -309,7 +309,7 @@ def test_the_public_function_takes_the_planner_and_keeps_everything_where_it_fit
     x = mb.ShapeArray((512, 24), "float32")
     plan = mb.plan(model, x, budget="1GiB", planner="graph")
     assert plan.extra_flops == 0
-    tight = mb.plan(model, x, budget=plan.peak_bytes - 50_000 + 128 * 1024, planner="graph", time_limit=1.0)
+    tight = mb.plan(model, x, budget=plan.peak_bytes - 50_000 + RESERVE, planner="graph", time_limit=1.0)
     assert isinstance(tight.region, GraphRegion)
     assert tight.runs
     assert tight.peak_bytes <= plan.peak_bytes - 50_000

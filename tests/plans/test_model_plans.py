@@ -16,7 +16,7 @@ from memback.op import REGISTRY
 from memback.plans import BudgetError
 from memback.plans.actions import Backward, Drop, Forward, Keep, Stored
 from memback.plans.execute import Execution, Region
-from memback.plans.measure import measure, planned
+from memback.plans.measure import measure, planned, trace
 from memback.plans.model import RESERVE, ModelPlan, NoPlanError, Planning, knee
 from memback.profiling.passes import Mode, Step
 from memback.units import parse_bytes
@@ -74,7 +74,7 @@ def test_a_plan_fits_changes_no_bit_and_keeps_what_it_says(name):
     planning = Planning(step)
     full = step.account(Mode("full"))
     for budget in budgets(planning):
-        plan = planning.plan(budget)
+        plan = planning.plan(budget, "chain")
         assert plan.peak_bytes + RESERVE <= budget
         with plan.apply(model):
             account = step.account(Mode("checkpoint"))
@@ -152,7 +152,8 @@ OUTPUT_DROPPED = [
 def test_what_a_plan_drops_is_made_again(actions):
     model = mlp(depth=3)
     expected = trained(model)
-    staged = measure(Step(lambda: ops.sum(model(mb.Tensor(X))), model))
+    step = Step(lambda: ops.sum(model(mb.Tensor(X))), model)
+    staged = measure(step, trace(step))
     region = staged.region((None,) * 3, actions)
     with planned(model, lambda: Execution(region)):
         assert same(trained(model), expected)
@@ -164,7 +165,7 @@ def test_ops_inside_of_kept_stages_are_chosen_by_what_they_cost():
         tokens = mb.ShapeArray((4, 32), "int64")
         planning = Planning(Step(lambda: model.loss(tokens, tokens), model))
     assert len(planning.staged.choices) > 1
-    plan = planning.plan(int(0.8 * planning.everything.budget))
+    plan = planning.plan(int(0.8 * planning.everything.budget), "chain")
     region = plan.region
     mixed = [i for i, kept in enumerate(region.kept) if kept is not None and region.first[i] is Keep.EVERYTHING]
     inside = [number for i in mixed for number in range(region.bounds[i], region.bounds[i + 1])]
@@ -256,7 +257,7 @@ def test_the_frontier_is_monotone_and_each_of_its_points_can_be_planned():
         assert one.extra_flops > other.extra_flops
     assert knee(points) in points
     for point in points[:: max(1, len(points) // 5)]:
-        assert planning.plan(point.budget).extra_flops <= point.extra_flops
+        assert planning.plan(point.budget, "chain").extra_flops <= point.extra_flops
 
 
 def test_outside_of_training_a_plan_does_nothing():
@@ -351,7 +352,7 @@ def test_a_result_that_nobody_uses_frees_what_its_plan_stored_without_a_collecti
 def test_a_budget_below_the_minimum_names_it_and_what_it_is_made_of():
     model = mlp(depth=12)
     with pytest.raises(NoPlanError) as caught:
-        mb.plan(model, X, budget="200KiB")
+        mb.plan(model, X, budget="100KiB")
     assert "recomputed" in str(caught.value)
     assert "gradients" in str(caught.value)
     plan = mb.plan(model, X, budget=caught.value.minimum_bytes)

@@ -25,7 +25,7 @@ def test_the_measured_peak_is_within_the_budget_and_the_gradients_are_the_same_b
     least, most = planning.leanest().budget, planning.everything.budget
     for share in SHARES:
         budget = least + int(share * (most - least))
-        plan = planning.plan(budget)
+        plan = planning.plan(budget, "chain")
         mode = Mode("checkpoint", plan)
         account = step.account(mode)
         measured, _ = step.measure(mode, account.ledger)
