@@ -153,7 +153,7 @@ def test_a_policy_and_a_plan_make_room_for_more(trials):
     plain = find_largest(tried, "batch", budget, Setup())
     assert plain.size == 256
     assert find_largest(tried, "batch", budget, Setup(policy="sqrt")).size > 256
-    small = trials("deep-mlp", model__depth="5", data__batch="256")
+    small = trials("deep-mlp", model__depth="5", data__batch="1024")
     budget = share(small, 0.9)
     planned = find_largest(small, "batch", budget, Setup(budget=budget))
     assert planned.size > find_largest(small, "batch", budget, Setup()).size
