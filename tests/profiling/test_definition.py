@@ -279,9 +279,3 @@ def test_learning_rates_rise_then_follow_the_schedule() -> None:
     assert sorted(rates[2:], reverse=True) == rates[2:]
     constant = msgspec.structs.replace(train, schedule="constant")
     assert [constant.rate(step) for step in (2, 11, 500)] == [1.0, 1.0, 1.0]
-
-
-def test_a_number_among_few_is_read_as_a_number():
-    assert load("digits-resnet").with_overrides({"model.depth": "34"}).model.arguments["depth"] == 34
-    with pytest.raises(UsageError, match="must be one of 18, 34, 50"):
-        load("digits-resnet").with_overrides({"model.depth": "19"})
