@@ -782,6 +782,23 @@ def test_an_exception_leaves_the_tape_empty_and_everything_usable(broken, where,
     np.testing.assert_array_equal(x.grad, np.exp(x.data))
 
 
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_running_out_of_memory_names_the_call_and_the_bytes(broken, where):
+    try:
+        np.empty(2**57, np.float32)
+    except MemoryError as error:
+        numpys = error
+    x = leaf(4)
+    with pytest.raises(
+        mb.OutOfMemoryError, match=r"\(layer .*called at test_tape.py:\d+\) found no more memory"
+    ) as raised:
+        scenario(broken, where, numpys, x)
+    assert raised.value.bytes == 2**59
+    assert f"{2**59:,} B" in str(raised.value)
+    assert isinstance(raised.value, MemoryError)
+    assert isinstance(raised.value, mb.MembackError)
+
+
 @pytest.mark.parametrize("where", ["forward", "backward", "checkpoint's first run", "checkpoint's recomputation"])
 def test_an_exception_on_the_threads_own_tape_empties_it_too(broken, where):
     x = leaf(4)

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _SCHEMA = "memback.fit/1"
+_RESULTS = {
+    "rounding": "the same in exact arithmetic, added in another order.",
+    "other masks": "each micro-batch draws dropout masks of its own.",
+    "batch norm": "each micro-batch is normalised by its own statistics, so training goes another way.",
+}
 
 
 @click.command("fit", epilog="Example: memback fit source-gpt --budget 24MiB")
@@ -175,8 +180,8 @@ def _notes(trials: Trials, options: list[Option]) -> list[str]:
             " products alone, so the disk's share is at most the one shown."
         )
     notes += dict.fromkeys(f"{note[0].upper()}{note[1:]}." for option in options for note in option.notes)
-    if any(option.results == "rounding" for option in options):
-        notes.append("Results, rounding: the same in exact arithmetic, added in another order.")
+    shown = {option.results for option in options}
+    notes += [f"Results, {results}: {text}" for results, text in _RESULTS.items() if results in shown]
     return notes
 
 

@@ -153,7 +153,8 @@ class Option:
         seconds: predicted to be lost a step; None where that is not known.
         recomputed: FLOPs computed again, as a share of a step's (three forward passes).
         disk_bytes: written and read in a step.
-        results: what it does to the results: ``"same bits"``, ``"rounding"`` or what else changes.
+        results: ``"same bits"``, ``"rounding"``, or what changes them: ``"other masks"`` (of dropout), ``"batch norm"``
+            (whose statistics are those of micro-batches), or the dtype.
         notes: what there is to know of the prediction.
     """
 
@@ -324,12 +325,12 @@ class Trials:
         """What a setup does to the results."""
         model = self.work(setup).model
         if "dtype" in setup.settings:
-            return f"change ({setup.settings['dtype']})"
+            return setup.settings["dtype"]
         if setup.micro_batches > 1:
             if any(type(module).__name__.startswith("BatchNorm") for module in model.modules()):
-                return "change (batch norm)"
+                return "batch norm"
             if _dropout(self.work(setup).profile):
-                return "other dropout masks"
+                return "other masks"
             return "rounding"
         return "rounding" if "model.attention" in setup.settings else "same bits"
 
@@ -457,7 +458,7 @@ def _cost(option: Option) -> float:
 
 def _rank(option: Option) -> tuple[Any, ...]:
     """By time lost; then what changes results least, then what changes least."""
-    changes = {"same bits": 0, "rounding": 1, "other dropout masks": 2}.get(option.results, 3)
+    changes = {"same bits": 0, "rounding": 1, "other masks": 2}.get(option.results, 3)
     return _cost(option), changes, len(option.setup.flags()), option.peak_bytes
 
 

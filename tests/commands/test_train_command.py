@@ -57,6 +57,22 @@ def test_training_shows_loss_accuracy_speed_and_memory(capsys):
     assert "optimiser state" in out
 
 
+def test_micro_batches_and_offload_change_memory_and_hardly_the_losses(capsys):
+    def trained(*options):
+        assert main([*QUICK, "--steps", "5", *options, "--json", "-"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    whole, parts, disk = trained(), trained("--micro-batches", "4"), trained("--offload")
+    assert parts["micro_batches"] == 4
+    assert parts["memory"]["saved activations"] < whole["memory"]["saved activations"] / 3
+    np.testing.assert_allclose(parts["losses"], whole["losses"], rtol=1e-4)
+    assert disk["losses"] == whole["losses"]
+    assert disk["offloaded_bytes"] > 0
+    assert disk["memory"]["saved activations"] < whole["memory"]["saved activations"] / 3
+    assert main([*QUICK, "--steps", "2", "--offload"]) == 0
+    assert "On disk:" in capsys.readouterr().out
+
+
 def test_json_on_standard_output_is_all_there_is(capsys):
     assert main([*QUICK, "--steps", "5", "--json", "-"]) == 0
     printed = capsys.readouterr()
@@ -145,6 +161,7 @@ def test_running_out_of_memory_ends_in_one_line_and_exit_code_1(monkeypatch, cap
     [
         (["train", "digits", "--policy", "squirt"], "unknown checkpoint policy 'squirt'"),
         (["train", "digits", "--policy", "every:0"], "every:k needs a whole number"),
+        (["train", "digits", "--micro-batches", "65"], "65 micro-batches can't be made of a batch of 64"),
         (["train", "digits", "--steps", "0"], "0 is not in the range"),
         (["train", "digits", "--steps", "many"], "'many' is not a valid integer"),
         (["train", "digits", "--batch", "0"], "data.batch"),

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
+import psutil
 import pytest
 
 from memback import nn, ops
@@ -54,6 +57,20 @@ def test_without_a_limit_the_machines_free_memory_counts(tmp_path):
     root, listing = cgroup(tmp_path, 2, limit="max", used=10)
     assert available_memory(root, listing).limit == "free memory of the machine"
     assert available_memory(root, tmp_path / "missing").limit == "free memory of the machine"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not limit address spaces")
+def test_a_limit_of_the_address_space_counts_less_what_is_taken(tmp_path, monkeypatch):
+    import resource
+
+    root, listing = cgroup(tmp_path, 2, limit="max", used=10)
+    taken = psutil.Process().memory_info().vms
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (taken + 2**22, resource.RLIM_INFINITY))
+    available = available_memory(root, listing)
+    assert abs(available.bytes - 2**22) < 2**21
+    assert "address space" in available.limit
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1, 1))
+    assert available_memory(root, listing).bytes == 0
 
 
 def test_a_step_that_fits_passes(step):

@@ -45,6 +45,14 @@ def losses(training, until):
     return [result.loss for result in training.steps(until)]
 
 
+def test_a_training_in_other_micro_batches_is_another_one(tmp_path):
+    first = start()
+    losses(first, 2)
+    first.save(tmp_path / "half")
+    with pytest.raises(UsageError, match="--micro-batches differ"):
+        Training(start().work, micro_batches=2).resume(tmp_path / "half")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_training_has_the_bits_of_an_uninterrupted_one(kind, tmp_path):
     whole = start(kind)
