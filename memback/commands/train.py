@@ -72,6 +72,8 @@ def command(
         raise UsageError("--save-every needs --save FILE, where to write")
     if save is not None and save != resume:
         output.check(save)
+    if micro_batches > 1 and (budget is not None or plan_file is not None):
+        raise UsageError("a plan is made for whole batches: leave out --micro-batches, or give a --policy instead")
     again = recomputation(profile, policy, budget, plan_file)
     if not output.force:
         _check_fits(profile, again, micro_batches, offload)
