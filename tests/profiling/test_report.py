@@ -40,7 +40,7 @@ def test_the_dict_has_the_names_of_the_schema() -> None:
     run = content["runs"][1]
     assert run["layers"][1]["saved"][0]["from"] == "output of relu (blocks.0.act)"
     assert run["layers"][1]["output_shape"] == [512, 256]
-    assert run["timeline"][0][:8] == [0, "new", 0, 524288, 524288, "blocks.0.fc", "linear", "forward"]
+    assert run["timeline"][0] == [0, "new", 0, 524288, 524288, "blocks.0.fc", "linear", "forward", None]
 
 
 def test_the_sample_adds_up() -> None:
