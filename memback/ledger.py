@@ -269,8 +269,12 @@ class Ledger(Observer):
         self._close()
 
     def finish(self) -> None:
-        """The step is over: close the last interval, and charge the rows if there was no backward."""
+        """The step is over: close the last interval, and charge the rows if there was no backward.
+
+        What dies from now on dies at other hands than the step's, and is no event of it.
+        """
         self._close()
+        self._keep_events = False
         if self._phase == "forward":
             self._charge()
 

@@ -446,8 +446,9 @@ class Step:
         """
         with dry_arguments(self.module, self.optimizer), self.unchanged():
             ledger = make_ledger(self.names())
-            self.run(mode, ledger)
+            loss = self.run(mode, ledger)
             ledger.finish()
+            del loss  # which outlives the step, as in a real run
             number, parts = peak_of(ledger.intervals, ledger.peaks)
             return Prediction(Peak(sum(parts.values()), ledger.intervals[number], parts), ledger)
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import memback as mb
 from memback import nn, ops
 
-ROWS, WIDTH = 1024, 64
-"""A quarter of a MiB in float32: more than what prediction and measurement may be apart."""
+ROWS, WIDTH = 768, 64
+"""192 KiB in float32: more than what prediction and measurement may be apart."""
 
 
 class Network(NamedTuple):
@@ -334,7 +334,7 @@ def _extended(parts: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 _leaves = st.sampled_from(sorted(FUNCTIONS)) | st.sampled_from(sorted(LAYERS))
-_bodies = st.lists(st.recursive(_leaves.map(lambda kind: (kind,)), _extended, max_leaves=6), min_size=1, max_size=3)
+_bodies = st.lists(st.recursive(_leaves.map(lambda kind: (kind,)), _extended, max_leaves=5), min_size=1, max_size=3)
 networks = st.builds(
     Network,
     st.builds(lambda kind, parts: (kind, *parts), st.sampled_from(CHAINS), _bodies),
