@@ -4,11 +4,12 @@ VENV ?= .venv
 OUT ?= build
 
 BIN := $(VENV)/bin
+BENCHMARK := .venv-benchmark
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 MANIFEST := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help profile test test-long test-torch test-browser lint clean
+.PHONY: help profile test test-long test-torch test-browser lint benchmark clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -38,8 +39,11 @@ lint: $(VENV)/.installed-test ## ruff, its formatter and mypy (strict)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean: ## remove the environment, caches and what was built
-	rm -rf $(VENV) $(OUT) dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+benchmark: $(BENCHMARK)/.installed ## compare with other engines, write benchmarks/RESULTS.md
+	$(BENCHMARK)/bin/python -m benchmarks.page
+
+clean: ## remove the environments, caches and what was built
+	rm -rf $(VENV) $(BENCHMARK) $(OUT) dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # A stamp a set of dependencies: each is newer than the files that it was installed from.
 $(VENV)/.created:
@@ -63,4 +67,11 @@ $(VENV)/.installed-browser: $(VENV)/.installed-test
 
 $(VENV)/.installed-torch: $(VENV)/.installed-test
 	$(PIP) torch==2.13.0
+	@touch $@
+
+# The peers are in an environment of their own, so that nothing of memback's can come to depend on them.
+$(BENCHMARK)/.installed: $(MANIFEST) benchmarks/requirements.txt
+	$(PYTHON) -m venv $(BENCHMARK)
+	$(BENCHMARK)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt \
+	  -r benchmarks/requirements.txt -e .
 	@touch $@

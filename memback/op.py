@@ -202,10 +202,17 @@ class Op:
         """NumPy has no products of bfloat16 and no Python numbers beside it: it gives float32 or float64, which is
         rounded here, so that a bfloat16 model keeps values of two bytes.
         """
-        inputs = [value for value in self.input_arrays(values) if hasattr(value, "dtype")]
-        narrow = [value.dtype for value in inputs if value.dtype.kind == "V"]
-        wide = any(value.dtype.kind == "f" for value in inputs)
-        return out.astype(narrow[0]) if narrow and not wide else out
+        inputs = values if self.variadic is None else values[self.variadic]
+        narrow = None
+        for _, i in self.array_slots if self.variadic is None else enumerate(inputs):
+            dtype = getattr(inputs[i], "dtype", None)
+            if dtype is None:
+                continue
+            if dtype.kind == "f":
+                return out
+            if dtype.kind == "V" and narrow is None:
+                narrow = dtype
+        return out if narrow is None else out.astype(narrow)
 
     def saving(self, needs: int, count: int) -> Saving:
         """What is kept where bit k of ``needs`` says that input k (of ``count``) is to be differentiated."""

@@ -18,7 +18,7 @@ from memback.state import current
 
 __all__ = ["Fill", "buffer", "constant", "normal", "parameter", "uniform"]
 
-Fill: TypeAlias = Callable[[np.random.Generator, tuple[int, ...]], Any]
+Fill: TypeAlias = "Callable[[np.random.Generator, tuple[int, ...]], Any]"  # a string: numpy.random takes long to load
 """Gives an array's values from a generator and a shape."""
 
 

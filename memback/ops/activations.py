@@ -9,6 +9,7 @@ import numpy as np
 from memback.arrays import Array
 from memback.ops.elementwise import Elementwise
 from memback.ops.error_function import erf
+from memback.ops.workspace import parts
 
 __all__ = ["gelu", "leaky_relu", "relu", "relu_bits", "sigmoid", "silu", "softplus", "tanh"]
 
@@ -122,19 +123,42 @@ class Gelu(Elementwise):
     operations = 8
 
     def forward(self, input: Array, approximate: Literal["none", "tanh"] = "none") -> Array:
-        out = _gate(input, approximate)
-        return np.multiply(out, input, out=out)
+        if approximate not in ("none", "tanh"):
+            raise ValueError(f"`approximate` (={approximate!r}) must be 'none' or 'tanh'")
+        gate = _tanh_gate if approximate == "tanh" else _normal_gate
+        out = np.empty_like(input)
+        for part in parts(input):
+            x, y = input[part], out[part]
+            gate(x, y)
+            np.multiply(y, x, out=y)
+        return out
 
     def vjp(self, d_out: Array, input: Array, approximate: str) -> Array:
-        if approximate == "tanh":
-            return _tanh_gelu_vjp(d_out, input)
-        slope = np.multiply(input, input, out=np.empty_like(input))  # Phi(x) + x phi(x)
-        np.multiply(slope, -0.5, out=slope)
-        np.exp(slope, out=slope)
-        np.multiply(slope, input, out=slope)
-        np.multiply(slope, 1 / np.sqrt(2 * np.pi).item(), out=slope)
-        np.add(slope, _gate(input, "none"), out=slope)
-        return np.multiply(slope, d_out, out=slope)
+        slope = _tanh_slope if approximate == "tanh" else _normal_slope
+        d_input = np.empty_like(input)
+        for part in parts(input):
+            y = d_input[part]
+            slope(input[part], y)
+            np.multiply(y, d_out[part], out=y)
+        return d_input
+
+
+def _normal_gate(x: Array, out: Array) -> None:
+    """Phi(x)."""
+    np.copyto(out, erf(np.multiply(x, 0.7071067811865476)))
+    np.add(out, 1, out=out)
+    np.multiply(out, 0.5, out=out)
+
+
+def _normal_slope(x: Array, out: Array) -> None:
+    """Phi(x) + x phi(x)."""
+    _normal_gate(x, out)
+    density = np.multiply(x, x, out=np.empty_like(x))
+    np.multiply(density, -0.5, out=density)
+    np.exp(density, out=density)
+    np.multiply(density, x, out=density)
+    np.multiply(density, 1 / np.sqrt(2 * np.pi).item(), out=density)
+    np.add(out, density, out=out)
 
 
 _SCALE = 0.7978845608028654
@@ -142,40 +166,35 @@ _SCALE = 0.7978845608028654
 _CUBIC = 0.044715
 
 
-def _gate(x: Array, approximate: str) -> Array:
-    """What x is multiplied with."""
-    if approximate == "none":
-        out = erf(np.multiply(x, 0.7071067811865476))
-    elif approximate == "tanh":
-        out = _inner_tanh(x)
-    else:
-        raise ValueError(f"`approximate` (={approximate!r}) must be 'none' or 'tanh'")
-    np.add(out, 1, out=out)
-    return np.multiply(out, 0.5, out=out)
-
-
-def _inner_tanh(x: Array) -> Array:
-    out = np.multiply(x, x, out=np.empty_like(x))
+def _inner_tanh(x: Array, out: Array) -> None:
+    """The inner t = tanh(u), u = sqrt(2/pi) (x + 0.044715 x^3)."""
+    np.multiply(x, x, out=out)
     np.multiply(out, _SCALE * _CUBIC, out=out)
     np.add(out, _SCALE, out=out)
     np.multiply(out, x, out=out)
-    return np.tanh(out, out=out)
+    np.tanh(out, out=out)
 
 
-def _tanh_gelu_vjp(d_out: Array, x: Array) -> Array:
-    """With t = tanh(u): (1 + t)/2 + x (1 - t^2) u' / 2."""
-    t = _inner_tanh(x)
-    slope = np.multiply(x, x, out=np.empty_like(x))
-    np.multiply(slope, 3 * _SCALE * _CUBIC, out=slope)
-    np.add(slope, _SCALE, out=slope)
-    np.multiply(slope, x, out=slope)
-    rest = np.multiply(t, t, out=np.empty_like(t))
-    np.subtract(1, rest, out=rest)
-    np.multiply(slope, rest, out=slope)
-    np.add(slope, t, out=slope)
-    np.add(slope, 1, out=slope)
-    np.multiply(slope, 0.5, out=slope)
-    return np.multiply(slope, d_out, out=slope)
+def _tanh_gate(x: Array, out: Array) -> None:
+    """(1 + t) / 2."""
+    _inner_tanh(x, out)
+    np.add(out, 1, out=out)
+    np.multiply(out, 0.5, out=out)
+
+
+def _tanh_slope(x: Array, out: Array) -> None:
+    """(1 + t) / 2 + x (1 - t^2) u' / 2 = (1 + t) (1/2 + (1 - t) x u' / 2)."""
+    t = np.empty_like(x)
+    _inner_tanh(x, t)
+    np.multiply(x, x, out=out)
+    np.multiply(out, 1.5 * _SCALE * _CUBIC, out=out)
+    np.add(out, 0.5 * _SCALE, out=out)
+    np.multiply(out, x, out=out)
+    rest = np.subtract(1, t, out=np.empty_like(t))
+    np.multiply(out, rest, out=out)
+    np.add(out, 0.5, out=out)
+    np.add(t, 1, out=t)
+    np.multiply(out, t, out=out)
 
 
 class Silu(Elementwise):

@@ -23,13 +23,10 @@ import numpy as np
 
 from memback.arrays import Array
 from memback.op import Op
-from memback.ops.workspace import pieces, slices, wide
+from memback.ops.workspace import parts, wide
 from memback.state import current, is_recomputing
 
 __all__ = ["batch_norm", "group_norm", "layer_norm", "rms_norm"]
-
-PIECE = 2**16
-"""Elements worked on at a time, or one step along the first dimension where that is more."""
 
 
 class _Form(NamedTuple):
@@ -59,7 +56,7 @@ class _Standard(NamedTuple):
     mean: Array | None
     rstd: Array
 
-    def z(self, part: slice) -> Array:
+    def z(self, part: Any) -> Array:
         if self.mean is None:
             return np.multiply(self.x[part], self.rstd[part])
         z = np.subtract(self.x[part], self.mean[part])
@@ -67,12 +64,7 @@ class _Standard(NamedTuple):
         return z
 
 
-def _parts(x: Array) -> Iterator[slice]:
-    length = max(1, x.shape[0])
-    return pieces(slices(length, max(1, PIECE * length // max(1, x.size))), like=x)
-
-
-def _of(parameter: Array, part: slice) -> Array:
+def _of(parameter: Array, part: Any) -> Array:
     return parameter if parameter.shape[0] == 1 else parameter[part]
 
 
@@ -82,7 +74,7 @@ def _statistics(x: Array, form: _Form, centre: bool = True) -> tuple[Array | Non
     shape = tuple(1 if d in form.axes else n for d, n in enumerate(seen.shape))
     mean = np.empty_like(x, shape=shape, dtype=wide(x.dtype), order="C") if centre else None
     variance = np.empty_like(x, shape=shape, dtype=wide(x.dtype), order="C")
-    for part in _parts(seen):
+    for part in parts(seen):
         _measure(seen[part], form.axes, None if mean is None else mean[part], variance[part])
     return mean, variance
 
@@ -111,14 +103,12 @@ def _scale_and_shift(
     scale = None if weight is None else np.reshape(weight, form.parameter)
     shift = None if bias is None else np.reshape(bias, form.parameter)
     out = np.empty_like(standard.x)
-    for part in _parts(out):
+    for part in parts(out):
         _scale_and_shift_part(standard, part, scale, shift, out[part])
     return form.back(out, x.shape)
 
 
-def _scale_and_shift_part(
-    standard: _Standard, part: slice, scale: Array | None, shift: Array | None, out: Array
-) -> None:
+def _scale_and_shift_part(standard: _Standard, part: Any, scale: Array | None, shift: Array | None, out: Array) -> None:
     z = standard.z(part)
     if scale is not None:
         np.multiply(z, _of(scale, part), out=z)
@@ -148,7 +138,7 @@ class _Gradients:
         """The three gradients, from what was saved for those that are needed."""
         standard = None if x is None or rstd is None else _Standard(self.form.view(x), mean, rstd)
         scale = None if weight is None else np.reshape(weight, self.form.parameter)
-        for part in _parts(self.d_out):
+        for part in parts(self.d_out):
             if self.bias is not None:
                 self._sum(self.bias, part, self.d_out[part])
             if standard is not None:
@@ -159,12 +149,12 @@ class _Gradients:
             None if self.bias is None else np.reshape(self.bias, self.form.features),
         )
 
-    def _sum(self, total: Array, part: slice, terms: Array) -> None:
+    def _sum(self, total: Array, part: Any, terms: Array) -> None:
         fixed = tuple(d for d, n in enumerate(total.shape) if n == 1)
         target = _of(total, part)
         np.add(target, np.sum(terms, axis=fixed, dtype=total.dtype, keepdims=True), out=target)
 
-    def _collect_part(self, standard: _Standard, scale: Array | None, part: slice) -> None:
+    def _collect_part(self, standard: _Standard, scale: Array | None, part: Any) -> None:
         z = standard.z(part)
         if self.weight is not None:
             self._sum(self.weight, part, np.multiply(self.d_out[part], z))

@@ -10,9 +10,12 @@ import numpy as np
 
 from memback.shape_array import ShapeArray
 
-__all__ = ["pieces", "slices", "wide"]
+__all__ = ["PIECE", "parts", "pieces", "slices", "wide"]
 
 T = TypeVar("T")
+
+PIECE = 2**16
+"""Elements worked on at a time: 256 KiB of float32, of which a few fit into a core's second cache."""
 
 
 def wide(dtype: Any) -> Any:
@@ -31,3 +34,11 @@ def pieces(steps: Iterable[T], like: Any) -> Iterator[T]:
     Without memory (``like`` is a :class:`~memback.shape_array.ShapeArray`) the first stands for all of them.
     """
     return islice(steps, 1) if isinstance(like, ShapeArray) else iter(steps)
+
+
+def parts(x: Any) -> Iterator[Any]:
+    """Indices that cut ``x`` along its first dimension into parts of about :data:`PIECE` elements, or one step each."""
+    if x.size <= PIECE:
+        return iter((...,))
+    length = x.shape[0]
+    return pieces(slices(length, max(1, PIECE * length // x.size)), like=x)

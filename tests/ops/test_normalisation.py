@@ -87,7 +87,7 @@ def test_more_than_one_piece_of_work_gives_what_one_gives(monkeypatch, rng):
         return [g for op, args in calls for g in op.backward(d_out, x, *args) if g is not None]
 
     whole = everything()
-    monkeypatch.setattr("memback.ops.normalisation.PIECE", 1)
+    monkeypatch.setattr("memback.ops.workspace.PIECE", 1)
     for one, other in zip(whole, everything(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 

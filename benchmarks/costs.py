@@ -1,0 +1,167 @@
+"""What memback's own features cost on the same workloads: watching, recomputation; and what a step's peak is made of.
+
+All in one process, in turns: what is compared runs in the same rounds.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import memback as mb
+from benchmarks.engines.memback import make_model
+from benchmarks.workloads import WORKLOADS, Workload
+from memback.ledger import Ledger
+from memback.policy import applied
+from memback.state import current
+from memback.tape import Edge, Node, Observer, Tensor
+
+CHECKPOINTS = {"W2 at batch 4096, `sqrt`": ("W2", 4096, "sqrt"), "W3, `all` (each block)": ("W3", None, "all")}
+
+
+def _step(workload: Workload, policy: str | None = None) -> tuple[Any, Callable[[], Any]]:
+    model = make_model(workload)
+    x, y = workload.sample()
+
+    def step() -> Any:
+        model.zero_grad()
+        with applied(model, policy):
+            loss = model.loss(x, y)
+        loss.backward()
+        return loss
+
+    return model, step
+
+
+def _ratio(rounds: int, base: Callable[[], Any], other: Callable[[], Any]) -> float:
+    """The median of the rounds' ratios, in seconds of the processor."""
+    base(), other()
+    ratios = []
+    for i in range(rounds):
+        taken = [0.0, 0.0]
+        for which in ((0, 1), (1, 0))[i % 2]:
+            began = time.process_time()
+            (base, other)[which]()
+            taken[which] = time.process_time() - began
+        ratios.append(taken[1] / taken[0])
+    return statistics.median(ratios)
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """Ratios and bytes."""
+    mb.keep_freed_memory()
+    data: dict[str, Any] = {
+        "watching": {name: _watching(WORKLOADS[name], rounds) for name in ("W1", "W2", "W3")},
+        "recomputing": {
+            title: _recomputing(*which, rounds=max(3, rounds // 3)) for title, which in CHECKPOINTS.items()
+        },
+    }
+    mb.keep_freed_memory(False)
+    data["memory"] = {name: _memory(WORKLOADS[name]) for name in ("W1", "W2", "W3")}
+    return data
+
+
+def _watching(workload: Workload, rounds: int) -> float:
+    """A step under a ledger with its timeline, to the step alone."""
+    _, step = _step(workload)
+
+    def watched() -> None:
+        state = current()
+        ledger = state.observer = Ledger()
+        try:
+            step()
+        finally:
+            state.observer = None
+        ledger.finish()
+
+    return _ratio(rounds, step, watched)
+
+
+def _recomputing(name: str, batch: int | None, policy: str, rounds: int) -> dict[str, float]:
+    """Time of a checkpointed step to a full one, and the FLOPs' share."""
+    workload = WORKLOADS[name]
+    if batch is not None:
+        workload = replace(workload, size=replace(workload.size, batch=batch))
+    model, full = _step(workload)
+    _, again = _step(workload, policy)
+    counted = _flops(model, workload, policy)
+    gc.collect()
+    return {"time": _ratio(rounds, full, again) - 1, "flops": counted}
+
+
+def _flops(model: Any, workload: Workload, policy: str) -> float:
+    """Recomputed FLOPs as a share of forward and backward, a backward counting twice its forward."""
+    x, y = workload.sample()
+    with mb.dry_run():
+        run = mb.profile(lambda: model.loss(x, y), module=model, modes=("checkpoint",), policy=policy).runs[0]
+    return float(run.recomputed_flops / (3 * run.flops))
+
+
+class _WorkingSet(Observer):
+    """The largest gradient of an output with those of its inputs, without leaves', in bytes."""
+
+    def __init__(self) -> None:
+        self.largest = 0
+        self._begun = 0
+
+    def backward_begins(self, node: Node) -> None:
+        grads = node.grad if isinstance(node.grad, list) else [node.grad]
+        self._begun = sum(g.nbytes for g in grads if g is not None)
+
+    def backward_ended(self, node: Node, edges: Sequence[Edge | None]) -> None:
+        made = sum(e.grad.nbytes for e in edges if e is not None and not isinstance(e, Tensor))
+        self.largest = max(self.largest, self._begun + made)
+
+
+def _memory(workload: Workload) -> dict[str, int]:
+    """The measured peak, and what it is compared with."""
+    model, step = _step(workload)
+    state = current()
+    observer = state.observer = _WorkingSet()
+    try:
+        step()
+    finally:
+        state.observer = None
+    model.zero_grad()
+    x, y = workload.sample()
+    run = mb.profile(lambda: model.loss(x, y), module=model, modes=("full",)).runs[0]
+    gradients = sum(p.data.nbytes for p in model.parameters())
+    return {
+        "measured": int(run.measured_peak_bytes or 0),
+        "predicted": int(run.predicted_peak_bytes or 0),
+        "sum": gradients + int(run.saved_bytes) + observer.largest,
+        "gradients": gradients,
+        "saved": int(run.saved_bytes),
+        "working_set": observer.largest,
+    }
+
+
+def section(data: dict[str, Any]) -> str:
+    """The tables."""
+    out = ["## What watching and recomputing cost", "", "Medians of interleaved steps, in time of the processor.", ""]
+    out += ["| a step under a ledger, to the step alone | |", "|---|---:|"]
+    out += [f"| {name}: {WORKLOADS[name].title} | {ratio:.3f} |" for name, ratio in data["watching"].items()]
+    out += ["", "| checkpointed, to full retention | more time | recomputed FLOPs' share |", "|---|---:|---:|"]
+    out += [f"| {title} | {row['time']:+.1%} | {row['flops']:.1%} |" for title, row in data["recomputing"].items()]
+    out += [
+        "",
+        "## Memory",
+        "",
+        "The measured peak beside the sum of the parameters' gradients, what is saved, and the largest working set of"
+        " one op (gradients of its output and inputs). It may stay below that sum: gradients come while what was"
+        " saved goes. Exact bytes of arrays; all but the ratio in MiB.",
+        "",
+        "| | gradients | saved | working set | sum | predicted peak | measured peak | measured ÷ sum |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in data["memory"].items():
+        parts = " | ".join(f"{row[key] / 2**20:.1f}" for key in _COLUMNS)
+        out.append(f"| {name} | {parts} | {row['measured'] / row['least']:.3f} |")
+    return "\n".join([*out, ""])
+
+
+_COLUMNS = ("gradients", "saved", "working_set", "sum", "predicted", "measured")

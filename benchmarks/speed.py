@@ -1,0 +1,217 @@
+"""How long a step takes in every engine: W1 to W4, gradients compared before anything is timed."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from benchmarks.charts import bars
+from benchmarks.workloads import WORKLOADS, MLPSize, Workload
+
+ENGINES = ("by_hand", "by_hand+kept", "memback", "memback+kept", "torch", "jax", "autograd", "mygrad")
+NAMES = {
+    "by_hand": "NumPy by hand",
+    "by_hand+kept": "NumPy by hand, freed memory kept",
+    "memback": "memback",
+    "memback+kept": "memback, freed memory kept",
+    "torch": "PyTorch eager",
+    "jax": "JAX jit",
+    "autograd": "autograd",
+    "mygrad": "MyGrad",
+}
+TOLERANCE = 0.02
+"""Largest difference of a parameter's gradient from the hand-written one, in L2 norm, as a fraction.
+
+In W2 a few of its four million ReLUs are so near to zero that rounding decides about them.
+"""
+
+
+class Engine:
+    """A worker process."""
+
+    def __init__(self, engine: str, workload: str, threads: int) -> None:
+        numbers = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+        if threads == 1:
+            numbers["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+        self.name = engine
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker", engine, workload],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **numbers},
+        )
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def ask(self, line: str) -> Any:
+        """Send a line, wait for the answer."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"the worker of {self.name} ended; its message stands above")
+        return json.loads(answer)
+
+
+def measure(rounds: int, threads: int) -> dict[str, Any]:
+    """Every workload: by engine the ratio to the hand-written one, milliseconds, and growth of the resident set."""
+    return {
+        "threads": threads,
+        "rounds": rounds,
+        "workloads": {n: _workload(w, rounds, threads) for n, w in WORKLOADS.items()},
+    }
+
+
+def _workload(workload: Workload, rounds: int, threads: int) -> dict[str, Any]:
+    engines = [Engine(name, workload.name, threads) for name in ENGINES]
+    try:
+        differences = _compare_gradients(engines)
+        versions: dict[str, str] = {}
+        for engine in engines:
+            versions |= engine.ask("versions")
+            engine.ask(f"round {workload.steps}")
+        times: dict[str, list[dict[str, float]]] = {engine.name: [] for engine in engines}
+        for _ in range(rounds):
+            for engine in engines:
+                times[engine.name].append(_medians(engine.ask(f"round {workload.steps}")))
+            print(f"\r{workload.name}: round {len(times['by_hand'])} of {rounds}", end="", file=sys.stderr)
+        print(file=sys.stderr)
+        memory = {engine.name: engine.ask("memory") for engine in engines}
+    finally:
+        for engine in engines:
+            engine.__exit__(None, None, None)
+    rows = {name: _summary(taken, times["by_hand"], times["torch"]) for name, taken in times.items()}
+    for name, row in rows.items():
+        row |= {"difference": differences[name], "resident_growth": memory[name]}
+    return {"engines": rows, "versions": versions}
+
+
+def _medians(taken: dict[str, list[float]]) -> dict[str, float]:
+    return {clock: statistics.median(seconds) for clock, seconds in taken.items()}
+
+
+def _summary(
+    taken: list[dict[str, float]], by_hand: list[dict[str, float]], torch: list[dict[str, float]]
+) -> dict[str, Any]:
+    """Medians over the rounds; a ratio is taken within each round, whose steps ran at about the same time."""
+    row: dict[str, Any] = {}
+    for clock in ("clock", "processor"):
+        row[f"{clock}_ms"] = statistics.median(t[clock] for t in taken) * 1e3
+        for other, theirs in (("by_hand", by_hand), ("torch", torch)):
+            ratios = [t[clock] / b[clock] for t, b in zip(taken, theirs, strict=True)]
+            row[f"{clock}_to_{other}"] = statistics.median(ratios)
+    return row
+
+
+def _compare_gradients(engines: list[Engine]) -> dict[str, float]:
+    """The largest difference of each engine's gradients from the hand-written ones.
+
+    Raises:
+        SystemExit: one is larger than :data:`TOLERANCE`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        found = {}
+        for engine in engines:
+            path = Path(folder) / f"{engine.name}.npz"
+            engine.ask(f"check {path}")
+            found[engine.name] = dict(np.load(path))
+    reference = found["by_hand"]
+    whole = float(np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in reference.values())))
+    differences = {name: _difference(arrays, reference, whole) for name, arrays in found.items()}
+    wrong = [name for name, difference in differences.items() if not difference <= TOLERANCE]
+    if wrong:
+        raise SystemExit(f"gradients differ from those written by hand: {', '.join(wrong)}; nothing was timed")
+    return differences
+
+
+def _difference(arrays: dict[str, Any], reference: dict[str, Any], whole: float) -> float:
+    """Relative to the gradient's norm, or to a ten-thousandth of all gradients' (a key's bias has none at all)."""
+    if arrays.keys() != reference.keys():
+        return float("inf")
+    return max(
+        float(np.linalg.norm(arrays[name] - g) / max(float(np.linalg.norm(g)), 1e-4 * whole))
+        for name, g in reference.items()
+    )
+
+
+def ops(workload: Workload) -> int:
+    """Ops of the workload by hand: of each layer a product, a bias and an activation, and the loss."""
+    assert isinstance(workload.size, MLPSize)
+    return 3 * workload.size.layers
+
+
+def section(data: dict[str, Any]) -> str:
+    """The tables."""
+    out = [
+        "## Speed",
+        "",
+        "Forward, loss and the gradients of all parameters in float32,"
+        f" {data['threads']} threads. Every engine runs in a process of its own; they take turns, {data['rounds']}"
+        " rounds. Times are medians, and ratios are medians of the rounds' ratios to the same round of another engine."
+        " *Processor* is the time of all of a process's threads together: it does not see whether other programs were"
+        " running, nor whether the work was spread over the cores. *Kept* is `mb.keep_freed_memory()`.",
+        "",
+        "![Ratios](speed.svg)",
+        "",
+    ]
+    for name, workload in data["workloads"].items():
+        out += [f"### {name}: {WORKLOADS[name].title}", "", _HEAD]
+        for engine, row in workload["engines"].items():
+            ratios = " | ".join(
+                f"{row[f'{clock}_ms']:.3g} | {row[f'{clock}_to_by_hand']:.2f} | {row[f'{clock}_to_torch']:.2f}"
+                for clock in ("clock", "processor")
+            )
+            memory = f"{row['resident_growth'] / 2**20:.0f} | {row['difference']:.0e}"
+            out.append(f"| {NAMES[engine]} | {ratios} | {memory} |")
+        out.append("")
+    return "\n".join([*out, _overhead(data), ""])
+
+
+_HEAD = (
+    "| engine | ms | ÷ by hand | ÷ PyTorch | processor ms | ÷ by hand | ÷ PyTorch | RSS +MiB | gradients differ |\n"
+    "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+)
+
+
+def _overhead(data: dict[str, Any]) -> str:
+    rows = data["workloads"]["W4"]["engines"]
+    count, size = ops(WORKLOADS["W4"]), WORKLOADS["W4"].size
+    assert isinstance(size, MLPSize)
+    calls = 2 * size.layers
+    extra = (rows["memback"]["processor_ms"] - rows["by_hand"]["processor_ms"]) * 1e3
+    return (
+        f"memback's overhead on W4, forward and backward together: {extra / count:.1f} µs for each of the {count} ops"
+        f" that the hand-written form has, {extra / calls:.1f} µs for each of the {calls} that memback records (a"
+        " product and its bias are one)."
+    )
+
+
+def chart(data: dict[str, Any]) -> str:
+    """Ratios to the hand-written NumPy."""
+    series = {
+        NAMES[e]: [data["workloads"][w]["engines"][e]["clock_to_by_hand"] for w in data["workloads"]]
+        for e in ENGINES
+        if e != "by_hand"
+    }
+    title = "Time of a step as a multiple of NumPy by hand (less is better)"
+    return bars(title, [f"{w}: {WORKLOADS[w].title}" for w in data["workloads"]], series)
