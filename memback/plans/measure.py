@@ -140,9 +140,13 @@ class Staged:
         return replace(self.skeleton, kept=tuple(kept), actions=tuple(actions))
 
 
-def measure(step: Step, traced: Trace) -> Staged:
-    """Cut a traced step into stages, and measure these by dry runs."""
-    return _Measurement(step, Layout(traced)).staged()
+def measure(step: Step, traced: Trace | None = None) -> Staged:
+    """Cut a step into stages, and measure these by dry runs; ``traced`` is the step's trace, if it is there already.
+
+    Raises:
+        UsageError: the step does not call its module exactly once, or records nothing of it.
+    """
+    return _Measurement(step, Layout(traced or trace(step))).staged()
 
 
 class _Measurement:
