@@ -203,8 +203,9 @@ class Op:
         rounded here, so that a bfloat16 model keeps values of two bytes.
         """
         inputs = values if self.variadic is None else values[self.variadic]
+        places = [i for _, i in self.array_slots] if self.variadic is None else range(len(inputs))
         narrow = None
-        for _, i in self.array_slots if self.variadic is None else enumerate(inputs):
+        for i in places:
             dtype = getattr(inputs[i], "dtype", None)
             if dtype is None:
                 continue

@@ -21,7 +21,15 @@ from numpy.lib.stride_tricks import as_strided
 
 from memback.errors import MembackError
 
-__all__ = ["DryMemory", "NoValuesError", "ShapeArray", "UnsupportedError", "dry_memory", "is_shape_array"]
+__all__ = [
+    "DryMemory",
+    "NoValuesError",
+    "ShapeArray",
+    "UnsupportedError",
+    "dry_memory",
+    "fresh_dry_memory",
+    "is_shape_array",
+]
 
 
 class NoValuesError(MembackError, TypeError):
@@ -71,6 +79,17 @@ _local = _Local()
 def dry_memory() -> DryMemory:
     """The running thread's :class:`DryMemory`."""
     return _local.memory
+
+
+class fresh_dry_memory:
+    """In the block the thread counts from nothing: what was made before it, and dies in it, is no part of the count."""
+
+    def __enter__(self) -> DryMemory:
+        self._before, _local.memory = _local.memory, DryMemory()
+        return _local.memory
+
+    def __exit__(self, *_: object) -> None:
+        _local.memory = self._before
 
 
 def is_shape_array(value: object) -> bool:

@@ -373,3 +373,13 @@ def test_a_scalar_result_becomes_an_array():
     out, _ = Constant().run([X], keep=False)
     assert isinstance(out, np.ndarray)
     assert out.shape == ()
+
+
+def test_a_sequence_of_arrays_is_looked_through_for_two_byte_types():
+    import ml_dtypes
+
+    narrow = np.ones((2, 3), ml_dtypes.bfloat16)
+    wide = np.ones((2, 3), np.float32)
+    assert ops.stack([narrow, narrow]).dtype == ml_dtypes.bfloat16
+    assert ops.stack([wide, wide]).dtype == np.float32
+    assert ops.concatenate([wide, wide]).dtype == np.float32

@@ -27,7 +27,7 @@ from memback.errors import MembackError, UsageError
 from memback.ledger import Interval, Ledger, peak_of
 from memback.op import Op
 from memback.policy import Planned, applied
-from memback.shape_array import ShapeArray, dry_memory
+from memback.shape_array import ShapeArray, dry_memory, fresh_dry_memory
 from memback.state import current
 from memback.tape import Call, Edge, Node, Observer, Tape, Tensor, no_grad
 
@@ -209,13 +209,11 @@ class DryLedger(Ledger):
     def __init__(self, names: Mapping[int, str]) -> None:
         self.peaks: list[int] = []
         self._memory = dry_memory()
-        self._base = self._memory.live
-        self._memory.reset_peak()
         super().__init__(names)
 
     def _close(self) -> None:
         super()._close()
-        self.peaks.append(self._memory.peak - self._base)
+        self.peaks.append(self._memory.peak)
         self._memory.reset_peak()
 
 
@@ -444,7 +442,7 @@ class Step:
         Raises:
             NoValuesError: the step takes decisions on values.
         """
-        with dry_arguments(self.module, self.optimizer), self.unchanged():
+        with fresh_dry_memory(), dry_arguments(self.module, self.optimizer), self.unchanged():
             ledger = make_ledger(self.names())
             loss = self.run(mode, ledger)
             ledger.finish()
