@@ -224,7 +224,7 @@ class _Watched(DryLedger):
         self.later = max(self.later, self.peaks[-1])
         if not self._reversing:
             alive = frozenset(v for v, refs in self._outputs.items() if any(ref() is not None for ref in refs))
-            level = self._memory.live - self._base
+            level = self._memory.live
             self.forward.append(_Interval(self._kind, self._call, self.peaks[-1], level, alive))
         self._kind = "gap"
 
@@ -255,7 +255,7 @@ class _Watched(DryLedger):
     def backward_ended(self, node: TapeNode, edges: Sequence[Edge | None]) -> None:
         super().backward_ended(node, edges)
         if isinstance(node, PlannedCall):
-            self.backward.append((node.index, self.peaks[-1], self._memory.live - self._base))
+            self.backward.append((node.index, self.peaks[-1], self._memory.live))
             self.later = 0
 
 
