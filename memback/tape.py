@@ -24,7 +24,6 @@ from memback.op import Op, OpError, Saving
 from memback.packing import Packed
 from memback.shape_array import ShapeArray
 from memback.state import State, current
-from memback.units import format_bytes
 
 __all__ = [
     "AnomalyError",
@@ -873,6 +872,8 @@ def _is_for_the_op_to_explain(error: BaseException) -> bool:
 
 def _out_of_memory(what: str, error: MemoryError) -> OutOfMemoryError:
     """The same as memback's error: which call it was, and what it asked for."""
+    from memback.units import format_bytes
+
     shape, dtype = getattr(error, "shape", None), getattr(error, "dtype", None)
     if shape is None or dtype is None:
         return OutOfMemoryError(
