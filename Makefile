@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 BENCHMARK := .venv-benchmark
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 MANIFEST := pyproject.toml constraints.txt
+# A process a core, each with whole files, whose tests share what they have computed.
+PARALLEL := -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help profile test test-long test-torch test-browser lint benchmark clean
@@ -21,13 +23,13 @@ profile: $(VENV)/.installed ## profile the digits network, write the report as J
 	@printf 'The report: %s\n' "$(OUT)/digits.json" "$(OUT)/digits.md" "$(OUT)/digits.html"
 
 test: $(VENV)/.installed-test ## run the tests that need neither PyTorch, nor a browser, nor minutes
-	$(BIN)/python -m pytest -m "not torch and not browser and not long"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not torch and not browser and not long"
 
 test-long: $(VENV)/.installed-test ## run the tests that take minutes: every profile under plans for six budgets
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest $(PARALLEL) -m long
 
 test-torch: $(VENV)/.installed-torch ## install PyTorch and run the comparisons with it
-	$(BIN)/python -m pytest -m torch
+	$(BIN)/python -m pytest $(PARALLEL) -m torch
 
 test-browser: $(VENV)/.installed-browser ## open reports in Chromium: numbers, hover, accessibility
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \

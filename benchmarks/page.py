@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
-PARTS = ("speed", "startup", "costs", "growth")
+PARTS = {"speed": "speed", "single": "speed", "startup": "startup", "costs": "costs", "growth": "growth"}
+"""The module of each part; ``single`` is the comparison with one thread an engine."""
 
 
 def main() -> None:
     """Measure, then write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}"
+        "--only", nargs="+", choices=PARTS, default=[*PARTS], metavar="PART", help=f"of {', '.join(PARTS)}"
     )
     parser.add_argument(
         "--rounds", type=int, default=15, help="how often the engines take turns (default: %(default)s)"
@@ -42,14 +43,13 @@ def main() -> None:
 
 
 def _module(name: str) -> Any:
-    return importlib.import_module(f"benchmarks.{name}")
+    return importlib.import_module(f"benchmarks.{PARTS[name]}")
 
 
 def _measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     print(f"{name} ...", flush=True)
-    rounds = options.rounds
-    result = _module(name).measure(rounds, options.threads) if name == "speed" else _module(name).measure(rounds)
-    return {"data": result}
+    threads = {"speed": [options.threads], "single": [1]}.get(name, [])
+    return {"data": _module(name).measure(options.rounds, *threads)}
 
 
 def _machine() -> dict[str, Any]:

@@ -163,15 +163,15 @@ def ops(workload: Workload) -> int:
 def section(data: dict[str, Any]) -> str:
     """The tables."""
     out = [
-        "## Speed",
+        f"## Speed, {_threads(data)}",
         "",
         "Forward, loss and the gradients of all parameters in float32,"
-        f" {data['threads']} threads. Every engine runs in a process of its own; they take turns, {data['rounds']}"
+        f" {_threads(data)} an engine. Every engine runs in a process of its own; they take turns, {data['rounds']}"
         " rounds. Times are medians, and ratios are medians of the rounds' ratios to the same round of another engine."
         " *Processor* is the time of all of a process's threads together: it does not see whether other programs were"
         " running, nor whether the work was spread over the cores. *Kept* is `mb.keep_freed_memory()`.",
         "",
-        "![Ratios](speed.svg)",
+        f"![Ratios]({'single' if data['threads'] == 1 else 'speed'}.svg)",
         "",
     ]
     for name, workload in data["workloads"].items():
@@ -185,6 +185,10 @@ def section(data: dict[str, Any]) -> str:
             out.append(f"| {NAMES[engine]} | {ratios} | {memory} |")
         out.append("")
     return "\n".join([*out, _overhead(data), ""])
+
+
+def _threads(data: dict[str, Any]) -> str:
+    return "one thread" if data["threads"] == 1 else f"{data['threads']} threads"
 
 
 _HEAD = (
@@ -208,8 +212,9 @@ def _overhead(data: dict[str, Any]) -> str:
 
 def chart(data: dict[str, Any]) -> str:
     """Ratios to the hand-written NumPy."""
+    clock = "processor" if data["threads"] == 1 else "clock"  # which other programs do not disturb
     series = {
-        NAMES[e]: [data["workloads"][w]["engines"][e]["clock_to_by_hand"] for w in data["workloads"]]
+        NAMES[e]: [data["workloads"][w]["engines"][e][f"{clock}_to_by_hand"] for w in data["workloads"]]
         for e in ENGINES
         if e != "by_hand"
     }

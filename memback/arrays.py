@@ -13,7 +13,7 @@ import numpy as np
 
 from memback.shape_array import ShapeArray
 
-__all__ = ["Array", "Buffer", "buffer_bytes", "distinct_bytes", "is_array", "leaves", "root"]
+__all__ = ["Array", "Buffer", "buffer_bytes", "distinct_bytes", "is_array", "is_whole", "leaves", "root"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 """What ops are written in. On a dry run it is a :class:`ShapeArray`, which answers to the same functions."""
@@ -37,6 +37,14 @@ def root(array: Array) -> Buffer:
             break
         base = base.base
     return array
+
+
+def is_whole(array: Any) -> bool:
+    """Whether an array is its buffer, or a view that has each of the buffer's elements once, row by row."""
+    if array.base is None:
+        return True
+    dense = array.contiguous if isinstance(array, ShapeArray) else array.flags.c_contiguous
+    return bool(dense and array.nbytes == root(array).nbytes)
 
 
 def buffer_bytes(buffer: Buffer) -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from memback.arrays import Array, is_array, leaves, root
+from memback.arrays import Array, is_array, is_whole, leaves, root
 from memback.errors import MembackError, OutOfMemoryError
 from memback.op import Op, OpError, Saving
 from memback.packing import Packed
@@ -136,12 +136,26 @@ def _references_of_a_sole_local() -> int:
 _SOLE = _references_of_a_sole_local()
 
 
+def _references(array: Any) -> tuple[int, int]:
+    """References to an array, and to its base if it is a view."""
+    base = array.base
+    return sys.getrefcount(array), 0 if base is None else sys.getrefcount(base)
+
+
+def _references_to_nobody_elses() -> frozenset[tuple[int, int]]:
+    owner, view = np.empty((1, 1)), np.empty((1, 1)).reshape(1)
+    return frozenset((_references(owner), _references(view)))
+
+
+_UNSEEN = _references_to_nobody_elses()
+
+
 def _add(mine: list[Any], other: Any) -> Any:
     """mine[0] + other, written into mine[0] where nobody else can see that array."""
     old = mine.pop()
     if (
-        sys.getrefcount(old) == _SOLE
-        and old.base is None
+        _references(old) in _UNSEEN
+        and is_whole(old)
         and old.dtype == other.dtype
         and old.shape == other.shape != ()  # NumPy gives scalars, not arrays, for those
     ):

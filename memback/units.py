@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 from memback.errors import UsageError
 
@@ -47,6 +46,8 @@ def parse_bytes(text: str) -> int:
             f"byte size {text!r} has the unknown unit {match['unit']!r};"
             " use B, KiB, MiB, GiB, TiB (powers of 1024) or KB, MB, GB, TB (powers of 1000)"
         )
+    from fractions import Fraction  # with decimal behind it: too much to load for the few who parse sizes
+
     size = int(Fraction(match["number"]) * _UNITS[unit])
     if size > _MOST:
         raise UsageError(f"byte size {text!r} is larger than any memory; at most {_MOST} bytes can be given")

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 import memback as mb
 from memback import nn, ops
-from memback.arrays import Array
+from memback.arrays import Array, root
 from memback.op import REGISTRY, Op
+from memback.shape_array import ShapeArray
 from memback.state import at_path, current
-from memback.tape import Observer, Port, Tape, node_of
+from memback.tape import Observer, Port, Tape, _add, node_of
 
 
 def leaf(*shape, seed=0, dtype=np.float64):
@@ -932,3 +933,35 @@ def test_the_port_of_an_output_knows_its_gradient():
     assert isinstance(first.node, Port)
     first.node.accumulate([np.ones(2)], 0)
     np.testing.assert_array_equal(first.node.grad, np.ones(2))
+
+
+@pytest.mark.parametrize("shape", [(6, 2), (3, 2, 2)], ids=["owner", "view of all of it"])
+@pytest.mark.parametrize("make", [np.zeros, ShapeArray], ids=["real", "dry"])
+def test_a_gradient_that_nobody_else_sees_is_added_to_in_place(make, shape):
+    mine = [make((6, 2)).reshape(shape) if len(shape) == 3 else make(shape)]
+    before = id(root(mine[0]))
+    assert id(root(_add(mine, make(shape)))) == before
+
+
+def _of_a_part():
+    return np.zeros((6, 2))[:3]
+
+
+def _overlapping():
+    return np.lib.stride_tricks.as_strided(np.zeros(4), (2, 2), (8, 8))
+
+
+@pytest.mark.parametrize("make", [_of_a_part, _overlapping])
+def test_a_gradient_that_is_no_plain_view_of_all_of_its_buffer_is_not_added_to_in_place(make):
+    mine = [make()]
+    buffer = root(mine[0])
+    total = _add(mine, np.ones(mine[0].shape))
+    assert (total == 1).all()
+    assert root(total) is not buffer
+
+
+def test_a_gradient_that_somebody_else_sees_is_not_added_to_in_place():
+    for mine in (np.zeros((6, 2)), np.zeros((6, 2)).reshape(3, 2, 2)):
+        seen = root(mine)
+        _add([mine.view() if mine.base is None else mine], np.ones(mine.shape))
+        assert (seen == 0).all()

@@ -26,9 +26,11 @@ POLICIES = ("none", "every:2", "sqrt", "all", "selective")
 PATTERNS = {"source-gpt": "match:blocks.*.mlp"}
 
 NAMES = [name for name in shipped() if not load(name).dry]
+QUICK = {"digits", "notes", "source-gpt"}
+"""Profiles that are held whenever the tests run; the others take minutes together."""
 PLAIN = [Mode(name) for name in MODES if name != "checkpoint"]
 CASES = [
-    pytest.param(name, mode, id=f"{name}-{mode}")
+    pytest.param(name, mode, id=f"{name}-{mode}", marks=() if name in QUICK else pytest.mark.long)
     for name in NAMES
     for mode in (
         *PLAIN,
@@ -180,12 +182,13 @@ def test_inference_on_deep_mlp_peaks_at_least_ten_times_below_full_retention() -
     assert 10 * inference <= full
 
 
+@pytest.mark.long
 def test_sqrt_on_deep_mlp_holds_at_most_a_quarter_of_full_retention() -> None:
     full, sqrt = (watched("deep-mlp", mode).run.saved_bytes for mode in (Mode("full"), Mode("checkpoint", "sqrt")))
     assert 4 * sqrt <= full
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.long) for n in NAMES])
 def test_modes_are_ordered_from_the_most_memory_to_the_least(name: str) -> None:
     everything, full, inference = (watched(name, mode).run.saved_bytes for mode in PLAIN)
     assert everything > full > inference == 0
