@@ -49,7 +49,8 @@ dry = Workload.build(profile, dry=True)
 step = dry.predicted_step()
 full = step.predict(Mode("full")).peak.bytes
 x, _ = dry.batch(0)
-plan = mb.plan(dry.model, x, step=step.function, optimizer=dry.optimizer, budget=int(share * full))
+# not by a solver, whose freed memory stays in the process's address space
+plan = mb.plan(dry.model, x, step=step.function, optimizer=dry.optimizer, budget=int(share * full), planner="chain")
 result = {"full": full, "plan": plan.peak_bytes, "argument_bytes": dry.argument_bytes}
 if not limited:
     result["trained"] = train(None)
@@ -77,7 +78,7 @@ def child(*arguments):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize(("name", "batch", "share"), [("deep-mlp", "2048", "0.4"), ("source-gpt", "16", "0.5")])
+@pytest.mark.parametrize(("name", "batch", "share"), [("deep-mlp", "2048", "0.4"), ("source-gpt", "32", "0.5")])
 def test_what_does_not_fit_in_full_trains_under_its_plan_to_the_same_bits(name, batch, share):
     limited = child(name, batch, share, "limited")
     kind, message, _ = limited["refused"]
