@@ -160,7 +160,7 @@ def section(data: dict[str, Any]) -> str:
     ]
     for name, row in data["memory"].items():
         parts = " | ".join(f"{row[key] / 2**20:.1f}" for key in _COLUMNS)
-        out.append(f"| {name} | {parts} | {row['measured'] / row['least']:.3f} |")
+        out.append(f"| {name} | {parts} | {row['measured'] / row['sum']:.3f} |")
     return "\n".join([*out, ""])
 
 
