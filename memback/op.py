@@ -202,10 +202,9 @@ class Op:
         """NumPy has no products of bfloat16 and no Python numbers beside it: it gives float32, which is rounded here,
         so that a bfloat16 model keeps values of two bytes.
         """
-        inputs = values if self.variadic is None else values[self.variadic]
         narrow = None
-        for _, i in self.array_slots if self.variadic is None else enumerate(inputs):
-            dtype = getattr(inputs[i], "dtype", None)
+        for value in self.input_arrays(values):
+            dtype = getattr(value, "dtype", None)
             if dtype is None:
                 continue
             if dtype.kind == "f":
