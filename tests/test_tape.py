@@ -965,3 +965,9 @@ def test_a_gradient_that_somebody_else_sees_is_not_added_to_in_place():
         seen = root(mine)
         _add([mine.view() if mine.base is None else mine], np.ones(mine.shape))
         assert (seen == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_joined_inputs_keep_their_type_beside_bfloat16(dtype):
+    parts = [np.ones(2, dtype), np.ones(3, dtype)]
+    assert ops.concatenate(parts).dtype == dtype
