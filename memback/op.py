@@ -202,9 +202,11 @@ class Op:
         """NumPy has no products of bfloat16 and no Python numbers beside it: it gives float32 or float64, which is
         rounded here, so that a bfloat16 model keeps values of two bytes.
         """
+        inputs = values if self.variadic is None else values[self.variadic]
+        places = [i for _, i in self.array_slots] if self.variadic is None else range(len(inputs))
         narrow = None
-        for value in self.input_arrays(values):
-            dtype = getattr(value, "dtype", None)
+        for i in places:
+            dtype = getattr(inputs[i], "dtype", None)
             if dtype is None:
                 continue
             if dtype.kind == "f":
