@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import ml_dtypes  # noqa: F401 - as in a process that has bfloat16, where an op looks for it
 import numpy as np
 import pytest
 
@@ -60,7 +61,7 @@ def _calls(function: Callable[[], object]) -> Counter[str]:
 def test_an_op_forward_and_backward_takes_no_more_calls_than_it_has_to() -> None:
     ops, counted = _in_a_new_thread(_step)
     assert ops == 2 * DEPTH + 2
-    assert counted["call"] <= 34 * ops
+    assert counted["call"] <= 36 * ops
     assert counted["c_call"] <= 24 * ops
 
 
