@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import ml_dtypes  # noqa: F401 - as in a process that has bfloat16, where an op looks for it
 import numpy as np
 import pytest
 
