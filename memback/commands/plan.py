@@ -76,12 +76,14 @@ def _loss(work: Workload) -> Any:
 
 
 def _seconds(profile: Profile, plan: ModelPlan) -> tuple[float, float]:
-    """Predicted seconds of what the plan computes again, and measured ones of a step without it."""
+    """Predicted seconds of what the plan computes again, and measured ones of a step without it, as train runs it."""
+    from memback.allocator import keep_freed_memory
     from memback.plans.timing import measure
     from memback.profiling.passes import Step
     from memback.profiling.workload import Workload
 
     work = Workload.build(profile)
+    keep_freed_memory()
     timing = measure(Step(_loss(work), work.model, work.optimizer), plan)
     return timing.extra(plan), timing.step
 

@@ -52,6 +52,13 @@ class Region:
         """The same region, with all kept that backward needs."""
         return replace(self, kept=(None,) * self.stages, actions=tuple(recorded(0, self.stages)))
 
+    def keeping_inputs(self) -> Region:
+        """The same region, with nothing kept of a stage but its input."""
+        actions: list[Action] = [Forward(stage, Keep.INPUT) for stage in range(self.stages - 1)]
+        for stage in reversed(range(self.stages)):
+            actions += recorded(stage, stage + 1)
+        return replace(self, kept=(None,) * self.stages, actions=tuple(actions))
+
     @cached_property
     def executed(self) -> tuple[Action, ...]:
         """The actions as they are carried out."""

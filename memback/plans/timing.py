@@ -11,15 +11,18 @@ from memback.op import Op
 from memback.plans.measure import planned
 from memback.plans.model import ModelPlan, execution
 from memback.plans.recipes import PlannedCall
+from memback.plans.region import Region
 from memback.profiling.passes import Mode, Step
-from memback.tape import Call, Observer
+from memback.tape import Call, Node, Observer
 
 __all__ = ["Timing", "measure"]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Measured seconds: of each call's forward, by its number in the region, and of a whole step without a plan."""
+    """Measured seconds: of each call when it is run again (in forward, where none was), by its number in the region;
+    and of a whole step without a plan.
+    """
 
     calls: Mapping[int, float]
     step: float
@@ -30,29 +33,38 @@ class Timing:
 
 
 class _Clock(Observer):
-    """Takes the time of each call's forward."""
+    """Takes the time of each call: of its forward, and of its being run again with all that is around it."""
 
     def __init__(self) -> None:
         self.seconds: dict[int, float] = {}
         self._began = 0.0
+        self._again = False
 
     def forward_begins(self, op: Op) -> None:
-        self._began = time.perf_counter()
+        if not self._again:
+            self._began = time.perf_counter()
 
     def forward_ended(self, call: Call) -> None:
         ended = time.perf_counter()
         if isinstance(call.node, PlannedCall):
             self.seconds[call.node.index] = ended - self._began
+        self._began = ended
+
+    def recompute_begins(self, node: Node) -> None:
+        self._again, self._began = True, time.perf_counter()
+
+    def recompute_ended(self, node: Node) -> None:
+        self._again = False
 
 
 def measure(step: Step, plan: ModelPlan, rounds: int = 5) -> Timing:
-    """Run the step for real, with everything kept, and take medians over the rounds.
+    """Run the step for real, each stage run again where there are stages, and take medians over the rounds.
 
     Raises:
         UsageError: the step is not the one that the plan was made for.
     """
     assert step.module is not None
-    region = plan.keeping_everything()
+    region = plan.region.keeping_inputs() if isinstance(plan.region, Region) else plan.keeping_everything()
     seconds: list[Mapping[int, float]] = []
     steps: list[float] = []
     step.time(Mode("full"))
