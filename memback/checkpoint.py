@@ -40,7 +40,7 @@ from memback.tape import (
     walk,
 )
 
-__all__ = ["CheckpointNode", "CheckpointWarning", "checkpoint", "run_segment"]
+__all__ = ["CheckpointNode", "CheckpointWarning", "checkpoint", "run_segment", "tensors_in"]
 
 Place: TypeAlias = "tuple[int, Any]"
 """An output of a segment's call: (number of the call, index among its outputs)."""
@@ -409,7 +409,7 @@ def _warn_if_useless(node: CheckpointNode, sketch: Sketch) -> None:
     if not sketch.calls:
         reason = "nothing in it requires gradients, so nothing would be saved anyway"
     else:
-        made = [t for t in _tensors(node.kept) if t.node is not None]
+        made = [t for t in tensors_in(node.kept) if t.node is not None]
         held = sum(buffer_bytes(b) for b in {id(b): b for b in (root(t.data) for t in made)}.values())
         if sketch.unknown or sketch.would_save > held:
             return
@@ -470,14 +470,15 @@ def _map_packed(tree: Any) -> Any:
     return tree
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """The tensors nested in tuples, lists and dicts."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, (tuple, list)):
         for item in tree:
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(tree, dict):
-        yield from _tensors(list(tree.values()))
+        yield from tensors_in(list(tree.values()))
 
 
 def _arrays(tree: Any) -> Iterator[Any]:

@@ -77,14 +77,12 @@ def recomputation(
     if budget is None:
         return policy
     from memback.plans.model import Planning
-    from memback.profiling.passes import Step
     from memback.profiling.workload import Workload
     from memback.units import parse_bytes
 
     wanted = parse_bytes(budget)
     work = Workload.build(profile, dry=True)
-    x, y = work.batch(0)
-    return Planning(Step(lambda: work.loss(x, y), work.model, work.optimizer)).plan(wanted)
+    return Planning(work.predicted_step()).plan(wanted)
 
 
 def _split(setting: str) -> tuple[str, str]:

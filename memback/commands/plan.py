@@ -13,7 +13,6 @@ from memback.errors import UsageError
 if TYPE_CHECKING:
     from memback.plans.model import FrontierPoint, ModelPlan, Planning
     from memback.profiling.definition import Profile
-    from memback.profiling.workload import Workload
 
 __all__ = ["command"]
 
@@ -41,7 +40,7 @@ def command(
     the arguments: saved and recomputed activations, gradients, workspace.
     """
     from memback.plans.model import Planning
-    from memback.profiling.passes import Mode, Step
+    from memback.profiling.passes import Mode
     from memback.profiling.workload import Workload
     from memback.units import parse_bytes
 
@@ -57,7 +56,7 @@ def command(
         raise UsageError(f"profile {profile.name} is too large to be run, it can only be predicted: leave out --time")
     wanted = None if budget is None else parse_bytes(budget)
     work = Workload.build(profile, dry=True)
-    step = Step(_loss(work), work.model, work.optimizer)
+    step = work.predicted_step()
     planning = Planning(step)
     full = step.predict(Mode("full")).peak.bytes
     plan = None if wanted is None else planning.plan(wanted, planner)
@@ -70,11 +69,6 @@ def command(
     output.write_json(_data(plan, points, full, seconds))
 
 
-def _loss(work: Workload) -> Any:
-    x, y = work.batch(0)
-    return lambda: work.loss(x, y)
-
-
 def _seconds(profile: Profile, plan: ModelPlan) -> tuple[float, float]:
     """Predicted seconds of what the plan computes again, and measured ones of a step without it, as train runs it."""
     from memback.allocator import keep_freed_memory
@@ -84,7 +78,7 @@ def _seconds(profile: Profile, plan: ModelPlan) -> tuple[float, float]:
 
     work = Workload.build(profile)
     keep_freed_memory()
-    timing = measure(Step(_loss(work), work.model, work.optimizer), plan)
+    timing = measure(Step(work.step(), work.model, work.optimizer), plan)
     return timing.extra(plan), timing.step
 
 

@@ -24,9 +24,9 @@ from typing import Protocol
 import numpy as np
 
 from memback.plans import identical
-from memback.plans.actions import Action, Forward, Keep, Plan
+from memback.plans.actions import Action, Plan
 from memback.plans.identical import Identical
-from memback.plans.segments import Segment, recorded, unfold
+from memback.plans.segments import Segment, inputs_alone, recorded, unfold
 from memback.plans.simulate import BudgetError, Chain, finish, replay
 from memback.plans.stage import Stage
 from memback.plans.tabled import PERSISTENT, Tabled
@@ -81,9 +81,7 @@ def _largest(chain: Chain, save_everything: bool) -> Plan:
     n = len(chain)
     if save_everything:
         return finish(chain, list(recorded(0, n)), "optimal: nothing is run twice")
-    forward = [Forward(stage, Keep.INPUT) for stage in range(n - 1)]
-    backward = [action for stage in reversed(range(n)) for action in recorded(stage, stage + 1)]
-    return finish(chain, forward + backward, f"{PERSISTENT} that store inputs alone: every one is")
+    return finish(chain, list(inputs_alone(n)), f"{PERSISTENT} that store inputs alone: every one is")
 
 
 class _Planner(Protocol):

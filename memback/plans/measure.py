@@ -12,18 +12,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from memback.checkpoint import tensors_in
 from memback.errors import UsageError
-from memback.plans.actions import Action, Backward, Forward, Keep
+from memback.plans.actions import Action, Backward, Forward
 from memback.plans.execute import Execution
 from memback.plans.recipes import PlannedCall
 from memback.plans.region import Region, Selection
 from memback.plans.running import Run, run_region
-from memback.plans.segments import recorded
+from memback.plans.segments import inputs_alone, recorded
 from memback.plans.simulate import Chain
 from memback.plans.stage import Stage
 from memback.plans.trace import Layout, Trace
 from memback.profiling.passes import DryLedger, Mode, Prediction, Step
-from memback.tape import Call, Edge, Node, Tensor
+from memback.tape import Call, Edge, Node
 
 if TYPE_CHECKING:
     from memback.nn.module import Module
@@ -164,9 +165,7 @@ class _Measurement:
             actions=(),
         )
         self.everything: list[Action] = list(recorded(0, self.n))
-        self.inputs: list[Action] = [Forward(i, Keep.INPUT) for i in range(self.n - 1)]
-        for i in reversed(range(self.n)):
-            self.inputs += recorded(i, i + 1)
+        self.inputs: list[Action] = list(inputs_alone(self.n))
 
     def staged(self) -> Staged:
         """The stages, with a choice for each sort of op that may be computed again."""
@@ -258,7 +257,7 @@ def trace(step: Step) -> Trace:
 
     def after(out: Any) -> None:
         if traces:
-            traces[0].returned(_tensors(out))
+            traces[0].returned(tensors_in(out))
 
     with planned(step.module, begin, after):
         step.predict(Mode("checkpoint"))
@@ -269,16 +268,6 @@ def trace(step: Step) -> Trace:
         )
     traces[0].release()
     return traces[0]
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from _tensors(item)
-    elif isinstance(tree, dict):
-        yield from _tensors(list(tree.values()))
 
 
 def _parameter_gradients(layout: Layout) -> list[int]:

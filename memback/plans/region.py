@@ -11,7 +11,7 @@ from typing import NamedTuple
 from memback.errors import UsageError
 from memback.plans.actions import Action, Backward, Drop, Forward, Keep
 from memback.plans.recipes import CallShape
-from memback.plans.segments import recorded
+from memback.plans.segments import inputs_alone, recorded
 
 __all__ = ["Region", "Selection"]
 
@@ -54,10 +54,7 @@ class Region:
 
     def keeping_inputs(self) -> Region:
         """The same region, with nothing kept of a stage but its input."""
-        actions: list[Action] = [Forward(stage, Keep.INPUT) for stage in range(self.stages - 1)]
-        for stage in reversed(range(self.stages)):
-            actions += recorded(stage, stage + 1)
-        return replace(self, kept=(None,) * self.stages, actions=tuple(actions))
+        return replace(self, kept=(None,) * self.stages, actions=tuple(inputs_alone(self.stages)))
 
     @cached_property
     def executed(self) -> tuple[Action, ...]:

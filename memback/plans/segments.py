@@ -8,7 +8,18 @@ from typing import NamedTuple, Protocol, TypeAlias
 from memback.plans.actions import Action, Backward, Forward, Keep
 from memback.plans.links import Links
 
-__all__ = ["Choices", "Part", "Segment", "Segmenting", "record", "recorded", "reverse", "swept", "unfold"]
+__all__ = [
+    "Choices",
+    "Part",
+    "Segment",
+    "Segmenting",
+    "inputs_alone",
+    "record",
+    "recorded",
+    "reverse",
+    "swept",
+    "unfold",
+]
 
 
 class Segmenting(Protocol):
@@ -98,3 +109,11 @@ def recorded(start: int, stop: int) -> Iterator[Action]:
     """Run stages start … stop - 1 forward, keeping everything, and reverse them."""
     yield from record(start, stop)
     yield from reverse(start, stop)
+
+
+def inputs_alone(stages: int) -> Iterator[Action]:
+    """Run a chain keeping every stage's input alone; record each stage again just before it is reversed."""
+    for stage in range(stages - 1):
+        yield Forward(stage, Keep.INPUT)
+    for stage in reversed(range(stages)):
+        yield from recorded(stage, stage + 1)
