@@ -53,7 +53,9 @@ def test_a_page_s_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.Monke
                 assert main(command[1:]) == 0, line
 
 
-def run_on_what_a_page_adds(module: str, page: str, head: str, only: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run_on_what_a_page_adds(
+    module: str, page: str, head: str, only: str, folder: Path
+) -> subprocess.CompletedProcess[str]:
     """The tests of what is registered, run on what a page adds to it."""
     code = "\n\n".join(code for kind, code in blocks(page) if kind == "python")
     (folder / "test_followed.py").write_text(f"{code}\n\n{head}\nfrom {module} import *\n", encoding="utf-8")
@@ -70,7 +72,9 @@ def run_on_what_a_page_adds(module: str, page: str, head: str, only: str, folder
 
 def test_the_op_of_the_page_passes_the_tests_of_every_op(tmp_path: Path) -> None:
     page = "how-to/add-an-op.md"
-    case = re.search(r"^```python\n(_one_argument\(.*?\))\n```", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE)
+    case = re.search(
+        r"^```python\n(_one_argument\(.*?\))\n```", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert case is not None
     head = f"""
 from tests.ops.cases import Draw, _one_argument

@@ -1,7 +1,7 @@
 """What building the documentation adds to its pages, so that all that they show is memback's own and of this version.
 
-- A fence with ``exec="on"`` is run: Python under one namespace a page, shell commands in a folder that is emptied before
-  every build. What they print stands below them. One that fails fails the build.
+- A fence with ``exec="on"`` is run: Python under one namespace a page, shell commands in a folder that is emptied
+  before every build. What they print stands below them. One that fails fails the build.
 - ``<!-- picture: memback profile … -->`` becomes the picture that this command draws, ``<!-- report: memback profile …
   -->`` the HTML report that it writes.
 """

@@ -82,7 +82,14 @@ def line(content: str, style: str = "") -> RenderableType:
 def plain(*parts: RenderableType) -> str:
     """What is shown, as plain text of 120 columns."""
     file = io.StringIO()
-    console = Console(file=file, width=_FILE_WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
+    console = Console(
+        file=file,
+        width=_FILE_WIDTH,
+        color_system=None,
+        force_terminal=False,
+        force_jupyter=False,  # within a notebook it would show what it prints there, too
+        legacy_windows=False,
+    )
     for part in parts:
         console.print(part)
     return file.getvalue()

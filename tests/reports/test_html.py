@@ -122,6 +122,17 @@ def test_the_largest_profile_fits_into_a_mail(large: str) -> None:
     assert len(full["layers"]) > 1000
 
 
+def test_within_a_notebook_nothing_is_shown_twice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[object] = []
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *what: shown.append(what))
+    assert "retain-all" in sample.report()._repr_mimebundle_()["text/plain"]
+    assert shown == []
+    assert capsys.readouterr().out == ""
+
+
 def test_a_notebook_shows_bars_and_a_terminal_tables() -> None:
     bundle = sample.report()._repr_mimebundle_()
     assert "retain-all" in bundle["text/plain"]
