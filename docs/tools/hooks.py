@@ -49,9 +49,11 @@ def on_pre_build(**_: Any) -> None:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Put pictures into a page, and say how its code is run."""
     name = page.file.src_uri
+    folder = WORK / re.sub(r"\W", "-", name)
+    folder.mkdir(exist_ok=True)
     fences = {
         "python": f'```python exec="on" source="above" result="text" session="{name}"',
-        "console": f'```console exec="on" source="console" width="{WIDTH}" workdir="{WORK}"',
+        "console": f'```console exec="on" source="console" width="{WIDTH}" workdir="{folder}"',
     }
     up = "../" * page.url.count("/")
     drawn = DRAWN.sub(lambda match: _drawn(match[1], match[2], up), markdown)

@@ -46,7 +46,16 @@ def summary(report: Report) -> RenderableType:
     run = report.reference
     if run is not None:
         parts += [Text(), composition(report, run)]
+    if report.frontier:
+        parts += _frontier(report)
     return Group(*parts)
+
+
+def _frontier(report: Report) -> list[RenderableType]:
+    from memback.reports.plan import frontier_of  # what knows plans is loaded where there are some
+
+    table = frontier_of(report)
+    return [] if table is None else [Text(), _Sheet(table)]
 
 
 def comparison(report: Report) -> RenderableType:
