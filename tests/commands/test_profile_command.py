@@ -8,7 +8,6 @@ import pytest
 from memback.commands import main
 from memback.data import REGISTRY as DATA
 from memback.data import Dataset
-from memback.plans.model import RESERVE
 from memback.profiling import definition, passes
 from memback.profiling.definition import load
 from memback.profiling.guard import Available
@@ -268,13 +267,3 @@ def test_the_frontier_of_plans_is_in_the_report_in_every_format_and_below_the_pl
         monkeypatch.setenv("COLUMNS", columns)
         assert main(["report", str(files[".json"])]) == 0
         assert max(map(len, capsys.readouterr().out.splitlines())) <= int(columns)
-
-
-def test_a_point_of_the_frontier_is_a_plan_that_fits(capsys):
-    small = ["--set", "model.depth=40", "--batch", "512", "--dry"]
-    points = report(capsys, "profile", "deep-mlp", *small, "--frontier")["frontier"]
-    for peak, cost in points[:: max(1, len(points) // 4)]:
-        found = report(capsys, "profile", "deep-mlp", *small, "--budget", str(peak + RESERVE), "--mode", "checkpoint")
-        run = found["runs"][0]
-        assert run["predicted_peak_bytes"] <= peak
-        assert run["recomputed_flops"] <= cost

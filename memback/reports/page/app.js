@@ -67,14 +67,12 @@
   $("theme").removeAttribute("aria-pressed");
   $("theme").hidden = false;
 
+  const sorry = (error) => $("main").append(make("p", { class: "note bad" }, `This browser can't show the pictures (${error}); a current one can.`));
   let data;
   try {
     data = JSON.parse(await unpack("packed-data"));
-    const code = document.createElement("script");
-    code.textContent = await unpack("packed-plotly");
-    document.head.append(code);
   } catch (error) {
-    $("main").append(make("p", { class: "note bad" }, `This browser can't show the pictures (${error}); a current one can.`));
+    sorry(error);
     return;
   }
   const text = (i) => data.strings[i];
@@ -335,7 +333,8 @@
       `A band is a buffer, from its birth to its death; ${run.told ? "bands of a colour are of a category" : "this report does not tell categories"}. ` +
       "Point at one for what it is, choose a moment for all that is alive then, drag over a stretch to zoom in. " +
       (step ? `${group(state.last - first + 1)} events are drawn as ${group(reps.length)} columns, each with its highest moment; zoom in for every one. ` : "") +
-      `Buffers too small to see at this scale have no outline, and are there: ${group(run.buffers.bytes.length)} in all.`;
+      `Buffers too small to see at this scale have no outline, and are there: ${group(run.buffers.bytes.length)} in all. ` +
+      "Workspace lives inside of an op, between two events: a report holds it for the peak alone, where the mark stands above the bands.";
     mark(null);
   }
 
@@ -829,7 +828,7 @@
     }
   }
   function drawNow(name) {
-    if (!stale.delete(name)) return;
+    if (!window.Plotly || !stale.delete(name)) return;
     drawers[name]();
     if (name === "time") listenToZoom();
   }
@@ -922,5 +921,18 @@
   }
   choose(state.run);
   draw("over", "frontier");
+
+  // Plotly takes longer to start than all the rest of the page: first everything else is put on the screen.
+  const painted = new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+  await Promise.race([painted, new Promise((done) => setTimeout(done, 200))]);
+  root.dataset.open = "yes";
+  try {
+    const code = document.createElement("script");
+    code.textContent = await unpack("packed-plotly");
+    document.head.append(code);
+    for (const name of near) drawNow(name);
+  } catch (error) {
+    sorry(error);
+  }
   root.dataset.ready = "yes";
 })();
