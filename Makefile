@@ -42,7 +42,7 @@ lint: $(VENV)/.installed-test ## ruff, its formatter and mypy (strict)
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed-docs ## run the documentation's code and build the site, warnings as errors
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(OUT)/docs
 	@printf 'The documentation: %s\n' "$(OUT)/docs/index.html"
 
 benchmark: $(BENCHMARK)/.installed ## compare with other engines, write benchmarks/RESULTS.md

@@ -161,7 +161,7 @@ def _knee(report: Report) -> int | None:
     from memback.plans.model import FrontierPoint, knee  # what knows plans is loaded where there are some
 
     points = [FrontierPoint(*point) for point in report.frontier]
-    return points.index(knee(points))
+    return points.index(knee(sorted(points)))
 
 
 def _run(run: Run, strings: _Strings) -> dict[str, Any]:

@@ -188,8 +188,8 @@ def frontier_of(report: Report) -> Table | None:
     """A report's frontier as a table, where it has one."""
     if not report.frontier or not report.runs:
         return None
-    points = [FrontierPoint(point.peak_bytes, point.cost) for point in report.frontier]
-    table = frontier(points, report.runs[0].flops, points[-1].budget, "peak")
+    points = sorted(FrontierPoint(point.peak_bytes, point.cost) for point in report.frontier)
+    table = frontier(points, report.runs[0].flops, max(points[-1].budget, 1), "peak")
     return replace(table, notes=[*table.notes, "A peak is the planner's: a run of the plan takes no more."])
 
 

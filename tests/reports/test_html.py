@@ -13,6 +13,7 @@ from msgspec.structs import replace as change
 from memback.commands import main
 from memback.profiling.report import FrontierPoint, Report
 from memback.reports.html import fragment, payload, render
+from memback.reports.text import plain
 from tests.reports import sample
 
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&\x1b[31m"
@@ -102,6 +103,13 @@ def test_the_frontier_of_plans_travels_when_there_is_one() -> None:
     report = change(sample.report(), frontier=(FrontierPoint(100, 50.0), FrontierPoint(200, 0.0)))
     assert payload(report)["frontier"] == [[100, 50.0], [200, 0.0]]
     assert payload(sample.report())["frontier"] == []
+
+
+def test_a_frontier_from_anywhere_can_be_shown() -> None:
+    for frontier in ((FrontierPoint(0, 0.0),), (FrontierPoint(200, 0.0), FrontierPoint(100, 50.0))):
+        report = change(sample.report(), frontier=frontier)
+        assert payload(report)["knee"] in range(len(frontier))
+        assert "Memory against computation" in plain(report)
 
 
 def test_a_report_without_runs_is_a_page() -> None:

@@ -379,6 +379,18 @@ def test_the_theme_can_be_switched(page: Page) -> None:
     assert re.search("light", page.run("return document.getElementById('theme').getAttribute('aria-label')"))
 
 
+def test_without_the_plotting_library_all_but_the_pictures_is_there(
+    browser: Page, saved: Path, folder: Path, report: Report
+) -> None:
+    broken = folder / "broken.html"
+    page = saved.read_text(encoding="utf-8")
+    broken.write_text(re.sub(r'(id="packed-plotly">)[^<]*', r"\1AAAA", page), encoding="utf-8")
+    browser.open(broken)
+    assert number(cells(browser, "layers", SAVED, "tFoot")[0]) == full(report).saved_bytes
+    assert f"The peak, {full(report).peak.total_bytes:,} B" in browser.text("#alive-title")
+    assert "can't show the pictures" in browser.text("#main > .bad")
+
+
 def test_without_a_script_the_comparison_is_there(browser: Page, saved: Path) -> None:
     browser.browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
