@@ -14,10 +14,10 @@ from memback.commands.options import Output
 from memback.errors import UsageError
 
 if TYPE_CHECKING:
-    from memback.plans.model import ModelPlan
+    from memback.plans.model import ModelPlan, Planning
     from memback.profiling.definition import Profile
 
-__all__ = ["plan_options", "profile_argument", "progress_bar", "recomputation"]
+__all__ = ["plan_options", "planning_of", "profile_argument", "progress_bar", "recomputation"]
 
 
 def profile_argument(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,10 +61,24 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def planning_of(profile: Profile) -> Planning:
+    """The profile's step, measured by dry runs, so that plans can be made for it."""
+    from memback.plans.model import Planning
+    from memback.profiling.workload import Workload
+
+    return Planning(Workload.build(profile, dry=True).predicted_step())
+
+
 def recomputation(
-    profile: Profile, policy: str | None, budget: str | None, plan_file: str | None
+    profile: Profile,
+    policy: str | None,
+    budget: str | None,
+    plan_file: str | None,
+    planning: Planning | None = None,
 ) -> str | ModelPlan | None:
     """The policy, or the plan in its place, that :func:`plan_options` was given; a budget is planned for by dry runs.
+
+    ``planning`` is that of the profile, where it has been made already.
 
     Raises:
         NoPlanError: nothing fits the budget.
@@ -76,13 +90,10 @@ def recomputation(
         return ModelPlan.load(plan_file)
     if budget is None:
         return policy
-    from memback.plans.model import Planning
-    from memback.profiling.workload import Workload
     from memback.units import parse_bytes
 
     wanted = parse_bytes(budget)
-    work = Workload.build(profile, dry=True)
-    return Planning(work.predicted_step()).plan(wanted)
+    return (planning or planning_of(profile)).plan(wanted)
 
 
 def _split(setting: str) -> tuple[str, str]:

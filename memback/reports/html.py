@@ -149,8 +149,19 @@ def payload(report: Report) -> dict[str, Any]:
         "bands": BANDS,
         "runs": runs,
         "frontier": [list(point) for point in report.frontier],
+        "knee": _knee(report),
         "strings": list(strings.known),
     }
+
+
+def _knee(report: Report) -> int | None:
+    """Which point of the frontier is its knee."""
+    if not report.frontier:
+        return None
+    from memback.plans.model import FrontierPoint, knee  # what knows plans is loaded where there are some
+
+    points = [FrontierPoint(*point) for point in report.frontier]
+    return points.index(knee(sorted(points)))
 
 
 def _run(run: Run, strings: _Strings) -> dict[str, Any]:
@@ -159,6 +170,8 @@ def _run(run: Run, strings: _Strings) -> dict[str, Any]:
         "label": tables.printable(run.label),
         "mode": run.mode,
         "saved_bytes": run.saved_bytes,
+        "flops": run.flops,
+        "recomputed_flops": run.recomputed_flops,
         "place": tables.printable(tables.place(run)),
         "peak_bytes": run.peak.total_bytes,
         "peak": _peak(timeline),

@@ -67,14 +67,12 @@
   $("theme").removeAttribute("aria-pressed");
   $("theme").hidden = false;
 
+  const sorry = (error) => $("main").append(make("p", { class: "note bad" }, `This browser can't show the pictures (${error}); a current one can.`));
   let data;
   try {
     data = JSON.parse(await unpack("packed-data"));
-    const code = document.createElement("script");
-    code.textContent = await unpack("packed-plotly");
-    document.head.append(code);
   } catch (error) {
-    $("main").append(make("p", { class: "note bad" }, `This browser can't show the pictures (${error}); a current one can.`));
+    sorry(error);
     return;
   }
   const text = (i) => data.strings[i];
@@ -231,11 +229,11 @@
     }), CONFIG);
   }
   // Labels side by side at about the same height are put one above the other.
-  function spread(annotations, step) {
+  function spread(annotations, step, near = narrow() ? 1.2 : 0.6) {
     const order = [...annotations].sort((a, b) => a.y - b.y);
     for (let i = 1; i < order.length; i++)
       for (let j = 0; j < i; j++)
-        if (Math.abs(order[i].x - order[j].x) < (narrow() ? 1.2 : 0.6) && Math.abs(order[i].y - order[j].y) < step)
+        if (Math.abs(order[i].x - order[j].x) < near && Math.abs(order[i].y - order[j].y) < step)
           order[i].y = order[j].y + step;
   }
 
@@ -335,7 +333,8 @@
       `A band is a buffer, from its birth to its death; ${run.told ? "bands of a colour are of a category" : "this report does not tell categories"}. ` +
       "Point at one for what it is, choose a moment for all that is alive then, drag over a stretch to zoom in. " +
       (step ? `${group(state.last - first + 1)} events are drawn as ${group(reps.length)} columns, each with its highest moment; zoom in for every one. ` : "") +
-      `Buffers too small to see at this scale have no outline, and are there: ${group(run.buffers.bytes.length)} in all.`;
+      `Buffers too small to see at this scale have no outline, and are there: ${group(run.buffers.bytes.length)} in all. ` +
+      "Workspace lives inside of an op, between two events: a report holds it for the peak alone, where the mark stands above the bands.";
     mark(null);
   }
 
@@ -766,23 +765,55 @@
 
   // -- plans
 
+  const points = data.frontier.map(([peak, cost], i) => ({ peak, cost, knee: i === data.knee })).sort((a, b) => a.peak - b.peak);
+  const forward = Math.max(1, data.runs[0].flops);
+  const share = (cost) => `${((100 * cost) / forward).toFixed(1)} %`;
+
   function drawFrontier() {
-    if (!data.frontier.length) return;
-    const points = [...data.frontier].sort((a, b) => a[0] - b[0]);
-    const unit = 1024 ** unitOf(Math.max(...points.map((p) => p[0])));
-    Plotly.react("frontier", [{
-      type: "scatter", mode: "lines+markers", x: points.map((p) => p[0] / unit), y: points.map((p) => p[1]),
-      line: { color: colour("checkpoint"), shape: "hv", width: 2 }, marker: { size: 7 },
-      customdata: points.map((p) => [group(p[0]), flops(p[1])]), hovertemplate: "peak %{customdata[0]} B<br>%{customdata[1]} more<extra></extra>",
-    }], layout({
-      hovermode: "closest", dragmode: false, xaxis: { title: { text: `peak ${UNITS[unitOf(Math.max(...points.map((p) => p[0])))]}` }, fixedrange: true },
-      yaxis: { title: { text: "extra FLOPs" }, exponentformat: "SI" },
+    if (!points.length) return;
+    const marked = data.runs.filter((run) => run.mode === "full" || run.mode === "checkpoint");
+    const peaks = [...points.map((p) => p.peak), ...marked.map((run) => run.peak_bytes)];
+    const most = Math.max(...peaks);
+    const least = Math.min(...peaks);
+    const unit = 1024 ** unitOf(most);
+    const highest = (100 * Math.max(1, ...points.map((p) => p.cost), ...marked.map((run) => run.recomputed_flops))) / forward;
+    const margin = Math.max((most - least) * 0.05, most * 0.001) / unit;
+    const traces = [{
+      type: "scatter", mode: "lines+markers", x: points.map((p) => p.peak / unit), y: points.map((p) => (100 * p.cost) / forward),
+      line: { color: colour("faint"), shape: "hv", width: 2 }, marker: { size: points.map((p) => (p.knee ? 11 : 7)), color: colour("faint"), line: { width: 0 } },
+      text: points.map((p) => `${p.knee ? "the knee: " : ""}peak ${exact(p.peak)} (${short(p.peak)})<br>${share(p.cost)} of a forward pass again (${flops(p.cost)})`),
+      hovertemplate: "%{text}<extra></extra>",
+    }];
+    const annotations = [];
+    for (const run of marked) {
+      const hue = colour(run.mode);
+      const [at, height] = [run.peak_bytes / unit, (100 * run.recomputed_flops) / forward];
+      traces.push({
+        type: "scatter", mode: "markers", x: [at], y: [height], marker: { color: hue, size: 13, symbol: "diamond", line: { color: colour("card"), width: 1.5 } },
+        text: [`${plain(run.label)}: peak ${exact(run.peak_bytes)} (${short(run.peak_bytes)})<br>${share(run.recomputed_flops)} of a forward pass again`],
+        hovertemplate: "%{text}<extra></extra>",
+      });
+      const right = (run.peak_bytes - least) / Math.max(1, most - least) > 0.7;
+      const words = narrow() ? plain(run.label.replace(/^checkpoint:/, "")) : `${plain(run.label)} ${short(run.peak_bytes)}, ${share(run.recomputed_flops)}`;
+      annotations.push(label(at, height, words, { font: { color: hue, size: 12.5 }, xanchor: right ? "right" : "left", yshift: 9 }));
+    }
+    spread(annotations, highest * (narrow() ? 0.1 : 0.075), ((most - least) / unit) * 0.5);
+    Plotly.react("frontier", traces, layout({
+      hovermode: "closest", dragmode: false, annotations,
+      xaxis: { title: { text: `peak above the arguments, ${UNITS[unitOf(most)]}`, standoff: 8 }, fixedrange: true, showline: true, ticks: "outside", range: [least / unit - margin, most / unit + margin] },
+      yaxis: { title: { text: narrow() ? "computed again, %" : "computed again, % of a forward pass", standoff: 10 }, range: [-highest * 0.03, highest * 1.15], zeroline: true },
     }), CONFIG);
   }
 
   function fillFrontier() {
-    const points = [...data.frontier].sort((a, b) => a[0] - b[0]);
-    $("frontier-table").tBodies[0].replaceChildren(...points.map((p) => make("tr", {}, make("td", { class: "number" }, group(p[0])), make("td", { class: "number" }, group(p[1])))));
+    const all = points[points.length - 1].peak;
+    const knee = points.find((p) => p.knee);
+    $("frontier-note").textContent =
+      `From ${short(points[0].peak)}, computing ${share(points[0].cost)} of a forward pass again, to ${short(all)}, computing ` +
+      `${share(points[points.length - 1].cost)}. The knee, where less memory begins to cost much more, is at ${short(knee.peak)} and ${share(knee.cost)}.`;
+    const number = (content) => make("td", { class: "number" }, content);
+    $("frontier-table").tBodies[0].replaceChildren(...points.map((p) =>
+      make("tr", {}, number(group(p.peak)), number(percent(p.peak, all)), number(group(p.cost)), number(share(p.cost)), make("td", {}, p.knee ? "knee" : ""))));
   }
 
   // -- drawing what is looked at
@@ -797,7 +828,7 @@
     }
   }
   function drawNow(name) {
-    if (!stale.delete(name)) return;
+    if (!window.Plotly || !stale.delete(name)) return;
     drawers[name]();
     if (name === "time") listenToZoom();
   }
@@ -890,5 +921,18 @@
   }
   choose(state.run);
   draw("over", "frontier");
+
+  // Plotly takes longer to start than all the rest of the page: first everything else is put on the screen.
+  const painted = new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+  await Promise.race([painted, new Promise((done) => setTimeout(done, 200))]);
+  root.dataset.open = "yes";
+  try {
+    const code = document.createElement("script");
+    code.textContent = await unpack("packed-plotly");
+    document.head.append(code);
+    for (const name of near) drawNow(name);
+  } catch (error) {
+    sorry(error);
+  }
   root.dataset.ready = "yes";
 })();
