@@ -256,6 +256,7 @@ class Planning:
         self.step = step
         self.trace = trace(step)
         self.staged: Staged = measure(step, self.trace)
+        self._leanest: dict[tuple[str, float], ModelPlan] = {}
 
     @cached_property
     def everything(self) -> ModelPlan:
@@ -302,7 +303,13 @@ class Planning:
         return min(found, key=lambda p: (p.extra_flops, p.peak_bytes))
 
     def leanest(self, planner: str = "chain", time_limit: float = TIME_LIMIT) -> ModelPlan:
-        """The plan with the least peak that the planner finds; a graph's within ``time_limit`` seconds."""
+        """The plan with the least peak that the planner finds; a graph's within ``time_limit`` seconds. Found once."""
+        asked = (planner, time_limit)
+        if asked not in self._leanest:
+            self._leanest[asked] = self._find_leanest(planner, time_limit)
+        return self._leanest[asked]
+
+    def _find_leanest(self, planner: str, time_limit: float) -> ModelPlan:
         if planner in WHOLE:
             from memback.plans import graph_plans
 
