@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command("sweep", epilog="Example: memback sweep digits --grid batch=16,32,64 --grid policy=none,sqrt -o sweep.csv")
+@click.command(
+    "sweep", epilog="Example: memback sweep digits --grid batch=16,32,64 --grid policy=none,sqrt -o sweep.csv"
+)
 @profile_argument
 @click.option(
     "--grid",
@@ -85,6 +87,7 @@ def command(
     for page in pages:
         from memback.sweeps import html
 
+        assert view is not None
         output.write(page, html.render(grid, store.ordered, view))
     for file in files:
         output.console.print(f"Wrote {file}", highlight=False, soft_wrap=True)
@@ -92,9 +95,7 @@ def command(
     _judge(store)
 
 
-def _grid(
-    profile: Profile, axes: tuple[str, ...], policy: str | None, budget: str | None, planner: str | None
-) -> Grid:
+def _grid(profile: Profile, axes: tuple[str, ...], policy: str | None, budget: str | None, planner: str | None) -> Grid:
     from memback.sweeps.grid import PLANNER, POLICY, Grid, check_planner, parse_axis
     from memback.units import parse_bytes
 
@@ -138,7 +139,9 @@ def _run(store: Store, workers: int | None, scheduler: str | None, output: Outpu
         store.close()
 
 
-def _rows(grid: Grid, points: list[Any], workers: int | None, scheduler: str | None) -> Iterator[list[Row]]:
+def _rows(
+    grid: Grid, points: list[Any], workers: int | None, scheduler: str | None
+) -> Generator[list[Row], None, None]:
     from memback.sweeps import run
 
     if scheduler is not None:

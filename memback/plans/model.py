@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from memback.tape import Tensor
 
 __all__ = [
+    "KEEPING_EVERYTHING",
     "RESERVE",
     "TIME_LIMIT",
     "FrontierPoint",
@@ -57,8 +58,10 @@ RESERVE = 16 * 1024
 TIME_LIMIT = 5.0
 """Seconds for the search for a graph's plan."""
 
+KEEPING_EVERYTHING = frozenset({"chain", "exact", "all", *WHOLE})
+"""Planners that compute nothing again where all that backward needs fits the budget."""
+
 _REFINEMENTS = 3
-_KEEPING_EVERYTHING = ("chain", "exact", "all")
 
 
 class NoPlanError(MembackError):
@@ -292,7 +295,7 @@ class Planning:
             from memback.plans import graph_plans
 
             return graph_plans.PLANNERS[planner](self, budget, time_limit)
-        if planner in _KEEPING_EVERYTHING and self.everything.budget <= budget:
+        if planner in KEEPING_EVERYTHING and self.everything.budget <= budget:
             return replace(self.everything, budget=budget)
         found = [p for choice in self.staged.choices if (p := self._within(choice, budget, planner)) is not None]
         if not found:

@@ -264,7 +264,9 @@ def _set(content: dict[str, Any], key: str, text: str, source: str) -> None:
     schema: type[Any] = _Content
     if section:
         if not isinstance(content.get(section), dict):
-            raise UsageError(f"{source} {key}: there is no section {section}; write it as train.steps=10 or dtype=float64")
+            raise UsageError(
+                f"{source} {key}: there is no section {section}; write it as train.steps=10 or dtype=float64"
+            )
         schema = {"model": Model, "data": Data, "train": Train, "checkpoint": Checkpoint}[section]
         if name not in schema.__struct_fields__:
             registry = {"model": _models(), "data": DATA}.get(section, {})

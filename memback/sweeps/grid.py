@@ -90,7 +90,9 @@ class Grid:
         for axis in self.axes:
             for target in _targets(axis):
                 if target in owners:
-                    raise UsageError(f"--grid {axis.key} and --grid {owners[target]} both set {target}: give one of them")
+                    raise UsageError(
+                        f"--grid {axis.key} and --grid {owners[target]} both set {target}: give one of them"
+                    )
                 owners[target] = axis.key
         if self.planner != PLANNER and not self.has_plans:
             raise UsageError("--planner needs a budget: give --budget BYTES or --grid budget=…")
@@ -229,7 +231,9 @@ def _overrides(key: str, text: str, profile: Profile) -> dict[str, str]:
         return {key: text}
     known = _known(profile)
     if key not in known:
-        raise UsageError(f"--grid {key}: {choose('key', key, (*known, 'budget', 'planner'))}; or write it as model.width")
+        raise UsageError(
+            f"--grid {key}: {choose('key', key, (*known, 'budget', 'planner'))}; or write it as model.width"
+        )
     if len(known[key]) > 1:
         raise UsageError(f"--grid {key} could be {' or '.join(known[key])}: write one of them")
     return {known[key][0]: text}

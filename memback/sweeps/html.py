@@ -1,4 +1,4 @@
-"""A sweep as a heat-map in one HTML page that works offline: two axes, a value, and where to stand on all other axes."""
+"""A sweep as a heat-map in one HTML page that works offline: two axes, a value, and a place on all other axes."""
 
 from __future__ import annotations
 
@@ -78,7 +78,10 @@ def payload(grid: Grid, rows: Sequence[Row], view: View) -> dict[str, Any]:
     ]
     return {
         "axes": [
-            {"key": axis.key, "values": [settings_text({axis.key: value.shown}).partition("=")[2] for value in axis.values]}
+            {
+                "key": axis.key,
+                "values": [settings_text({axis.key: value.shown}).partition("=")[2] for value in axis.values],
+            }
             for axis in grid.axes
         ],
         "values": values,

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from memback._version import __version__
 from memback.arrays import distinct_bytes
 from memback.errors import MembackError
-from memback.plans.model import ModelPlan, NoPlanError, Planning
+from memback.plans.model import KEEPING_EVERYTHING, RESERVE, NoPlanError, Planning
 from memback.profiling.definition import Profile
 from memback.profiling.passes import DryLedger, Mode, Step
 from memback.profiling.workload import Workload
@@ -60,7 +60,7 @@ class Figures(Struct, frozen=True, kw_only=True):
 
 
 class Planned(Struct, frozen=True, kw_only=True):
-    """The plan for a budget, as ``memback plan`` finds it; where none fits, the least budget for which one does."""
+    """The plan for a budget, as ``memback plan`` finds it; where none fits, the budget that the leanest plan needs."""
 
     budget_bytes: Count
     planner: str
@@ -155,9 +155,9 @@ def _row(model: _Model, point: Point) -> Row:
         settings=point.settings,
         policy=policy,
         full=full,
-        checkpoint=full and get(lambda: model.figures(Mode("checkpoint", policy))),
-        inference=full and get(lambda: model.figures(Mode("inference"))),
-        arguments=full and model.arguments,
+        checkpoint=None if full is None else get(lambda: model.figures(Mode("checkpoint", policy))),
+        inference=None if full is None else get(lambda: model.figures(Mode("inference"))),
+        arguments=None if full is None else model.arguments,
         plan=None if full is None or point.budget is None else get(partial(model.plan, point.budget, point.planner)),
         status="failed" if errors else "done",
         error="; ".join(errors) or None,
@@ -211,25 +211,32 @@ class _Model:
         return self._figures[mode]
 
     def plan(self, budget: int, planner: str) -> Planned:
+        full = self.figures(Mode("full"))
+        if full.peak_bytes + RESERVE <= budget and planner in KEEPING_EVERYTHING:
+            return Planned(
+                budget_bytes=budget,
+                planner=planner,
+                fits=True,
+                peak_bytes=full.peak_bytes,
+                saved_bytes=full.saved_bytes,
+                extra_flops=0,
+                optimality="optimal: nothing is computed twice",
+            )
         try:
             plan = self.planning.plan(budget, planner)
         except NoPlanError as error:
             least = error.minimum_bytes
             return Planned(budget_bytes=budget, planner=planner, fits=False, least_budget_bytes=least)
-        return _planned(plan, budget, planner)
+        return Planned(
+            budget_bytes=budget,
+            planner=planner,
+            fits=True,
+            peak_bytes=plan.peak_bytes,
+            saved_bytes=plan.saved_bytes,
+            extra_flops=plan.extra_flops,
+            optimality=plan.optimality,
+        )
 
 
 def _parts(parts: Iterable[tuple[str, int]]) -> dict[str, int]:
     return {f"peak_{name}": size for name, size in parts}
-
-
-def _planned(plan: ModelPlan, budget: int, planner: str) -> Planned:
-    return Planned(
-        budget_bytes=budget,
-        planner=planner,
-        fits=True,
-        peak_bytes=plan.peak_bytes,
-        saved_bytes=plan.saved_bytes,
-        extra_flops=plan.extra_flops,
-        optimality=plan.optimality,
-    )

@@ -1,36 +1,36 @@
-"""Where a sweep's points are run: in this process, on all cores of this machine, or on a Dask cluster.
+"""Where a sweep's points are run: on all cores of this machine, or on a Dask cluster.
 
-Each is a function from points to their rows, as they come. Whatever process dies, every point has exactly
-one row in the end: what a dead process had not given back is run again, and a point whose process dies again and again
-is lost, with a row that says so.
+Each is a function from points to their rows, as they come. Whatever process dies, every point has exactly one row in
+the end: what a dead process had not given back is run again.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import multiprocessing
 import os
-import signal
-import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from queue import SimpleQueue
+from typing import Any
 
 from memback.errors import MembackError, UsageError
 from memback.profiling.definition import Profile
 from memback.sweeps import point as work
+from memback.sweeps.children import Children
 from memback.sweeps.grid import Point
 from memback.sweeps.point import Done, Row, Task
 
 __all__ = ["cores", "on_cores", "on_dask", "tasks_of"]
 
-_TRIES = 3
-_AHEAD = 2
-"""Tasks that a process has, so that it need not wait for the next one."""
+CONNECT_SECONDS = 10
+"""For how long a scheduler may keep silent."""
+
+_AT_ONCE = 500
+"""Tasks that a cluster gets at a time."""
+
 _SHARES = 4
 """A task is at most this part of what a process has to do, where all is of one model."""
 
@@ -46,24 +46,12 @@ def tasks_of(profile: Profile, points: Iterable[Point], workers: int) -> list[Ta
     for point in points:
         models.setdefault(point.overrides, []).append(point)
     most = max(4, math.ceil(sum(map(len, models.values())) / (_SHARES * workers)))
-    return [Task(profile, part) for same in models.values() for part in _parts(same, most)]
-
-
-def _parts(points: Sequence[Point], most: int) -> Iterator[tuple[Point, ...]]:
-    return (tuple(points[i : i + most]) for i in range(0, len(points), most))
+    parts = (same[i : i + most] for same in models.values() for i in range(0, len(same), most))
+    return [Task(profile, tuple(part)) for part in parts]
 
 
 def _rest(task: Task, done: Done) -> list[Task]:
     return [Task(task.profile, done.rest, task.version)] if done.rest else []
-
-
-def _here(waiting: deque[Task]) -> Iterator[list[Row]]:
-    """Run tasks in this process."""
-    while waiting:
-        task = waiting.popleft()
-        done = work.run(task)
-        waiting.extendleft(_rest(task, done))
-        yield done.rows
 
 
 # -- on this machine's cores
@@ -72,85 +60,45 @@ def _here(waiting: deque[Task]) -> Iterator[list[Row]]:
 def on_cores(profile: Profile, points: Sequence[Point], workers: int) -> Iterator[list[Row]]:
     """Run points in ``workers`` processes, or in this one where one is enough.
 
-    Where a process dies (killed for its memory, say), what was under way is run again, a task at a time, so that
-    it is known whose fault it is.
+    Raises:
+        MembackError: a process is of another version of memback.
     """
-    waiting = deque(tasks_of(profile, points, workers))
-    if workers == 1 or len(waiting) == 1:
-        yield from _here(waiting)
+    tasks = tasks_of(profile, points, workers)
+    if workers == 1 or len(tasks) == 1:
+        yield from _here(tasks)
+        return
+    children = Children()
+    finished: SimpleQueue[Future[Done]] = SimpleQueue()
+    with ThreadPoolExecutor(min(workers, len(tasks)) or 1) as pool:
+        running: dict[Future[Done], Task] = {}
+
+        def submit(task: Task) -> None:
+            future = pool.submit(children.run, task)
+            running[future] = task
+            future.add_done_callback(finished.put)
+
+        try:
+            for task in tasks:
+                submit(task)
+            while running:
+                future = finished.get()
+                task, done = running.pop(future), future.result()
+                for later in _rest(task, done):
+                    submit(later)
+                yield done.rows
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            children.close()
+
+
+def _here(tasks: Iterable[Task]) -> Iterator[list[Row]]:
+    """Run tasks in this process."""
+    waiting = deque(tasks)
     while waiting:
-        under_way = yield from _pooled(waiting, min(workers, len(waiting)))
-        for task in under_way:
-            yield from _alone(task)
-
-
-def _pooled(waiting: deque[Task], workers: int) -> Generator[list[Row], None, list[Task]]:
-    """Run what is waiting; where a process dies, those tasks that were under way then are left, and returned."""
-    running: dict[Future[Done], Task] = {}
-    with _pool(workers) as pool:
-        while waiting or running:
-            try:
-                while waiting and len(running) < _AHEAD * workers:
-                    running[pool.submit(work.run, waiting[0])] = waiting[0]
-                    waiting.popleft()
-                finished = wait(running, return_when=FIRST_COMPLETED).done
-                for future in finished:
-                    done = future.result()
-                    waiting.extendleft(_rest(running.pop(future), done))
-                    yield done.rows
-            except BrokenProcessPool:
-                return list(running.values())
-    return []
-
-
-def _alone(task: Task) -> Iterator[list[Row]]:
-    """Run a task point by point in a process of its own; a point that kills it every time is lost."""
-    for points in _parts(task.points, 1):
-        one = Task(task.profile, points, task.version)
-        for _ in range(_TRIES):
-            waiting = deque([one])
-            if not (yield from _pooled(waiting, 1)) and not waiting:
-                break
-        else:
-            yield [work.failed(points[0], f"the process that ran it died {_TRIES} times; was it out of memory?", "lost")]
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end with the block, at once if it is left by an exception, and by themselves if this one dies."""
-    context = _context()
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in set(multiprocessing.active_children()) - others:
-            process.kill()
-        raise
-    pool.shutdown(cancel_futures=True)
-
-
-def _context() -> Any:
-    """How processes are started: each a copy of one that has memback loaded, where the system has that."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([work.__name__])
-    return context
-
-
-def _begin() -> None:
-    """In a new process: leave Ctrl-C to the one that started it, and do not outlive that."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+        task = waiting.popleft()
+        done = work.run(task)
+        waiting.extendleft(_rest(task, done))
+        yield done.rows
 
 
 # -- on a Dask cluster
@@ -180,21 +128,31 @@ def on_dask(profile: Profile, points: Sequence[Point], address: str) -> Iterator
 
     with _client(address) as client:
         threads = sum(client.nthreads().values())
-        running = {_submit(client, task): task for task in tasks_of(profile, points, max(threads, 1))}
+        waiting = deque(tasks_of(profile, points, max(threads, 1)))
+        running: dict[Any, Task] = {}
+        completed = as_completed(loop=client.loop, raise_errors=False)
+
+        def submit() -> None:
+            """Let the cluster have enough to do."""
+            while waiting and len(running) < max(_AT_ONCE, 4 * threads):
+                task = waiting.popleft()
+                future = client.submit(_run_on_worker, task, pure=False)
+                running[future] = task
+                completed.add(future)
+
         try:
-            completed = as_completed(running, raise_errors=False)
+            submit()
             for future in completed:
                 task = running.pop(future)
                 rows, rest = _outcome(future, task)
-                for later in rest:
-                    again = _submit(client, later)
-                    running[again] = later
-                    completed.add(again)
+                waiting.extendleft(rest)
+                submit()
                 future.release()
                 yield rows
         finally:
             if client.status == "running":
                 client.cancel(list(running))
+                client.run(_rest_on_worker, on_error="ignore")
 
 
 @contextmanager
@@ -208,7 +166,7 @@ def _client(address: str) -> Iterator[Any]:
         logger.setLevel(logging.CRITICAL)
     try:
         try:
-            client = Client(address, timeout=10, set_as_default=False)
+            client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError) as error:
             raise UsageError(f"--scheduler {address}: no Dask scheduler answers there ({error})") from error
         with client:
@@ -218,8 +176,16 @@ def _client(address: str) -> Iterator[Any]:
             logger.setLevel(level)
 
 
-def _submit(client: Any, task: Task) -> Any:
-    return client.submit(work.run, task, pure=False)
+_on_worker = Children()
+
+
+def _run_on_worker(task: Task) -> Done:
+    """What Dask runs: a task, in a process of its own beside the worker's."""
+    return _on_worker.run(task)
+
+
+def _rest_on_worker() -> None:
+    _on_worker.rest()
 
 
 def _outcome(future: Any, task: Task) -> tuple[list[Row], list[Task]]:
@@ -231,10 +197,9 @@ def _outcome(future: Any, task: Task) -> tuple[list[Row], list[Task]]:
         return done.rows, _rest(task, done)
     error = future.exception() if future.status == "error" else None
     match error:
-        case KilledWorker() if len(task.points) > 1:
-            return [], [Task(task.profile, part, task.version) for part in _parts(task.points, 1)]
         case KilledWorker():
-            return [work.failed(task.points[0], "the workers that ran it died, again and again", "lost")], []
+            why = "the workers that had it died, again and again"
+            return [work.failed(point, why, "lost") for point in task.points], []
         case ModuleNotFoundError():
             raise UsageError(f"the workers of the cluster have no {error.name}: install memback there") from error
         case None:

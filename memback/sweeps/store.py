@@ -110,10 +110,11 @@ def _cell(value: Any) -> Any:
     return printable(value) if isinstance(value, str) else value
 
 
-def _from_csv(path: Path) -> list[dict[str, Any]]:
+def _from_csv(path: Path) -> tuple[Sequence[str], list[dict[str, Any]]]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            return reader.fieldnames or (), list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} can't be read as CSV: {error}") from None
 
@@ -158,19 +159,23 @@ def _types(grid: Grid) -> dict[str, Any]:
     return types
 
 
-def _from_parquet(path: Path) -> list[dict[str, Any]]:
+def _from_parquet(path: Path) -> tuple[Sequence[str], list[dict[str, Any]]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        table = pq.read_table(path)
     except pa.ArrowException as error:
         raise UsageError(f"{path} can't be read as Parquet: {error}") from None
-    return rows
+    return table.column_names, table.to_pylist()
 
 
 _WRITERS: dict[str, Callable[[Sequence[Row], Grid], bytes]] = {".parquet": _to_parquet, ".csv": _to_csv}
-_READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {".parquet": _from_parquet, ".csv": _from_csv}
+_READERS: dict[str, Callable[[Path], tuple[Sequence[str], list[dict[str, Any]]]]] = {
+    ".parquet": _from_parquet,
+    ".csv": _from_csv,
+}
+"""By suffix: the columns' names, and the rows."""
 
 
 def _suffix(file: str) -> str:
@@ -220,7 +225,7 @@ class Store:
                 )
         if self._journal is not None and self._journal.exists():
             raise UsageError(
-                f"{self._journal} has the rows of a sweep that was cut off: --resume goes on with it, --force starts anew"
+                f"{self._journal} has rows of a sweep that was cut off: --resume goes on with it, --force starts anew"
             )
 
     # -- adding rows
@@ -266,11 +271,13 @@ class Store:
         self._next_write = now + max(_SECONDS, _SHARE * (now - began))
 
     def close(self) -> None:
-        """Write every file, which then has all that the journal has.
+        """Write every file, which then has all that the journal has. Without a row, nothing is touched.
 
         Raises:
             MembackError: the system does not let it be written; the journal stays.
         """
+        if not self.rows:
+            return
         self.write()
         if self._journal is not None:
             with explained(self._journal):
@@ -291,7 +298,10 @@ class Store:
         self.rows = {row.point: row for row in taken if row.status != "lost"}
 
     def _from_file(self, file: str, points: Mapping[str, Point]) -> Iterator[Row]:
-        for flat in _READERS[_suffix(file)](Path(file)):
+        names, rows = _READERS[_suffix(file)](Path(file))
+        if names and "id" not in names:
+            raise UsageError(f"{file} has no rows of a sweep (no column id); name another file, or use --force")
+        for flat in rows:
             point = points.get(str(flat.get("id")))
             if point is None:
                 settings = {axis.key: flat[axis.key] for axis in self.grid.axes if axis.key in flat}
@@ -345,5 +355,5 @@ def _require(file: str) -> None:
             import pyarrow.parquet  # noqa: F401
         except ImportError:
             raise UsageError(
-                f"{file}: Parquet needs pyarrow, which is not installed: pip install 'memback[sweep]'; CSV needs nothing"
+                f"{file}: Parquet needs pyarrow, which is not installed: pip install 'memback[sweep]', or write .csv"
             ) from None

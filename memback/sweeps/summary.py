@@ -1,4 +1,4 @@
-"""A sweep at a glance: the best and the worst points, what fits, what each value of an axis does, what failed and why."""
+"""A sweep at a glance: the best and the worst points, what fits, what each value does, what failed and why."""
 
 from __future__ import annotations
 
@@ -43,11 +43,13 @@ VALUES: dict[str, Quantity] = {
     "checkpoint_peak": Quantity("peak of checkpoint", "B", _figure("checkpoint", "peak_bytes")),
     "inference_peak": Quantity("peak of inference", "B", _figure("inference", "peak_bytes")),
     "flops": Quantity("FLOPs of a forward pass", "FLOP", _figure("full", "flops")),
-    "recomputed_flops": Quantity("FLOPs that checkpoint computes again", "FLOP", _figure("checkpoint", "recomputed_flops")),
+    "recomputed_flops": Quantity(
+        "FLOPs that checkpoint computes again", "FLOP", _figure("checkpoint", "recomputed_flops")
+    ),
     "parameter_bytes": Quantity("parameters", "B", _figure("arguments", "parameter_bytes")),
     "plan_peak": Quantity("peak of the plan", "B", _figure("plan", "peak_bytes")),
     "plan_extra_flops": Quantity("FLOPs that the plan computes again", "FLOP", _figure("plan", "extra_flops")),
-    "least_budget": Quantity("least budget where no plan fits", "B", _figure("plan", "least_budget_bytes")),
+    "least_budget": Quantity("budget that the leanest plan needs", "B", _figure("plan", "least_budget_bytes")),
 }
 """What a heat-map can show, by name."""
 
@@ -142,17 +144,19 @@ def _extremes(rows: Sequence[work.Row]) -> Table:
         if len(amounts) < 2 or name == "least_budget":
             continue
         for word, amount in (("least", min(amounts)), ("most", max(amounts))):
-            points = [row.settings for row in rows if value_of(row, name) == amount]
-            body.append(Row([Cell(f"{word} {quantity.title}"), _amount(amount, quantity), Cell(_in_common(points))]))
-    columns = [Column("of all points", "key"), Column("value"), Column("at", "text")]
-    return Table("Best and worst", columns, body, notes=["Where several points have the value: what they have in common."])
+            points = [row.settings for value, row in having if value == amount]
+            title = f"{word} {quantity.title}"
+            body.append(
+                Row([Cell(title), _amount(amount, quantity), Cell(f"{len(points):,}"), Cell(_in_common(points))])
+            )
+    columns = [Column("of all points", "key"), Column("value"), Column("points"), Column("in common", "text")]
+    return Table("Best and worst", columns, body)
 
 
 def _in_common(points: Sequence[dict[str, Any]]) -> str:
     first = points[0]
     common = {key: value for key, value in first.items() if all(point[key] == value for point in points)}
-    several = "" if len(common) == len(first) else f" ({len(points):,} points)"
-    return (settings_text(common) or "whatever the keys") + several
+    return settings_text(common) or "nothing"
 
 
 # -- what fits
@@ -238,11 +242,15 @@ def _errors(rows: Sequence[work.Row]) -> Table:
             reasons.setdefault(row.error, []).append(row)
     most = sorted(reasons.items(), key=lambda pair: -len(pair[1]))
     body = [
-        Row([Cell(error, "bad"), Cell(f"{len(mine):,}"), Cell(settings_text(mine[0].settings))])
+        Row([Cell(error, "bad"), Cell(f"{len(mine):,}"), Cell(_in_common([row.settings for row in mine]))])
         for error, mine in most[:_REASONS_AT_MOST]
     ]
-    notes = [f"{len(most) - _REASONS_AT_MOST} more reasons; every row has its own."] if len(most) > _REASONS_AT_MOST else []
-    return Table("What failed", [Column("reason", "key"), Column("points"), Column("first", "text")], body, notes=notes)
+    notes = (
+        [f"{len(most) - _REASONS_AT_MOST} more reasons; every row has its own."] if len(most) > _REASONS_AT_MOST else []
+    )
+    return Table(
+        "What failed", [Column("reason", "key"), Column("points"), Column("in common", "text")], body, notes=notes
+    )
 
 
 # -- cells

@@ -39,17 +39,23 @@
 
   // -- the map
 
-  // Where values differ a lot, their logarithms are coloured.
+  const SCALE = ["heat-low", "heat-middle", "heat-high"];
+
+  // Where values differ a lot, their logarithms are coloured, and zero gets a place below the least of them.
   function colouring(numbers) {
     const positive = numbers.filter((n) => n > 0);
-    const [least, most] = [Math.min(...positive), Math.max(...positive)];
-    const logarithmic = positive.length > 1 && most / least > 30;
-    const of = (n) => (n === null ? null : logarithmic ? (n > 0 ? Math.log2(n) : null) : n);
-    const low = logarithmic ? Math.log2(least) : Math.min(...numbers);
-    const high = logarithmic ? Math.log2(most) : Math.max(...numbers);
-    const ticks = [0, 1, 2, 3, 4].map((i) => low + (i * (high - low)) / 4);
-    return { of, low, high, ticks: high > low ? ticks : [low], size: (t) => (logarithmic ? 2 ** t : t) };
+    const logarithmic = positive.length > 1 && Math.max(...positive) / Math.min(...positive) > 30;
+    if (!logarithmic) {
+      const [low, high] = [Math.min(...numbers), Math.max(...numbers)];
+      return { of: (n) => n, low, high, ticks: even(low, high) };
+    }
+    const [least, high] = [Math.min(...positive), Math.max(...positive)].map(Math.log2);
+    const zero = positive.length < numbers.length;
+    const low = zero ? least - (high - least) / 6 : least;
+    const ticks = even(least, high).map(([at, size]) => [at, 2 ** size]);
+    return { of: (n) => (n > 0 ? Math.log2(n) : low), low, high, ticks: zero ? [[low, 0], ...ticks] : ticks };
   }
+  const even = (low, high) => (high > low ? [0, 1, 2, 3, 4].map((i) => low + (i * (high - low)) / 4) : [low]).map((at) => [at, at]);
 
   function draw() {
     const cells = cellsOf();
@@ -58,41 +64,50 @@
     const present = cells.flat().map(at).filter((n) => n !== null);
     const [columns, rows] = [across().length, upwards().length];
     const room = ($("heat").clientWidth - 150) / columns;
-    const words = (number) => (at(number) === null ? missing(number) : amount(value, at(number)));
     $("heat-title").textContent = value.title;
     $("heat-note").textContent = note(present, cells.flat());
     $("heat").style.height = `${Math.max(220, Math.min(720, 130 + 46 * rows))}px`;
-    const scale = present.length ? colouring(present) : { of: () => null, low: 0, high: 1, ticks: [], size: (t) => t };
-    const labels = room >= 74 && rows <= 24;
+    const scale = present.length ? colouring(present) : { of: () => null, low: 0, high: 1, ticks: [] };
+    const readable = room >= 70 && rows <= 24;
     const trace = {
-      type: "heatmap", x: across(), y: upwards(), z: cells.map((row) => row.map((number) => scale.of(at(number)))),
+      type: "heatmap", x: across(), y: upwards(), z: cells.map((row) => row.map((number) => (at(number) === null ? null : scale.of(at(number))))),
       zmin: scale.low, zmax: scale.high > scale.low ? scale.high : scale.low + 1, xgap: 2, ygap: 2,
-      colorscale: [[0, colour("heat-low")], [0.5, colour("heat-middle")], [1, colour("heat-high")]],
-      text: cells.map((row) => row.map((number) => plain(words(number)))),
+      colorscale: SCALE.map((name, i) => [i / 2, colour(name)]),
       customdata: cells.map((row) => row.map((number) => plain(detail(number)))),
-      hovertemplate: "%{customdata}<extra></extra>", hoverongaps: true, ...(labels ? { texttemplate: "%{text}" } : {}),
+      hovertemplate: "%{customdata}<extra></extra>", hoverongaps: true,
       showscale: !narrow(),
-      colorbar: { tickvals: scale.ticks, ticktext: scale.ticks.map((t) => amount(value, Math.round(scale.size(t)))), outlinewidth: 0, thickness: 14, tickfont: { color: colour("faint") } },
+      colorbar: { tickvals: scale.ticks.map(([place]) => place), ticktext: scale.ticks.map(([, n]) => amount(value, Math.round(n))), outlinewidth: 0, thickness: 14, tickfont: { color: colour("faint") } },
     };
-    const shown = labels ? gaps(cells, at, room) : [];
+    const annotations = readable ? labels(cells, at, room, scale) : [];
     Plotly.react("heat", [trace], layout({
-      hovermode: "closest", dragmode: false, margin: { l: 12, r: 14, t: 12, b: 8 }, annotations: shown,
+      hovermode: "closest", dragmode: false, margin: { l: 12, r: 14, t: 12, b: 8 }, annotations,
       hoverlabel: { bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("ink") }, align: "left" },
       xaxis: { type: "category", title: { text: plain(data.axes[state.x].key) }, fixedrange: true, ticks: "", tickfont: { color: colour("ink") } },
-      yaxis: { type: "category", title: { text: state.y < 0 ? "" : plain(data.axes[state.y].key) }, ticks: "", rangemode: "normal", tickfont: { color: colour("ink") } },
+      yaxis: { type: "category", title: { text: state.y < 0 ? "" : plain(data.axes[state.y].key) }, ticks: "", rangemode: "normal", showgrid: false, tickfont: { color: colour("ink") } },
     }), CONFIG);
     listen();
     fillNumbers(cells, at);
     showChosen();
   }
-  // A cell without a value says why it has none, as far as there is room.
-  function gaps(cells, at, room) {
+  // What stands in the cells, as far as there is room; one without a value says why it has none.
+  function labels(cells, at, room, scale) {
+    const most = Math.floor((room - 8) / 7);
     return cells.flatMap((row, r) => row.map((number, c) => {
-      if (at(number) !== null) return null;
-      const words = missing(number);
-      const most = Math.floor(room / 8);
-      return { x: c, y: r, showarrow: false, text: plain(words.length > most ? `${words.slice(0, most - 1)}…` : words), font: { color: colour("bad"), size: 12 } };
-    })).filter(Boolean);
+      const n = at(number);
+      const words = n === null ? missing(number) : amount(state.value, n);
+      const text = words.length > most ? `${words.slice(0, Math.max(1, most - 1))}…` : words;
+      const ink = n === null ? colour("bad") : inkOn((scale.of(n) - scale.low) / (scale.high - scale.low || 1));
+      return { x: c, y: r, showarrow: false, text: plain(text), font: { color: ink, size: 12 } };
+    }));
+  }
+  // Black or white, whichever stands out more on a place of the scale, from 0 to 1.
+  function inkOn(t) {
+    const stops = SCALE.map(colour);
+    const channel = (hex, i) => parseInt(hex.slice(1 + 2 * i, 3 + 2 * i), 16) / 255;
+    const [from, to, way] = t < 0.5 ? [stops[0], stops[1], 2 * t] : [stops[1], stops[2], 2 * t - 1];
+    const linear = [0, 1, 2].map((i) => ((1 - way) * channel(from, i) + way * channel(to, i)) ** 2.2);
+    const light = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+    return light > 0.19 ? "#0b1220" : "#ffffff";
   }
   function note(present, numbers) {
     const blank = numbers.length - present.length;
