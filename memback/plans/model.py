@@ -23,7 +23,7 @@ from memback.plans.execute import Execution
 from memback.plans.graph_execution import GraphExecution
 from memback.plans.graph_region import GraphRegion
 from memback.plans.measure import Choice, Staged, measure, planned, predict, trace
-from memback.plans.region import Region
+from memback.plans.region import Region, Selection
 from memback.plans.registry import WHOLE
 from memback.plans.registry import planner as planner_of
 from memback.plans.running import Run, run_region
@@ -260,6 +260,7 @@ class Planning:
         self.trace = trace(step)
         self.staged: Staged = measure(step, self.trace)
         self._leanest: dict[tuple[str, float], ModelPlan] = {}
+        self._realised: dict[tuple[tuple[Selection | None, ...], tuple[Action, ...]], ModelPlan] = {}
 
     @cached_property
     def everything(self) -> ModelPlan:
@@ -389,9 +390,12 @@ class Planning:
         return points
 
     def _realise(self, choice: Choice, made: Plan, budget: int) -> ModelPlan:
-        """Run a plan dry: what it really takes."""
-        region = self.staged.region(choice.kept, made.actions)
-        return self.realise(region, choice.stages, budget, _proved(choice, made, len(self.staged.choices)))
+        """Run a plan dry, the same actions once: what it really takes."""
+        asked = (choice.kept, tuple(made.actions))
+        proof = _proved(choice, made, len(self.staged.choices))
+        if asked not in self._realised:
+            self._realised[asked] = self.realise(self.staged.region(*asked), choice.stages, budget, proof)
+        return replace(self._realised[asked], stages=choice.stages, budget=budget, optimality=proof)
 
     def realise(
         self, region: Region | GraphRegion, stages: tuple[Stage, ...], budget: int, optimality: str
