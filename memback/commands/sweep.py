@@ -135,6 +135,11 @@ def _run(store: Store, workers: int | None, scheduler: str | None, output: Outpu
             for some in rows:
                 store.add(some)
                 progress(grid.profile.name, len(store.rows), len(grid))
+    except BaseException:
+        if store.files and store.rows:
+            kept = f"{len(store.rows):,} of {len(grid):,} points are in {store.files[0]}"
+            output.console.print(f"{kept}; --resume goes on with the others.", highlight=False, soft_wrap=True)
+        raise
     finally:
         store.close()
 

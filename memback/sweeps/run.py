@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +28,8 @@ __all__ = ["cores", "on_cores", "on_dask", "tasks_of"]
 
 CONNECT_SECONDS = 10
 """For how long a scheduler may keep silent."""
+
+_ADDRESS = re.compile(r"(?:tcp|tls|ws|wss|ucx)://\S+:\d+/?")
 
 _AT_ONCE = 500
 """Tasks that a cluster gets at a time."""
@@ -159,21 +162,19 @@ def on_dask(profile: Profile, points: Sequence[Point], address: str) -> Iterator
 def _client(address: str) -> Iterator[Any]:
     from distributed import Client
 
-    # what Dask has to say of lost connections is said here, in one message
-    loggers = [logging.getLogger(name) for name in ("distributed", "tornado")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    if not _ADDRESS.fullmatch(address):
+        raise UsageError(f"--scheduler {address!r} is no address; write it as tcp://host:8786")
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # what Dask has to say of a lost connection, page after page, is one message here
     try:
         try:
             client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise UsageError(f"--scheduler {address}: no Dask scheduler answers there ({error})") from error
         with client:
             yield client
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
 
 
 _on_worker = Children()

@@ -60,3 +60,9 @@ def test_no_scheduler_is_one_message(monkeypatch, capsys, tmp_path):
     assert main(["sweep", "digits", "--grid", "batch=1,2", "--scheduler", "tcp://127.0.0.1:1", "-o", str(file)]) == 2
     assert "--scheduler tcp://127.0.0.1:1: no Dask scheduler answers there" in capsys.readouterr().err
     assert not file.exists()
+
+
+@pytest.mark.parametrize("address", ["foo", "xyz://127.0.0.1:1", "127.0.0.1:8786", "tcp://host"])
+def test_what_is_no_address_is_one_message(address, capsys):
+    assert main(["sweep", "digits", "--grid", "batch=1,2", "--scheduler", address]) == 2
+    assert f"--scheduler '{address}' is no address; write it as tcp://host:8786" in capsys.readouterr().err
