@@ -177,9 +177,11 @@ def parse_axis(text: str, profile: Profile, others: Sequence[str] = ()) -> Axis:
         raise UsageError(f"--grid {text!r} {what}; write it as --grid {key}=1,2,4")
     changing = any(other.partition("=")[0].strip() in ("model.name", "data.name") for other in others)
     values = tuple(_value(key, one, profile, changing) for one in texts)
-    for number, value in enumerate(values):
-        if value in values[:number]:
+    seen: set[Value] = set()
+    for value in values:
+        if value in seen:
             raise UsageError(f"--grid {key} has the value {value.shown} twice")
+        seen.add(value)
     return Axis(key, values)
 
 

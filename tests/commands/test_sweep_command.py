@@ -158,7 +158,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="signals of a POSIX system
 
 @posix
 def test_a_sweep_that_is_killed_goes_on_and_no_point_is_lost_or_there_twice(tmp_path):
-    file, points = tmp_path / "sweep.csv", 16
+    file, points = tmp_path / "sweep.csv", 10
     process = start(file, points)
     others = wait_for_rows(process, file)
     process.kill()

@@ -26,7 +26,7 @@ def answer(capsys, *arguments, code=0):
         ("digits", {"batch": 16, "policy": "sqrt"}),
         ("digits-resnet", {"batch": 3, "dtype": "float64", "policy": "all"}),
         ("source-gpt", {"batch": 2, "sequence": 32, "policy": "selective"}),
-        ("lstm", {"batch": 2, "optimizer": "sgd"}),
+        ("vit", {"batch": 2, "optimizer": "sgd"}),
         ("gpt2-small", {"model.layers": 2, "sequence": 64, "dtype": "bfloat16"}),
     ],
 )
