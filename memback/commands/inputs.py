@@ -99,13 +99,20 @@ def progress_bar(output: Output, counted: bool = False) -> Iterator[Callable[[st
     Where things are ``counted`` it shows how many are done, how many a second, and the time that is left.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.progress import TimeRemainingColumn as TimeLeftColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True, quiet=output.quiet)
-    columns = [TextColumn("{task.description}"), BarColumn()]
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
     if counted:
-        columns += [MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeLeftColumn(), TextColumn("left,")]
+        columns += [MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("left,")]
     columns += [TimeElapsedColumn()]
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal or output.quiet)
     task = bar.add_task("", total=None, rate="")

@@ -104,6 +104,9 @@ def _grid(profile: Profile, axes: tuple[str, ...], policy: str | None, budget: s
     if planner is not None:
         check_planner(planner)
     read = tuple(parse_axis(axis, profile, axes) for axis in axes)
+    for name, given in (("policy", policy), ("budget", budget), ("planner", planner)):
+        if given is not None and any(axis.key == name for axis in read):
+            raise UsageError(f"--{name} and --grid {name} contradict each other: give one of them")
     return Grid(profile, read, None if budget is None else parse_bytes(budget), planner or PLANNER)
 
 
@@ -136,12 +139,12 @@ def _run(store: Store, workers: int | None, scheduler: str | None, output: Outpu
                 store.add(some)
                 progress(grid.profile.name, len(store.rows), len(grid))
     except BaseException:
+        store.close()
         if store.files and store.rows:
             kept = f"{len(store.rows):,} of {len(grid):,} points are in {store.files[0]}"
             output.console.print(f"{kept}; --resume goes on with the others.", highlight=False, soft_wrap=True)
         raise
-    finally:
-        store.close()
+    store.close()
 
 
 def _rows(

@@ -101,7 +101,8 @@ class _Child:
 
     def __init__(self) -> None:
         # out of the terminal's group, so that Ctrl-C is left to the process that started it
-        apart: dict[str, Any] = {"process_group": 0} if os.name == "posix" else {"creationflags": 0x200}
+        group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+        apart: dict[str, Any] = {"process_group": 0} if os.name == "posix" else {"creationflags": group}
         self._process = subprocess.Popen(
             [sys.executable, "-c", COMMAND], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **apart
         )

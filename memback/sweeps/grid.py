@@ -221,6 +221,8 @@ def _value(key: str, text: str, profile: Profile, changing: bool) -> Value:
     found: Any = checked.to_dict()
     for step in target.split("."):
         found = found[step]
+    if target == "data.path":
+        overrides = {target: found}  # from this folder, wherever a point is run
     shown = found if isinstance(found, (int, float, str)) else msgspec.json.encode(found).decode()
     return Value(shown, tuple(overrides.items()))
 

@@ -105,6 +105,8 @@ def test_a_sweep_that_is_done_is_run_no_further_and_can_be_shown_in_other_format
         (["digits", "--grid", "batch=1", "--budget", "much"], "byte size 'much'"),
         (["digits", "--grid", "batch=1", "--budget", "1MiB", "--planner", "best"], "unknown planner 'best'"),
         (["digits", "--grid", "batch=1", "--planner", "sqrt"], "--planner needs a budget"),
+        (["digits", "--grid", "policy=none", "--policy", "sqrt"], "--policy and --grid policy contradict"),
+        (["digits", "--grid", "budget=1MiB", "--budget", "2MiB"], "--budget and --grid budget contradict"),
         (["digits", "--grid", "batch=1", "--resume"], "--resume needs the file with the rows"),
         (["digits", "--grid", "batch=1", "--x", "batch"], "--x: there is no heat-map; add -o FILE.html"),
         (["digits", "--grid", "batch=1", "-o", "s.html", "--x", "dtype"], "--x dtype: the grid is over batch"),
