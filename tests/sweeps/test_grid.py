@@ -123,3 +123,12 @@ def test_an_id_tells_a_point_in_any_grid_and_changes_with_all_that_it_is():
 
 def test_settings_are_shown_with_sizes_for_people():
     assert settings_text({"batch": 8, "budget": 2**30}) == "batch=8, budget=1.00GiB"
+
+
+def test_a_path_starts_from_the_folder_where_the_sweep_was_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "mine.toml").write_text(
+        '[model]\nname = "mlp"\ninputs = 2\noutputs = 2\nhidden = [2]\n[data]\npath = "x.npz"\nbatch = 1\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    (value,) = parse_axis("data.path=y.npz", load(tmp_path / "mine.toml")).values
+    assert value.overrides == (("data.path", str(tmp_path / "y.npz")),)
