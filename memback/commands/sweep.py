@@ -83,12 +83,12 @@ def command(
         raise UsageError("--resume needs the file with the rows: add -o FILE.csv or -o FILE.parquet")
     store = Store(grid, kept, output.force, resume)
     _run(store, workers, scheduler, output)
-    _show(store, output)
     for page in pages:
         from memback.sweeps import html
 
         assert view is not None
         output.write(page, html.render(grid, store.ordered, view))
+    _show(store, output)
     for file in files:
         output.console.print(f"Wrote {file}", highlight=False, soft_wrap=True)
     output.write_json(_data(store))
