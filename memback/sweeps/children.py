@@ -143,7 +143,7 @@ def main() -> None:
     """Run tasks from standard input until it ends; what prints goes to standard error."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    with suppress(EOFError, BrokenPipeError):
+    with suppress(EOFError, pickle.UnpicklingError, BrokenPipeError):  # who asked is gone
         while True:
             task = _receive(sys.stdin.buffer)
             assert isinstance(task, Task)
@@ -153,3 +153,4 @@ def main() -> None:
             except Exception as error:
                 answer = error
             _send(answers, answer)
+    os._exit(0)  # without a last attempt to write to a pipe that nobody reads

@@ -131,6 +131,22 @@ def test_where_no_point_could_be_the_command_fails_with_the_reason(capsys):
     assert "no point could be run: profile gpt2-small: `width` (=7) must be divisible" in message(capsys)
 
 
+def test_rows_as_csv_and_a_heat_map_need_nothing_of_the_extra(tmp_path):
+    code = (
+        "import sys; from memback.commands import main; code = main(sys.argv[1:]);"
+        "print(code, sorted({'dask', 'distributed', 'pyarrow'} & set(sys.modules)))"
+    )
+    options = ["--quiet", "-o", str(tmp_path / "sweep.csv"), "-o", str(tmp_path / "sweep.html")]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *SMALL, *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == "0 []\n"
+
+
 # -- cut off
 
 
