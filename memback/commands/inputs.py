@@ -104,19 +104,35 @@ def _split(setting: str) -> tuple[str, str]:
 
 
 @contextmanager
-def progress_bar(output: Output) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for work that takes longer than a second; the block calls it with (what is done now, done, in all)."""
+def progress_bar(output: Output, counted: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for work that takes longer than a second; the block calls it with (what is done now, done, in all).
+
+    Where things are ``counted`` it shows how many are done, how many a second, and the time that is left.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True, quiet=output.quiet)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
+    if counted:
+        columns += [MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("left,")]
+    columns += [TimeElapsedColumn()]
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal or output.quiet)
-    task = bar.add_task("", total=None)
+    task = bar.add_task("", total=None, rate="")
     began = time.monotonic()
 
     def tell(what: str, done: int, total: int) -> None:
         bar.update(task, description=what, completed=done, total=total)
+        if counted and (speed := bar.tasks[0].speed):
+            bar.update(task, rate=f"{speed:.1f}/s")
         if time.monotonic() - began > 1 and not bar.live.is_started:
             bar.start()
 
