@@ -176,12 +176,15 @@ class Step:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """The block starts without gradients; afterwards they, buffers and random streams are as they were."""
+        """The block starts without gradients; afterwards they, buffers, inputs and random streams are as they were."""
         leaves = [tensor for _, tensor in self.arguments()]
         gradients = [tensor.grad for tensor in leaves]
-        changed = [] if self.dry else list(self.module.buffers())
-        copies = [tensor.clone() for tensor in changed]
-        with torch.random.fork_rng(enabled=not self.dry), _uncompiled():
+        inputs = [] if self.dry else list(tensors((self.args, self.kwargs)))
+        versions = [tensor._version for tensor in inputs]
+        changed = [] if self.dry else [*self.module.buffers(), *inputs]
+        copies = [tensor.detach().clone() for tensor in changed]
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices, enabled=not self.dry), _uncompiled():
             for tensor in leaves:
                 tensor.grad = None
             try:
@@ -189,12 +192,14 @@ class Step:
             finally:
                 for tensor, gradient in zip(leaves, gradients, strict=True):
                     tensor.grad = gradient
+                same = {id(t) for t, version in zip(inputs, versions, strict=True) if t._version == version}
                 with torch.no_grad():
                     for tensor, copy in zip(changed, copies, strict=True):
-                        tensor.copy_(copy)
+                        if id(tensor) not in same:
+                            tensor.copy_(copy)
 
     def _gradient_sha256(self) -> str:
-        """Over every parameter's gradient in the order of their names."""
+        """Over every parameter's gradient in the order of their names, each in row-major order."""
         digest = hashlib.sha256()
         for _, parameter in sorted(self.module.named_parameters(), key=lambda pair: pair[0]):
             if parameter.grad is not None:
