@@ -27,7 +27,6 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from memback import tape as engine
 from memback.arrays import Array, buffer_bytes, is_array, leaves, root
-from memback.arrays import Buffer as RootBuffer
 from memback.op import Op
 from memback.state import current
 from memback.tape import Call, Edge, Node, Observer, Site, Tensor, short_path
@@ -35,6 +34,7 @@ from memback.tape import Call, Edge, Node, Observer, Site, Tensor, short_path
 __all__ = [
     "CATEGORIES",
     "Account",
+    "Accounts",
     "Buffer",
     "Category",
     "Event",
@@ -161,7 +161,132 @@ class Account:
         return SavedValue(name, self.bytes, self.origin, source, self.number)
 
 
-class Ledger(Observer):
+class Accounts:
+    """The account of every buffer: whose it is, in which category, until when. It knows of no engine that makes them.
+
+    Args:
+        names: what parameters, buffers and inputs are called, by the key of their root buffer.
+        events: whether to keep the timeline.
+    """
+
+    def __init__(self, names: Mapping[int, str] | None = None, events: bool = True) -> None:
+        self.rows: list[Row] = []
+        self.events: list[Event] = []
+        self.flops = 0
+        self.recomputed_flops = 0
+        self.saved_at_end_of_forward: int | None = None
+        self._names = dict(names or {})
+        self._keep_events = events
+        self._made: list[Account] = []
+        self._accounts: dict[int, Account] = {}
+        self._totals: dict[Category, int] = dict.fromkeys(CATEGORIES, 0)
+        self._live = 0
+        self._calls: dict[tuple[str, str], int] = {}
+        self._phase: Phase = "forward"
+        self._where = ("", "")
+        self._born = 0
+        self._input_bytes = 0
+
+    @property
+    def buffers(self) -> list[Buffer]:
+        """The buffers of the timeline, in the order in which they were made."""
+        return [
+            Buffer(account.number, owner.path, owner.op, owner.call, account.origin, owner.source)
+            for account in self._made
+            if (owner := account.owner) is not None
+        ]
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of the arguments that are neither parameters nor buffers: the step's inputs."""
+        return self._input_bytes
+
+    @property
+    def parameter_gradient_bytes(self) -> int:
+        """Bytes of the distinct gradients of leaves that backward has given so far."""
+        raise NotImplementedError
+
+    def _count(self, path: str, op: str) -> int:
+        number = self._calls.get((path, op), 0)
+        self._calls[path, op] = number + 1
+        return number
+
+    def _open(
+        self, key: int, buffer: Any, size: int, owner: Row | None, origin: str, recomputed: bool = False
+    ) -> Account:
+        """Open the account of a buffer of ``size`` bytes that is met for the first time.
+
+        One that is ``recomputed`` counts as such for as long as it lives.
+        """
+        account = Account(self._born, size, owner, origin or self._names.get(key, "input"))
+        account.recomputed_holders = int(recomputed)
+        self._born += 1
+        if account.argument and account.origin == "input":
+            self._input_bytes += account.bytes
+        account.ref = weakref.ref(buffer, lambda _: self._died(key, account))
+        self._accounts[key] = account
+        if self._keep_events and owner is not None:
+            self._made.append(account)
+        self._sort(account, "new")
+        return account
+
+    def _died(self, key: int, account: Account) -> None:
+        if self._accounts.get(key) is account:
+            del self._accounts[key]
+        if account.category is not None:
+            self._totals[account.category] -= account.bytes
+            self._live -= account.bytes
+            account.category = None
+            self._tell("free", account)
+
+    def _category(self, account: Account) -> Category | None:
+        """Where a buffer belongs now."""
+        if account.argument:
+            return None
+        if account.holders:
+            return "saved"
+        if account.recomputed_holders:
+            return "recomputed"
+        return "gradients" if account.gradient else "outputs"
+
+    def _sort(self, account: Account, kind: str) -> None:
+        """Put a buffer into the category where it belongs now."""
+        category = self._category(account)
+        before, account.category = account.category, category
+        if before is not None:
+            self._totals[before] -= account.bytes
+            self._live -= account.bytes
+        if category is not None:
+            self._totals[category] += account.bytes
+            self._live += account.bytes
+            self._tell(kind, account)
+
+    def _resort(self, account: Account) -> None:
+        if account.category is not None:
+            self._sort(account, "drop")
+
+    def _charge(self, holdings: Iterable[tuple[Row, Iterable[Account]]]) -> None:
+        """Charge each saved buffer to the call that made it, and note at the others that they share it."""
+        for row in self.rows:
+            row.saved_bytes = row.shared_bytes = 0
+        for account in self._accounts.values():
+            if account.category == "saved" and account.owner is not None:
+                account.owner.saved_bytes += account.bytes
+        for row, accounts in holdings:
+            others = {a.number: a.bytes for a in accounts if a.owner is not row and not a.argument}
+            row.shared_bytes = sum(others.values())
+        self.saved_at_end_of_forward = self._totals["saved"]
+
+    def _tell(self, kind: str, account: Account) -> None:
+        if self._keep_events:
+            number = len(self.events)
+            event = Event(
+                number, kind, account.number, account.bytes, self._live, *self._where, self._phase, account.category
+            )
+            self.events.append(event)
+
+
+class Ledger(Accounts, Observer):
     """Keeps the account of everything that happens while it is the thread's observer.
 
     Args:
@@ -171,29 +296,14 @@ class Ledger(Observer):
     """
 
     def __init__(self, names: Mapping[int, str] | None = None, timed: bool = False, events: bool = True) -> None:
-        self.rows: list[Row] = []
-        self.events: list[Event] = []
-        self._made: list[Account] = []
+        super().__init__(names, events)
         self.intervals: list[Interval] = []
-        self.flops = 0
-        self.recomputed_flops = 0
-        self.saved_at_end_of_forward: int | None = None
-        self._names = dict(names or {})
         self._timed = timed
-        self._keep_events = events
-        self._accounts: dict[int, Account] = {}
         self._holdings: dict[int, tuple[weakref.ref[Node], Row, list[Account], bool]] = {}
         self._variables: list[tuple[weakref.ref[engine.Tape], Account]] = []
-        self._totals: dict[Category, int] = dict.fromkeys(CATEGORIES, 0)
-        self._live = 0
-        self._calls: dict[tuple[str, str], int] = {}
-        self._phase: Phase = "forward"
         self._depth = 0
-        self._where = ("", "")
         self._mark = self._snapshot()
         self._began = 0.0
-        self._born = 0
-        self._input_bytes = 0
         self._leaf_gradients: dict[int, int] = {}
 
     # -- what the engine tells
@@ -228,7 +338,7 @@ class Ledger(Observer):
     def backward_pass_begins(self) -> None:
         self._close()
         if self._phase == "forward":
-            self._charge()
+            self._charge_rows()
         self._phase = "backward"
 
     def backward_begins(self, node: Node) -> None:
@@ -276,7 +386,7 @@ class Ledger(Observer):
         self._close()
         self._keep_events = False
         if self._phase == "forward":
-            self._charge()
+            self._charge_rows()
 
     # -- what is known
 
@@ -290,20 +400,6 @@ class Ledger(Observer):
         """Bytes in each category at this moment."""
         self._settle()
         return dict(self._totals)
-
-    @property
-    def buffers(self) -> list[Buffer]:
-        """The buffers of the timeline, in the order in which they were made."""
-        return [
-            Buffer(account.number, owner.path, owner.op, owner.call, account.origin, owner.source)
-            for account in self._made
-            if (owner := account.owner) is not None
-        ]
-
-    @property
-    def input_bytes(self) -> int:
-        """Bytes of the arguments that are neither parameters nor buffers: the step's inputs."""
-        return self._input_bytes
 
     @property
     def parameter_gradient_bytes(self) -> int:
@@ -327,23 +423,9 @@ class Ledger(Observer):
             self.rows.append(row)
         return row
 
-    def _count(self, path: str, op: str) -> int:
-        number = self._calls.get((path, op), 0)
-        self._calls[path, op] = number + 1
-        return number
-
-    def _charge(self) -> None:
-        """Charge each saved buffer to the call that made it, and note at the others that they share it."""
-        for row in self.rows:
-            row.saved_bytes = row.shared_bytes = 0
-        for account in self._accounts.values():
-            if account.category == "saved" and account.owner is not None:
-                account.owner.saved_bytes += account.bytes
-        for ref, row, accounts, _ in self._holdings.values():
-            if ref() is not None:
-                others = {a.number: a.bytes for a in accounts if a.owner is not row and not a.argument}
-                row.shared_bytes = sum(others.values())
-        self.saved_at_end_of_forward = self._totals["saved"]
+    def _charge_rows(self) -> None:
+        held = self._holdings.values()
+        self._charge((row, accounts) for ref, row, accounts, _ in held if ref() is not None)
 
     # -- buffers
 
@@ -361,29 +443,8 @@ class Ledger(Observer):
         key = id(buffer)
         account = self._accounts.get(key)
         if account is None:
-            account = self._open(key, buffer, owner, origin)
+            account = self._open(key, buffer, buffer_bytes(buffer), owner, origin)
         return account
-
-    def _open(self, key: int, buffer: RootBuffer, owner: Row | None, origin: str) -> Account:
-        account = Account(self._born, buffer_bytes(buffer), owner, origin or self._names.get(key, "input"))
-        self._born += 1
-        if account.argument and account.origin == "input":
-            self._input_bytes += account.bytes
-        account.ref = weakref.ref(buffer, lambda _: self._died(key, account))
-        self._accounts[key] = account
-        if self._keep_events and owner is not None:
-            self._made.append(account)
-        self._sort(account, "new")
-        return account
-
-    def _died(self, key: int, account: Account) -> None:
-        if self._accounts.get(key) is account:
-            del self._accounts[key]
-        if account.category is not None:
-            self._totals[account.category] -= account.bytes
-            self._live -= account.bytes
-            account.category = None
-            self._tell("free", account)
 
     def _meet_gradient(self, grad: Array, node: Node) -> None:
         if not is_array(grad):  # NumPy gives scalars instead of arrays of no dimensions
@@ -393,32 +454,11 @@ class Ledger(Observer):
         account = self._accounts.get(key)
         if account is None:
             owner = Row(node.path, node.name, 0, grad.shape, _name_of(grad.dtype), node.site)
-            account = self._open(
-                key, buffer, owner, f"gradient from {node.name}" + (f" ({node.path})" if node.path else "")
-            )
+            origin = f"gradient from {node.name}" + (f" ({node.path})" if node.path else "")
+            account = self._open(key, buffer, buffer_bytes(buffer), owner, origin)
         if not account.gradient and not account.argument:
             account.gradient = True
             self._sort(account, "gradient")
-
-    def _sort(self, account: Account, kind: str) -> None:
-        """Put a buffer into the category where it belongs now."""
-        category: Category | None
-        if account.argument:
-            category = None
-        elif account.holders:
-            category = "saved"
-        elif account.recomputed_holders:
-            category = "recomputed"
-        else:
-            category = "gradients" if account.gradient else "outputs"
-        before, account.category = account.category, category
-        if before is not None:
-            self._totals[before] -= account.bytes
-            self._live -= account.bytes
-        if category is not None:
-            self._totals[category] += account.bytes
-            self._live += account.bytes
-            self._tell(kind, account)
 
     def _hold(self, node: Node, row: Row) -> None:
         if node.tape.transient:
@@ -468,10 +508,6 @@ class Ledger(Observer):
                 self._resort(account)
         self._variables = kept
 
-    def _resort(self, account: Account) -> None:
-        if account.category is not None:
-            self._sort(account, "drop")
-
     def _let_go(self, key: int) -> None:
         holding = self._holdings.pop(key, None)
         if holding is None:
@@ -495,14 +531,6 @@ class Ledger(Observer):
         end = self._snapshot()
         self.intervals.append(Interval(self._phase, *self._where, self._mark, end))
         self._mark = end
-
-    def _tell(self, kind: str, account: Account) -> None:
-        if self._keep_events:
-            number = len(self.events)
-            event = Event(
-                number, kind, account.number, account.bytes, self._live, *self._where, self._phase, account.category
-            )
-            self.events.append(event)
 
 
 def peak_of(intervals: Sequence[Interval], peaks: Sequence[int]) -> tuple[int, dict[str, int]]:
@@ -567,6 +595,6 @@ class Tape(engine.Tape):
     def rows(self) -> list[Row]:
         """One row for each call of the forward pass; until backward begins, as of now."""
         if self.ledger.saved_at_end_of_forward is None:
-            self.ledger._charge()
+            self.ledger._charge_rows()
             self.ledger.saved_at_end_of_forward = None
         return self.ledger.rows

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from memback.nn.module import Module
     from memback.optim import Optimizer
 
-__all__ = ["MODES", "DryLedger", "Mode", "Peak", "Prediction", "Seconds", "Step", "dry_arguments"]
+__all__ = ["MODES", "DryLedger", "Mode", "Peak", "Prediction", "RssSampler", "Seconds", "Step", "dry_arguments"]
 
 MODES = ("retain-all", "full", "checkpoint", "inference")
 """The ways to run a step, from the most memory to the least."""
@@ -217,10 +217,10 @@ class DryLedger(Ledger):
         self._memory.reset_peak()
 
 
-class _RssSampler:
+class RssSampler:
     """The growth of the process's resident set while a block runs, looked at every two milliseconds."""
 
-    def __enter__(self) -> _RssSampler:
+    def __enter__(self) -> RssSampler:
         _give_back_free_memory()
         self._process = psutil.Process()
         self._before = self._highest = self._process.memory_info().rss
@@ -414,7 +414,7 @@ class Step:
         """Run under a ledger."""
         with self.unchanged():
             ledger = Ledger(self.names(), timed=True)
-            with _RssSampler() as rss:
+            with RssSampler() as rss:
                 loss = self.run(mode, ledger)
             ledger.finish()
             sha, size = self._gradients() if mode.trains else (None, 0)
