@@ -25,7 +25,10 @@ from memback.sweeps.grid import Point
 __all__ = ["Arguments", "Done", "Figures", "Planned", "Row", "Task", "run"]
 
 SECONDS = 5.0
-"""After this long a task gives what it has, so that a killed process loses no more than this."""
+"""Of the processor: after them a task gives what it has, so that a killed process loses little more than this."""
+
+_WORTHWHILE = 5
+"""A task goes on for this many times what its first point took, which measures the model for all of them."""
 
 Count = Annotated[int, Meta(ge=0)]
 T = TypeVar("T")
@@ -108,7 +111,7 @@ class Done(Struct, frozen=True):
 
 
 def run(task: Task, seconds: float = SECONDS) -> Done:
-    """Run points, at least one, until ``seconds`` are over.
+    """Run points, at least one, until ``seconds`` of the processor are over, and the model has been worth measuring.
 
     Raises:
         MembackError: this is not the version of memback that asks for it.
@@ -117,16 +120,18 @@ def run(task: Task, seconds: float = SECONDS) -> Done:
         raise MembackError(
             f"memback {__version__} runs where memback {task.version} asks for it: install the same version everywhere"
         )
-    end = time.monotonic() + seconds
+    began = time.thread_time()
     rows: list[Row] = []
     try:
         model = _Model(task.profile.with_overrides(dict(task.points[0].overrides), "--grid"))
     except Exception as error:
         return Done([failed(point, _reason(error)) for point in task.points])
     for number, point in enumerate(task.points):
-        if rows and time.monotonic() > end:
+        if rows and time.thread_time() - began > seconds:
             return Done(rows, task.points[number:])
         rows.append(_row(model, point))
+        if number == 0 and seconds > 0:
+            seconds = max(seconds, _WORTHWHILE * (time.thread_time() - began))
     return Done(rows)
 
 

@@ -44,12 +44,16 @@ def cores() -> int:
 
 
 def tasks_of(profile: Profile, points: Iterable[Point], workers: int) -> list[Task]:
-    """Points in tasks: those of one model together, as they share most of the work, but enough tasks for everybody."""
+    """Points in tasks: those of one model together, as they share most of the work, but enough tasks for everybody.
+
+    Those with one budget stay together longest, as they share its plan.
+    """
     models: dict[Any, list[Point]] = {}
     for point in points:
         models.setdefault(point.overrides, []).append(point)
     most = max(4, math.ceil(sum(map(len, models.values())) / (_SHARES * workers)))
-    parts = (same[i : i + most] for same in models.values() for i in range(0, len(same), most))
+    ordered = (sorted(same, key=lambda point: (point.budget or 0, point.planner)) for same in models.values())
+    parts = (same[i : i + most] for same in ordered for i in range(0, len(same), most))
     return [Task(profile, tuple(part)) for part in parts]
 
 
