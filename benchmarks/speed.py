@@ -90,6 +90,7 @@ def _workload(workload: Workload, rounds: int, threads: int) -> dict[str, Any]:
         for engine in engines:
             versions |= engine.ask("versions")
             engine.ask(f"round {workload.steps}")
+            engine.ask(f"spread {threads}")
         times: dict[str, list[dict[str, float]]] = {engine.name: [] for engine in engines}
         for _ in range(rounds):
             for engine in engines:
