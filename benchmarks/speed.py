@@ -17,12 +17,13 @@ import numpy as np
 from benchmarks.charts import bars
 from benchmarks.workloads import WORKLOADS, MLPSize, Workload
 
-ENGINES = ("by_hand", "by_hand+kept", "memback", "memback+kept", "torch", "jax", "autograd", "mygrad")
+ENGINES = ("by_hand", "by_hand+kept", "memback", "memback+kept", "memback+fast", "torch", "jax", "autograd", "mygrad")
 NAMES = {
     "by_hand": "NumPy by hand",
     "by_hand+kept": "NumPy by hand, freed memory kept",
     "memback": "memback",
     "memback+kept": "memback, freed memory kept",
+    "memback+fast": "memback, that and compiled kernels",
     "torch": "PyTorch eager",
     "jax": "JAX jit",
     "autograd": "autograd",

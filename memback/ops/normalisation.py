@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from memback import compiled
 from memback.arrays import Array
 from memback.op import Op
 from memback.ops.workspace import parts, wide
@@ -71,12 +72,21 @@ def _of(parameter: Array, part: Any) -> Array:
 def _statistics(x: Array, form: _Form, centre: bool = True) -> tuple[Array | None, Array]:
     """Mean and variance; without ``centre`` None and the mean square."""
     seen = form.view(x)
+    mean = _one_each(seen, form) if centre else None
+    variance = _one_each(seen, form)
+    _measure_parts(seen, form, mean, variance)
+    return mean, variance
+
+
+def _one_each(seen: Array, form: _Form) -> Array:
+    """Room for one number for each mean."""
     shape = tuple(1 if d in form.axes else n for d, n in enumerate(seen.shape))
-    mean = np.empty_like(x, shape=shape, dtype=wide(x.dtype), order="C") if centre else None
-    variance = np.empty_like(x, shape=shape, dtype=wide(x.dtype), order="C")
+    return np.empty_like(seen, shape=shape, dtype=wide(seen.dtype), order="C")
+
+
+def _measure_parts(seen: Array, form: _Form, mean: Array | None, variance: Array) -> None:
     for part in parts(seen):
         _measure(seen[part], form.axes, None if mean is None else mean[part], variance[part])
-    return mean, variance
 
 
 def _measure(x: Array, axes: tuple[int, ...], mean: Array | None, variance: Array) -> None:
@@ -100,12 +110,18 @@ def _scale_and_shift(
     x: Array, form: _Form, mean: Array | None, rstd: Array, weight: Array | None, bias: Array | None
 ) -> Array:
     standard = _Standard(form.view(x), mean, rstd)
+    out = np.empty_like(standard.x)
+    _scale_and_shift_parts(standard, form, weight, bias, out)
+    return form.back(out, x.shape)
+
+
+def _scale_and_shift_parts(
+    standard: _Standard, form: _Form, weight: Array | None, bias: Array | None, out: Array
+) -> None:
     scale = None if weight is None else np.reshape(weight, form.parameter)
     shift = None if bias is None else np.reshape(bias, form.parameter)
-    out = np.empty_like(standard.x)
     for part in parts(out):
         _scale_and_shift_part(standard, part, scale, shift, out[part])
-    return form.back(out, x.shape)
 
 
 def _scale_and_shift_part(standard: _Standard, part: Any, scale: Array | None, shift: Array | None, out: Array) -> None:
@@ -138,15 +154,27 @@ class _Gradients:
         """The three gradients, from what was saved for those that are needed."""
         standard = None if x is None or rstd is None else _Standard(self.form.view(x), mean, rstd)
         scale = None if weight is None else np.reshape(weight, self.form.parameter)
-        for part in parts(self.d_out):
-            if self.bias is not None:
-                self._sum(self.bias, part, self.d_out[part])
-            if standard is not None:
-                self._collect_part(standard, scale, part)
+        if not self._run_kernels(standard, scale):
+            for part in parts(self.d_out):
+                if self.bias is not None:
+                    self._sum(self.bias, part, self.d_out[part])
+                if standard is not None:
+                    self._collect_part(standard, scale, part)
         return (
             None if self.x is None else self.form.back(self.x, self.shape),
             None if self.weight is None else np.reshape(self.weight, self.form.features),
             None if self.bias is None else np.reshape(self.bias, self.form.features),
+        )
+
+    def _run_kernels(self, standard: _Standard | None, scale: Array | None) -> bool:
+        """By compiled kernels where they are in use, if all three are needed of a layer norm; whether they were."""
+        if len(self.form.shape) != 2 or self.weight is None or self.bias is None:
+            return False
+        if standard is None or standard.mean is None:
+            return False
+        arrays, statistics = (self.d_out, standard.x), (standard.mean, standard.rstd)
+        return compiled.run("layer_norm_gradient", *arrays, scale, *statistics, self.x) and compiled.run(
+            "layer_norm_sums", *arrays, *statistics, self.weight, self.bias
         )
 
     def _sum(self, total: Array, part: Any, terms: Array) -> None:
@@ -214,9 +242,13 @@ class LayerNorm(Op):
     ) -> tuple[Array, ...]:
         form = _row_form(self.name, input, normalized_shape)
         _check_parameters(self.name, form.features, weight, bias)
-        mean, variance = _statistics(input, form)
-        rstd = _invert(variance, eps)
-        return _scale_and_shift(input, form, mean, rstd, weight, bias), mean, rstd  # type: ignore[return-value]
+        seen = form.view(input)
+        mean, rstd, out = _one_each(seen, form), _one_each(seen, form), np.empty_like(seen)
+        if not compiled.run("layer_norm", seen, weight, bias, eps, mean, rstd, out):
+            _measure_parts(seen, form, mean, rstd)
+            _invert(rstd, eps)
+            _scale_and_shift_parts(_Standard(seen, mean, rstd), form, weight, bias, out)
+        return form.back(out, input.shape), mean, rstd
 
     def vjp(
         self,
