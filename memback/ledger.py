@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
+
 from memback import tape as engine
 from memback.arrays import Array, buffer_bytes, is_array, leaves, root
 from memback.arrays import Buffer as RootBuffer
@@ -79,7 +81,13 @@ class Row:
     parameter_bytes: int = 0
     saved_bytes: int = 0
     shared_bytes: int = 0
-    saved: list[SavedValue] = field(default_factory=list)
+    kept: list[tuple[str, Account]] = field(default_factory=list)
+    """What the call keeps, arguments excluded: by its name in the op."""
+
+    @property
+    def saved(self) -> list[SavedValue]:
+        """The values that the call keeps, with what is known of each."""
+        return [account.as_saved(name) for name, account in self.kept]
 
     @property
     def source(self) -> str:
@@ -136,29 +144,55 @@ class Interval(NamedTuple):
     end: tuple[int, ...]
 
 
-@dataclass(slots=True, eq=False)
 class Account:
-    """What the ledger knows of one root buffer."""
+    """What the ledger knows of one root buffer.
 
-    number: int
-    bytes: int
-    owner: Row | None
-    origin: str
-    ref: weakref.ref[Any] | None = None
-    holders: int = 0
-    recomputed_holders: int = 0
-    gradient: bool = False
-    category: Category | None = None
+    It is an argument, there before the step, if no call owns it.
+    """
+
+    __slots__ = (
+        "_what",
+        "bytes",
+        "category",
+        "gradient",
+        "holders",
+        "number",
+        "owner",
+        "recomputed_holders",
+        "watch",
+    )
+
+    def __init__(self, number: int, size: int, owner: Row | None, what: str) -> None:
+        self.number = number
+        self.bytes = size
+        self.owner = owner
+        self._what = what
+        self.holders = 0
+        self.recomputed_holders = 0
+        self.gradient = False
+        self.category: Category | None = None
+        self.watch: _Watch | None = None
 
     @property
-    def argument(self) -> bool:
-        """Whether the memory was there before the step."""
-        return self.owner is None and not self.gradient
+    def origin(self) -> str:
+        """What the buffer is: an argument's name, or what of which call."""
+        if self.owner is None:
+            return self._what
+        return f"{self._what} {self.owner.op}" + (f" ({self.owner.path})" if self.owner.path else "")
 
     def as_saved(self, name: str) -> SavedValue:
         """This buffer as a value that a call keeps under ``name``."""
         source = "" if self.owner is None else self.owner.source
         return SavedValue(name, self.bytes, self.origin, source, self.number)
+
+
+class _Watch(weakref.ref[Any]):
+    """A weak reference to a buffer that knows the buffer's account."""
+
+    __slots__ = ("account", "key")
+
+    account: Account
+    key: int
 
 
 class Ledger(Observer):
@@ -172,9 +206,9 @@ class Ledger(Observer):
 
     def __init__(self, names: Mapping[int, str] | None = None, timed: bool = False, events: bool = True) -> None:
         self.rows: list[Row] = []
-        self.events: list[Event] = []
+        self._events: list[tuple[str, int, int, int, tuple[str, str], Phase, Category | None]] = []
         self._made: list[Account] = []
-        self.intervals: list[Interval] = []
+        self._intervals: list[tuple[Phase, tuple[str, str], tuple[int, ...], tuple[int, ...]]] = []
         self.flops = 0
         self.recomputed_flops = 0
         self.saved_at_end_of_forward: int | None = None
@@ -209,7 +243,7 @@ class Ledger(Observer):
         self._meet_inputs(row, call)
         outs = call.out if call.op.multiple else (call.out,)
         for out in outs:
-            self._meet(out, row, f"output of {call.op.name}" + (f" ({call.path})" if call.path else ""))
+            self._meet(out, row, "output of")
         if call.node is not None:
             self._hold(call.node, row)
         if call.tape is not None and call.tape.retain == "all":
@@ -237,11 +271,12 @@ class Ledger(Observer):
 
     def backward_ended(self, node: Node, edges: Sequence[Edge | None]) -> None:
         self._where = (node.path, node.name)
+        owner = Row(node.path, node.name, 0, (), "", node.site)
         for edge in edges:
-            if edge is not None and edge.grad is not None:
-                self._meet_gradient(edge.grad, node)
+            if edge is not None and (grad := edge.grad) is not None:
+                self._meet_gradient(grad, owner)
                 if isinstance(edge, Tensor):
-                    self._leaf_gradients[id(edge)] = edge.grad.nbytes
+                    self._leaf_gradients[id(edge)] = grad.nbytes
         if node.kept is None:
             self._let_go(id(node))
         self._close()
@@ -279,6 +314,19 @@ class Ledger(Observer):
             self._charge()
 
     # -- what is known
+
+    @property
+    def events(self) -> list[Event]:
+        """What happened to every buffer, in order."""
+        return [
+            Event(time, kind, buffer, size, live, *where, phase, category)
+            for time, (kind, buffer, size, live, where, phase, category) in enumerate(self._events)
+        ]
+
+    @property
+    def intervals(self) -> list[Interval]:
+        """The stretches between one thing that the ledger was told and the next."""
+        return [Interval(phase, *where, start, end) for phase, where, start, end in self._intervals]
 
     @property
     def saved_bytes(self) -> int:
@@ -341,7 +389,7 @@ class Ledger(Observer):
                 account.owner.saved_bytes += account.bytes
         for ref, row, accounts, _ in self._holdings.values():
             if ref() is not None:
-                others = {a.number: a.bytes for a in accounts if a.owner is not row and not a.argument}
+                others = {a.number: a.bytes for a in accounts if a.owner is not row and a.owner is not None}
                 row.shared_bytes = sum(others.values())
         self.saved_at_end_of_forward = self._totals["saved"]
 
@@ -350,93 +398,89 @@ class Ledger(Observer):
     def _meet_inputs(self, row: Row, call: Call) -> None:
         parameters: dict[int, int] = {}
         for value in call.values:
-            for array in leaves(value):
+            for array in _arrays(value):
                 account = self._meet(array, None, "")
-                if account.argument and account.origin.startswith("parameter"):
+                if account.owner is None and account.origin.startswith("parameter"):
                     parameters[account.number] = account.bytes
         row.parameter_bytes = sum(parameters.values())
 
-    def _meet(self, array: Array, owner: Row | None, origin: str) -> Account:
-        buffer = root(array)
-        key = id(buffer)
-        account = self._accounts.get(key)
-        if account is None:
-            account = self._open(key, buffer, owner, origin)
-        return account
+    def _meet(self, array: Array, owner: Row | None, what: str) -> Account:
+        """The account of an array's buffer; where there is none yet, it is opened for ``what`` of the owner's."""
+        buffer = array if array.base is None else root(array)
+        return self._accounts.get(id(buffer)) or self._open(buffer, owner, what)
 
-    def _open(self, key: int, buffer: RootBuffer, owner: Row | None, origin: str) -> Account:
-        account = Account(self._born, buffer_bytes(buffer), owner, origin or self._names.get(key, "input"))
+    def _open(self, buffer: RootBuffer, owner: Row | None, what: str) -> Account:
+        key = id(buffer)
+        if owner is None:
+            what = self._names.get(key, "input")
+        account = Account(self._born, buffer_bytes(buffer), owner, what)
         self._born += 1
-        if account.argument and account.origin == "input":
-            self._input_bytes += account.bytes
-        account.ref = weakref.ref(buffer, lambda _: self._died(key, account))
+        watch = account.watch = _Watch(buffer, self._died)
+        watch.account, watch.key = account, key
         self._accounts[key] = account
-        if self._keep_events and owner is not None:
+        if owner is None:
+            if what == "input":
+                self._input_bytes += account.bytes
+            return account
+        if self._keep_events:
             self._made.append(account)
         self._sort(account, "new")
         return account
 
-    def _died(self, key: int, account: Account) -> None:
-        if self._accounts.get(key) is account:
-            del self._accounts[key]
+    def _died(self, watch: _Watch) -> None:
+        account = watch.account
+        account.watch = None
+        if self._accounts.get(watch.key) is account:
+            del self._accounts[watch.key]
         if account.category is not None:
             self._totals[account.category] -= account.bytes
             self._live -= account.bytes
             account.category = None
             self._tell("free", account)
 
-    def _meet_gradient(self, grad: Array, node: Node) -> None:
+    def _meet_gradient(self, grad: Array, owner: Row) -> None:
         if not is_array(grad):  # NumPy gives scalars instead of arrays of no dimensions
             return
-        buffer = root(grad)
-        key = id(buffer)
-        account = self._accounts.get(key)
-        if account is None:
-            owner = Row(node.path, node.name, 0, grad.shape, _name_of(grad.dtype), node.site)
-            account = self._open(
-                key, buffer, owner, f"gradient from {node.name}" + (f" ({node.path})" if node.path else "")
-            )
-        if not account.gradient and not account.argument:
+        account = self._meet(grad, owner, "gradient from")
+        if not account.gradient and account.owner is not None:
             account.gradient = True
             self._sort(account, "gradient")
 
     def _sort(self, account: Account, kind: str) -> None:
-        """Put a buffer into the category where it belongs now."""
-        category: Category | None
-        if account.argument:
-            category = None
-        elif account.holders:
+        """Put a buffer into the category where it belongs now; an argument belongs into none."""
+        if account.owner is None:
+            return
+        category: Category
+        if account.holders:
             category = "saved"
         elif account.recomputed_holders:
             category = "recomputed"
         else:
             category = "gradients" if account.gradient else "outputs"
         before, account.category = account.category, category
-        if before is not None:
-            self._totals[before] -= account.bytes
-            self._live -= account.bytes
-        if category is not None:
-            self._totals[category] += account.bytes
+        if before is None:
             self._live += account.bytes
-            self._tell(kind, account)
+        else:
+            self._totals[before] -= account.bytes
+        self._totals[category] += account.bytes
+        self._tell(kind, account)
 
     def _hold(self, node: Node, row: Row) -> None:
         if node.tape.transient:
             return
         repeated = self._phase == "recompute"
-        accounts = []
+        accounts, residuals = [], node.residuals
         for name, value in node.saved():
-            for array in leaves(value):
-                origin = f"{name} of {row.op}" + (f" ({row.path})" if row.path else "")
-                residual = name in node.residuals
-                account = self._meet(array, row if residual else None, origin if residual else "")
+            maker = row if name in residuals else None
+            for array in _arrays(value):
+                account = self._meet(array, maker, f"{name} of")
                 accounts.append(account)
-                if not account.argument and not repeated:
-                    row.saved.append(account.as_saved(name))
                 if repeated:
                     account.recomputed_holders += 1
                 else:
                     account.holders += 1
+                    if account.owner is not None:
+                        row.kept.append((name, account))
                 self._sort(account, "hold")
         key = id(node)
         self._holdings[key] = (weakref.ref(node, lambda _: self._let_go(key)), row, accounts, repeated)
@@ -444,10 +488,10 @@ class Ledger(Observer):
     def _retain(self, tape: engine.Tape, outs: Iterable[Array], row: Row) -> None:
         for out in outs:
             account = self._meet(out, row, "")
-            if account.argument:
+            if account.owner is None:
                 continue
             if not account.holders:
-                row.saved.append(account.as_saved("out"))
+                row.kept.append(("out", account))
             account.holders += 1
             self._variables.append((weakref.ref(tape), account))
             self._sort(account, "hold")
@@ -478,7 +522,7 @@ class Ledger(Observer):
             return
         _, row, accounts, repeated = holding
         if self._phase == "forward":
-            row.saved.clear()  # nobody used the result, so nothing is kept for its backward
+            row.kept.clear()  # nobody used the result, so nothing is kept for its backward
         for account in accounts:
             if repeated:
                 account.recomputed_holders -= 1
@@ -493,16 +537,18 @@ class Ledger(Observer):
 
     def _close(self) -> None:
         end = self._snapshot()
-        self.intervals.append(Interval(self._phase, *self._where, self._mark, end))
+        self._intervals.append((self._phase, self._where, self._mark, end))
         self._mark = end
 
     def _tell(self, kind: str, account: Account) -> None:
         if self._keep_events:
-            number = len(self.events)
-            event = Event(
-                number, kind, account.number, account.bytes, self._live, *self._where, self._phase, account.category
+            self._events.append(
+                (kind, account.number, account.bytes, self._live, self._where, self._phase, account.category)
             )
-            self.events.append(event)
+
+
+def _arrays(value: Any) -> Iterable[Array]:
+    return (value,) if type(value) is np.ndarray else leaves(value)
 
 
 def peak_of(intervals: Sequence[Interval], peaks: Sequence[int]) -> tuple[int, dict[str, int]]:

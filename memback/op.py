@@ -90,7 +90,8 @@ class Op:
         self._read_forward()
         self._check_saves()
         self._vjp_names = self._read_names(self.vjp, skip=1) if self.saves else ()
-        self._flops_names = self._read_names(self.flops, skip=0)
+        flops_names = self._read_names(self.flops, skip=0)
+        self._flops_places = [(*self.parameters, "out").index(name) for name in flops_names]
         unused = {name for names in self.saves.values() for name in names} - set(self._vjp_names)
         if unused:
             raise OpDefinitionError(f"op {self.name!r} saves {sorted(unused)}, which its vjp does not take")
@@ -261,8 +262,8 @@ class Op:
 
     def count_flops(self, values: list[Any], out: Any) -> int:
         """FLOPs of this forward call."""
-        known = dict(zip(self.parameters, values, strict=True), out=out)
-        return int(self.flops(**{name: known[name] for name in self._flops_names}))
+        known = (*values, out)
+        return int(self.flops(*[known[place] for place in self._flops_places]))
 
     # -- the notes' interface on plain arrays
 
