@@ -192,7 +192,7 @@ class Op:
         if residuals:  # NumPy gives scalars for arrays of no dimensions, which then would count in no account
             residuals = tuple(np.asarray(r) if isinstance(r, np.generic) else r for r in residuals)
         if not self.multiple:
-            if not is_array(out):
+            if type(out) is not np.ndarray and not is_array(out):
                 out = np.asarray(out)
             dtype = out.dtype
             if dtype.kind == "f" and dtype.itemsize > 2 and "ml_dtypes" in sys.modules:  # else there is no bfloat16
