@@ -25,7 +25,7 @@ _in_use: Mapping[str, Kernel] = {}
 
 
 def use_compiled_kernels(use: bool = True) -> None:
-    """Have float32 GELU (by tanh), layer norm, softmax and the gradient of embeddings computed by compiled kernels.
+    """Have float32 GELU, SiLU, layer norm, softmax and the gradient of embeddings computed by compiled kernels.
 
     In all threads of this process, from the next op on; ``use=False`` goes back to NumPy. Arrays of other types, or not
     dense (transposed, say), and a layer norm without weight and bias are left to NumPy in any case. Loading

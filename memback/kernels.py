@@ -74,6 +74,45 @@ def _exp(x: Any) -> Any:
     return _ZERO if x < _LOWEST else p * power
 
 
+# -- GELU: x Phi(x) with Phi(x) = erfc(-x / sqrt 2) / 2, erfc(y) e^(y^2) a rational function of y > 0 (Cody 1969, whose
+# -- coefficients for 0.46875 to 4 also serve from 0 on, where erfc is of the size of 1)
+
+_HALF, _ROOT_HALF, _FARTHEST = F(0.5), F(0.5**0.5), F(10)
+_DENSITY = F((2 * np.pi) ** -0.5)
+_N0, _N1, _N2 = F(1.23033935479799725e03), F(2.05107837782607147e03), F(1.71204761263407058e03)
+_N3, _N4, _N5 = F(8.81952221241769090e02), F(2.98635138197400131e02), F(6.61191906371416295e01)
+_N6, _N7, _N8 = F(8.88314979438837594e00), F(5.64188496988670089e-1), F(2.15311535474403846e-8)
+_D0, _D1, _D2 = F(1.23033935480374942e03), F(3.43936767414372164e03), F(4.36261909014324716e03)
+_D3, _D4, _D5 = F(3.29079923573345963e03), F(1.62138957456669019e03), F(5.37181101862009858e02)
+_D6, _D7 = F(1.17693950891312499e02), F(1.57449261107098347e01)
+
+
+@njit(types.float32(types.float32, types.float32), fastmath=_ELEMENT_MATHS, error_model="numpy", cache=True)
+def _phi(x: Any, bell: Any) -> Any:
+    """The normal distribution; ``bell`` is e^(-x^2 / 2)."""
+    y = (-x if x < _ZERO else x) * _ROOT_HALF
+    y = _FARTHEST if y > _FARTHEST else y
+    top = (((((((_N8 * y + _N7) * y + _N6) * y + _N5) * y + _N4) * y + _N3) * y + _N2) * y + _N1) * y + _N0
+    bottom = (((((((y + _D7) * y + _D6) * y + _D5) * y + _D4) * y + _D3) * y + _D2) * y + _D1) * y + _D0
+    tail = _HALF * bell * (top / bottom)
+    return tail if x < _ZERO else _ONE - tail
+
+
+@_kernel(_ELEMENTS, _ELEMENTS_OUT, maths=_ELEMENT_MATHS)
+def gelu_none(x: Any, out: Any) -> None:
+    for i in range(x.size):
+        v = x[i]
+        out[i] = v * _phi(v, _exp(-_HALF * v * v))
+
+
+@_kernel(_ELEMENTS, _ELEMENTS, _ELEMENTS_OUT, maths=_ELEMENT_MATHS)
+def gelu_none_gradient(d_out: Any, x: Any, d_x: Any) -> None:
+    for i in range(x.size):
+        v = x[i]
+        bell = _exp(-_HALF * v * v)
+        d_x[i] = d_out[i] * (_phi(v, bell) + v * bell * _DENSITY)
+
+
 # -- GELU by a tanh: x (1 + tanh u) / 2 = x / (1 + e^-2u) with 2u = x (_CUBIC x^2 + _LINEAR)
 
 _LINEAR = F(2 * (2 / np.pi) ** 0.5)
@@ -95,6 +134,22 @@ def gelu_tanh_gradient(d_out: Any, x: Any, d_x: Any) -> None:
         square = v * v
         gate = _ONE / (_ONE + _exp(-v * (_CUBIC * square + _LINEAR)))
         d_x[i] = d_out[i] * (gate + gate * (_ONE - gate) * (v * (_SLOPE_CUBIC * square + _LINEAR)))
+
+
+# -- SiLU: x / (1 + e^-x)
+
+
+@_kernel(_ELEMENTS, _ELEMENTS_OUT, maths=_ELEMENT_MATHS)
+def silu(x: Any, out: Any) -> None:
+    for i in range(x.size):
+        out[i] = x[i] / (_ONE + _exp(-x[i]))
+
+
+@_kernel(_ELEMENTS, _ELEMENTS, _ELEMENTS_OUT, maths=_ELEMENT_MATHS)
+def silu_gradient(d_out: Any, x: Any, d_x: Any) -> None:
+    for i in range(x.size):
+        gate = _ONE / (_ONE + _exp(-x[i]))
+        d_x[i] = d_out[i] * (gate + gate * (_ONE - gate) * x[i])
 
 
 # -- layer norm of the rows of a matrix, formulas as in memback.ops.normalisation
