@@ -25,11 +25,11 @@ _in_use: Mapping[str, Kernel] = {}
 
 
 def use_compiled_kernels(use: bool = True) -> None:
-    """Have float32 GELU, SiLU, layer norm, softmax and the gradient of embeddings computed by compiled kernels.
+    """Have compiled kernels compute GELU, SiLU, layer and RMS norm, softmax and the gradient of embeddings in float32.
 
     In all threads of this process, from the next op on; ``use=False`` goes back to NumPy. Arrays of other types, or not
-    dense (transposed, say), and a layer norm without weight and bias are left to NumPy in any case. Loading
-    the kernels takes about a second; the first time on a machine they are compiled, which takes some more.
+    dense (transposed, say), and norms without all of their parameters are left to NumPy in any case. Loading the
+    kernels takes about a second; the first time on a machine they are compiled, which takes some more.
 
     Raises:
         MembackError: Numba is not installed.

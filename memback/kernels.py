@@ -32,7 +32,7 @@ _ELEMENTS_OUT, _ROWS_OUT = types.float32[::1], types.float32[:, ::1]
 
 # Neither may NaN be taken for impossible, nor may a sum be put in another order than it is written in, which would undo
 # the rounding in `_exp`; only sums over rows may, since that is what makes them fast.
-_ELEMENT_MATHS = {"contract", "nsz", "arcp"}
+_ELEMENT_MATHS = {"contract", "nsz"}
 _ROW_MATHS = {*_ELEMENT_MATHS, "reassoc"}
 
 
@@ -200,6 +200,46 @@ def layer_norm_sums(d_out: Any, x: Any, mean: Any, rstd: Any, d_weight: Any, d_b
         for j in range(width):
             d_weight[j] += d_out[i, j] * ((x[i, j] - centre) * scale)
             d_bias[j] += d_out[i, j]
+
+
+# -- RMS norm of the rows of a matrix
+
+
+@_kernel(_ROWS, _ELEMENTS, types.float32, _ELEMENTS_OUT, _ROWS_OUT, maths=_ROW_MATHS)
+def rms_norm(x: Any, weight: Any, eps: Any, rstd: Any, out: Any) -> None:
+    n, width = x.shape
+    share = _ONE / F(width)
+    for i in range(n):
+        squares = _ZERO
+        for j in range(width):
+            squares += x[i, j] * x[i, j]
+        scale = _ONE / np.sqrt(squares * share + eps)
+        rstd[i] = scale
+        for j in range(width):
+            out[i, j] = x[i, j] * scale * weight[j]
+
+
+@_kernel(_ROWS, _ROWS, _ELEMENTS, _ELEMENTS, _ROWS_OUT, maths=_ROW_MATHS)
+def rms_norm_gradient(d_out: Any, x: Any, weight: Any, rstd: Any, d_x: Any) -> None:
+    n, width = x.shape
+    share = _ONE / F(width)
+    for i in range(n):
+        scale = rstd[i]
+        along_z = _ZERO
+        for j in range(width):
+            along_z += d_out[i, j] * weight[j] * (x[i, j] * scale)
+        along_z *= share
+        for j in range(width):
+            d_x[i, j] = scale * (d_out[i, j] * weight[j] - x[i, j] * scale * along_z)
+
+
+@_kernel(_ROWS, _ROWS, _ELEMENTS, _ELEMENTS_OUT, maths=_ELEMENT_MATHS)
+def rms_norm_sums(d_out: Any, x: Any, rstd: Any, d_weight: Any) -> None:
+    n, width = x.shape
+    for i in range(n):
+        scale = rstd[i]
+        for j in range(width):
+            d_weight[j] += d_out[i, j] * (x[i, j] * scale)
 
 
 # -- softmax(scale x) over each row of a matrix; where `length` is not 0, row i sees columns 0..i mod length alone

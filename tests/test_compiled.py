@@ -38,6 +38,7 @@ CALLS: dict[str, Callable[[Any], tuple[Any, tuple[Any, ...]]]] = {
     "attention_softmax": lambda x: (ops.attention_softmax, (x, 0.3)),
     "causal attention_softmax": lambda x: (ops.attention_softmax, (x, 0.3, True)),
     "layer_norm": lambda x: (ops.layer_norm, (x, x.shape[-1], x[0, 0] + 1, x[-1, -1])),
+    "rms_norm": lambda x: (ops.rms_norm, (x, x.shape[-1], x[0, 0] + 1, 1e-5)),
 }
 """An op and its arguments, for an input of three dimensions."""
 
@@ -61,7 +62,7 @@ def both(name: str, x: Any, d_out: Any) -> list[Any]:
 def test_kernels_agree_with_numpy_in_double_precision(
     name: str, shape: tuple[int, ...], size: float, seed: int
 ) -> None:
-    assume(name != "layer_norm" or shape[-1] >= 8)  # dividing by the deviation of few numbers magnifies any rounding
+    assume("norm" not in name or shape[-1] >= 8)  # dividing by the deviation of few numbers magnifies any rounding
     rng = np.random.default_rng(seed)
     x, d_out = (rng.standard_normal(shape, np.float32) for _ in range(2))
     x *= np.float32(size)
@@ -110,6 +111,7 @@ WORK = {
     "softmax": (ops.softmax, (SHAPE,), {}),
     "attention_softmax": (ops.attention_softmax, (SHAPE, 0.3, True), {}),
     "layer_norm": (ops.layer_norm, (SHAPE, 512, (512,), (512,)), {}),
+    "rms_norm": (ops.rms_norm, (SHAPE, 512, (512,)), {}),
     "layer_norm without parameters": (ops.layer_norm, (SHAPE, 512), {}),
 }
 

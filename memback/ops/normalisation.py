@@ -69,11 +69,10 @@ def _of(parameter: Array, part: Any) -> Array:
     return parameter if parameter.shape[0] == 1 else parameter[part]
 
 
-def _statistics(x: Array, form: _Form, centre: bool = True) -> tuple[Array | None, Array]:
-    """Mean and variance; without ``centre`` None and the mean square."""
+def _statistics(x: Array, form: _Form) -> tuple[Array, Array]:
+    """Mean and variance."""
     seen = form.view(x)
-    mean = _one_each(seen, form) if centre else None
-    variance = _one_each(seen, form)
+    mean, variance = _one_each(seen, form), _one_each(seen, form)
     _measure_parts(seen, form, mean, variance)
     return mean, variance
 
@@ -85,6 +84,7 @@ def _one_each(seen: Array, form: _Form) -> Array:
 
 
 def _measure_parts(seen: Array, form: _Form, mean: Array | None, variance: Array) -> None:
+    """Write mean and variance; without ``mean`` the mean square."""
     for part in parts(seen):
         _measure(seen[part], form.axes, None if mean is None else mean[part], variance[part])
 
@@ -167,14 +167,19 @@ class _Gradients:
         )
 
     def _run_kernels(self, standard: _Standard | None, scale: Array | None) -> bool:
-        """By compiled kernels where they are in use, if all three are needed of a layer norm; whether they were."""
-        if len(self.form.shape) != 2 or self.weight is None or self.bias is None:
+        """By compiled kernels where they are in use, if all is needed of a norm of rows; whether they were."""
+        if len(self.form.shape) != 2 or standard is None or self.weight is None:
             return False
-        if standard is None or standard.mean is None:
-            return False
-        arrays, statistics = (self.d_out, standard.x), (standard.mean, standard.rstd)
-        return compiled.run("layer_norm_gradient", *arrays, scale, *statistics, self.x) and compiled.run(
-            "layer_norm_sums", *arrays, *statistics, self.weight, self.bias
+        given = (self.d_out, standard.x)
+        if standard.mean is None:
+            return compiled.run("rms_norm_gradient", *given, scale, standard.rstd, self.x) and compiled.run(
+                "rms_norm_sums", *given, standard.rstd, self.weight
+            )
+        statistics = (standard.mean, standard.rstd)
+        return (
+            self.bias is not None
+            and compiled.run("layer_norm_gradient", *given, scale, *statistics, self.x)
+            and compiled.run("layer_norm_sums", *given, *statistics, self.weight, self.bias)
         )
 
     def _sum(self, total: Array, part: Any, terms: Array) -> None:
@@ -290,9 +295,13 @@ class RMSNorm(Op):
         form = _row_form(self.name, input, normalized_shape)
         _check_parameters(self.name, form.features, weight)
         eps = float(np.finfo(wide(input.dtype)).eps) if eps is None else eps
-        _, squares = _statistics(input, form, centre=False)
-        rstd = _invert(squares, eps)
-        return _scale_and_shift(input, form, None, rstd, weight, None), rstd
+        seen = form.view(input)
+        rstd, out = _one_each(seen, form), np.empty_like(seen)
+        if not compiled.run("rms_norm", seen, weight, eps, rstd, out):
+            _measure_parts(seen, form, None, rstd)
+            _invert(rstd, eps)
+            _scale_and_shift_parts(_Standard(seen, None, rstd), form, weight, None, out)
+        return form.back(out, input.shape), rstd
 
     def vjp(
         self,
@@ -337,7 +346,7 @@ class GroupNorm(Op):
         _check_parameters(self.name, form.features, weight, bias)
         mean, variance = _statistics(input, form)
         rstd = _invert(variance, eps)
-        return _scale_and_shift(input, form, mean, rstd, weight, bias), mean, rstd  # type: ignore[return-value]
+        return _scale_and_shift(input, form, mean, rstd, weight, bias), mean, rstd
 
     def _form(self, x: Array, groups: int) -> _Form:
         if x.ndim < 2:
@@ -415,7 +424,6 @@ class BatchNorm(Op):
         if count < 2:
             raise ValueError(f"batch_norm: training needs more than one value a channel, the input has {x.shape}")
         mean, variance = _statistics(x, form)
-        assert mean is not None
         if not is_recomputing():
             if running_mean is not None:
                 _move(running_mean, mean, momentum)
