@@ -24,9 +24,9 @@ class Goal(NamedTuple):
     def line(self) -> str:
         """As Markdown."""
         met = "met" if self.measured <= self.limit else "**missed**"
-        digits = ".0f" if self.unit == " ms" else ".1f" if self.unit else ".2f"
+        digits = ".0f" if self.unit in (" ms", " MiB") else ".1f" if self.unit else ".3f"
         what = f"{self.what} ({self.remark})" if self.remark else self.what
-        return f"| {what} | {self.limit:g}{self.unit} | {self.measured:{digits}}{self.unit} | {met} |"
+        return f"| {what} | {round(self.limit, 2):g}{self.unit} | {self.measured:{digits}}{self.unit} | {met} |"
 
 
 def section(data: dict[str, Any]) -> str:
@@ -59,6 +59,9 @@ def _speed(data: dict[str, Any]) -> Iterator[Goal]:
             floor = engines[PRODUCTS][f"clock_to_{other}"]
             remark = "" if floor <= 0.75 else f"its matrix products alone take {floor:.2f}: out of reach"
             yield Goal(f"{name}, ÷ {NAMES[other]}", 0.75, engines[_KEPT][f"clock_to_{other}"], "", remark)
+    for name, engines in workloads.items():
+        growth = {engine: engines[engine]["resident_growth"] / 2**20 for engine in (_KEPT, "torch")}
+        yield Goal(f"{name}, growth of the resident set (limit: PyTorch's)", growth["torch"], growth[_KEPT], " MiB")
 
 
 def _single(data: dict[str, Any]) -> Iterator[Goal]:

@@ -69,6 +69,7 @@ class Embedding(Op):
 
     def vjp(self, d_out: Array, input: Array, shapes: list[tuple[int, ...]]) -> tuple[None, Array]:
         d_weight = np.zeros_like(d_out, shape=shapes[1])
+        check_indices("input", input, shapes[1][0])  # a kernel does not look whether a row is there
         if not compiled.run("add_rows", d_out, input, d_weight):
             np.add.at(d_weight, input, d_out)
         return None, d_weight
