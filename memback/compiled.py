@@ -19,9 +19,9 @@ from memback.shape_array import ShapeArray
 if TYPE_CHECKING:
     from memback.kernels import Kernel
 
-__all__ = ["run", "use_compiled_kernels"]
+__all__ = ["in_use", "run", "use_compiled_kernels"]
 
-_in_use: Mapping[str, Kernel] = {}
+_kernels: Mapping[str, Kernel] = {}
 
 
 def use_compiled_kernels(use: bool = True) -> None:
@@ -34,9 +34,9 @@ def use_compiled_kernels(use: bool = True) -> None:
     Raises:
         MembackError: Numba is not installed.
     """
-    global _in_use
+    global _kernels
     if not use:
-        _in_use = {}
+        _kernels = {}
         return
     try:
         from memback.kernels import KERNELS
@@ -44,7 +44,12 @@ def use_compiled_kernels(use: bool = True) -> None:
         if error.name != "numba":
             raise
         raise MembackError("compiled kernels need Numba: pip install 'memback[fast]'") from None
-    _in_use = KERNELS
+    _kernels = KERNELS
+
+
+def in_use() -> bool:
+    """Whether kernels are in use."""
+    return bool(_kernels)
 
 
 def run(name: str, *arguments: Any) -> bool:
@@ -53,7 +58,7 @@ def run(name: str, *arguments: Any) -> bool:
     An array for which the kernel has one dimension is seen as one, others as a matrix whose rows are its last
     dimension. On a dry run nothing happens, and the answer is what it would be.
     """
-    kernel = _in_use.get(name)
+    kernel = _kernels.get(name)
     if kernel is None:
         return False
     seen = list(arguments)

@@ -135,7 +135,9 @@ def test_a_gpt_holds_what_was_predicted_and_has_the_same_gradients_checkpointed(
     model = mb.models.GPT(layers=2, width=64, heads=2, vocabulary=50, context=32)
     x = np.random.default_rng(0).integers(0, 50, (8, 33))
     modes = ("full",) if policy is None else ("full", "checkpoint")
-    runs = mb.profile(lambda: model.loss(x), module=model, modes=modes, policy=policy).runs
+    report = mb.profile(lambda: model.loss(x), module=model, modes=modes, policy=policy)
+    runs = report.runs
+    assert report.machine["compiled_kernels"]
     assert len({run.gradient_sha256 for run in runs}) == 1
     for run in runs:
         assert 0 <= run.measured_peak_bytes - run.predicted_peak_bytes <= 4096  # of 2.6 MB
