@@ -36,18 +36,28 @@ _ELEMENT_MATHS = {"contract", "nsz"}
 _ROW_MATHS = {*_ELEMENT_MATHS, "reassoc"}
 
 
+def _compiled(signature: Any, maths: set[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def compile(function: Callable[..., Any]) -> Callable[..., Any]:
+        options: dict[str, Any] = {"fastmath": maths, "error_model": "numpy", "nogil": True}
+        try:
+            return njit(signature, cache=True, **options)(function)
+        except RuntimeError:  # there is no folder where it could be kept
+            return njit(signature, **options)(function)
+
+    return compile
+
+
 def _kernel(*signature: Any, maths: set[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    def compile(function: Callable[..., None]) -> Callable[..., None]:
-        decorate = njit(types.void(*signature), fastmath=maths, error_model="numpy", nogil=True, cache=True)
+    def register(function: Callable[..., None]) -> Callable[..., None]:
         arrays = tuple(
             (place, np.dtype(str(kind.dtype)), kind.ndim)
             for place, kind in enumerate(signature)
             if isinstance(kind, types.Array)
         )
-        KERNELS[function.__name__] = Kernel(decorate(function), arrays)
+        KERNELS[function.__name__] = Kernel(_compiled(types.void(*signature), maths)(function), arrays)
         return function
 
-    return compile
+    return register
 
 
 # -- e^x: x = n log 2 + r, a polynomial for e^r (Cephes, expf.c: relative error 1.7e-7), 2^n by its bits
@@ -60,7 +70,7 @@ _P3, _P4, _P5 = F(4.1665795894e-2), F(1.6666665459e-1), F(5.0000001201e-1)
 _ZERO, _ONE = F(0), F(1)
 
 
-@njit(types.float32(types.float32), fastmath=_ELEMENT_MATHS, error_model="numpy", cache=True)
+@_compiled(types.float32(types.float32), _ELEMENT_MATHS)
 def _exp(x: Any) -> Any:
     y = _LOWEST if x < _LOWEST else x
     y = _HIGHEST if y > _HIGHEST else y
@@ -87,7 +97,7 @@ _D3, _D4, _D5 = F(3.29079923573345963e03), F(1.62138957456669019e03), F(5.371811
 _D6, _D7 = F(1.17693950891312499e02), F(1.57449261107098347e01)
 
 
-@njit(types.float32(types.float32, types.float32), fastmath=_ELEMENT_MATHS, error_model="numpy", cache=True)
+@_compiled(types.float32(types.float32, types.float32), _ELEMENT_MATHS)
 def _phi(x: Any, bell: Any) -> Any:
     """The normal distribution; ``bell`` is e^(-x^2 / 2)."""
     y = (-x if x < _ZERO else x) * _ROOT_HALF

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -173,3 +174,19 @@ def test_without_numba_the_error_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.delitem(sys.modules, "memback.kernels", raising=False)
     with pytest.raises(MembackError, match=r"pip install 'memback\[fast\]'"):
         mb.use_compiled_kernels()
+
+
+NOWHERE = """
+from numba.core import caching
+caching.CacheImpl._locator_classes = []
+import numpy as np
+import memback as mb
+mb.use_compiled_kernels()
+print(mb.ops.gelu(np.ones(1, np.float32))[0] > 0.8)
+"""
+
+
+@numba
+def test_kernels_that_can_be_kept_nowhere_are_compiled_anew() -> None:
+    run = subprocess.run([sys.executable, "-c", NOWHERE], capture_output=True, text=True, check=True)
+    assert run.stdout == "True\n"
