@@ -57,10 +57,10 @@ class _Standard(NamedTuple):
     mean: Array | None
     rstd: Array
 
-    def z(self, part: Any) -> Array:
+    def z(self, part: Any, out: Array | None = None) -> Array:
         if self.mean is None:
-            return np.multiply(self.x[part], self.rstd[part])
-        z = np.subtract(self.x[part], self.mean[part])
+            return np.multiply(self.x[part], self.rstd[part], out=out)
+        z = np.subtract(self.x[part], self.mean[part], out=out)
         np.multiply(z, self.rstd[part], out=z)
         return z
 
@@ -125,12 +125,14 @@ def _scale_and_shift_parts(
 
 
 def _scale_and_shift_part(standard: _Standard, part: Any, scale: Array | None, shift: Array | None, out: Array) -> None:
-    z = standard.z(part)
+    wide_enough = out.dtype == standard.rstd.dtype
+    z = standard.z(part, out if wide_enough else None)
     if scale is not None:
         np.multiply(z, _of(scale, part), out=z)
     if shift is not None:
         np.add(z, _of(shift, part), out=z)
-    np.copyto(out, z, casting="same_kind")
+    if not wide_enough:
+        np.copyto(out, z, casting="same_kind")
 
 
 class _Gradients:
@@ -193,11 +195,15 @@ class _Gradients:
             self._sum(self.weight, part, np.multiply(self.d_out[part], z))
         if self.x is None:
             return
-        g = np.multiply(self.d_out[part], 1 if scale is None else _of(scale, part), dtype=z.dtype)
+        d_x = self.x[part]
+        wide_enough = d_x.dtype == z.dtype
+        room = d_x if wide_enough else None
+        g = np.multiply(self.d_out[part], 1 if scale is None else _of(scale, part), out=room, dtype=z.dtype)
         if not self.constant:
             self._project(g, z, centred=standard.mean is not None)
         np.multiply(g, standard.rstd[part], out=g)
-        np.copyto(self.x[part], g, casting="same_kind")
+        if not wide_enough:
+            np.copyto(d_x, g, casting="same_kind")
 
     def _project(self, g: Array, z: Array, centred: bool) -> None:
         """Turn g into g - <g> - z <g z> in place; z is used up."""
