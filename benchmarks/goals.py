@@ -26,7 +26,7 @@ class Goal(NamedTuple):
         met = "met" if self.measured <= self.limit else "**missed**"
         digits = ".0f" if self.unit in (" ms", " MiB") else ".1f" if self.unit else ".3f"
         what = f"{self.what} ({self.remark})" if self.remark else self.what
-        return f"| {what} | {round(self.limit, 2):g}{self.unit} | {self.measured:{digits}}{self.unit} | {met} |"
+        return f"| {what} | {self.limit:.3g}{self.unit} | {self.measured:{digits}}{self.unit} | {met} |"
 
 
 def section(data: dict[str, Any]) -> str:
@@ -36,8 +36,8 @@ def section(data: dict[str, Any]) -> str:
         [
             "## Goals",
             "",
-            "Times by the clock on two threads, start included; what watching, recomputing and the tape cost is in time"
-            " of the processor.",
+            "By the clock, engines on two threads; what watching, recomputing and the tape cost is in time of the"
+            " processor.",
             "",
             "| | at most | measured | |",
             "|---|---:|---:|---|",
