@@ -29,7 +29,6 @@ import numpy as np
 
 from memback import tape as engine
 from memback.arrays import Array, buffer_bytes, is_array, leaves, root
-from memback.arrays import Buffer as RootBuffer
 from memback.op import Op
 from memback.state import current
 from memback.tape import Call, Edge, Node, Observer, Site, Tensor, short_path
@@ -37,6 +36,7 @@ from memback.tape import Call, Edge, Node, Observer, Site, Tensor, short_path
 __all__ = [
     "CATEGORIES",
     "Account",
+    "Accounts",
     "Buffer",
     "Category",
     "Event",
@@ -144,41 +144,24 @@ class Interval(NamedTuple):
     end: tuple[int, ...]
 
 
+@dataclass(slots=True, eq=False)
 class Account:
-    """What the ledger knows of one root buffer.
+    """What the ledger knows of one root buffer."""
 
-    It is an argument, there before the step, if no call owns it.
-    """
-
-    __slots__ = (
-        "_what",
-        "bytes",
-        "category",
-        "gradient",
-        "holders",
-        "number",
-        "owner",
-        "recomputed_holders",
-        "watch",
-    )
-
-    def __init__(self, number: int, size: int, owner: Row | None, what: str) -> None:
-        self.number = number
-        self.bytes = size
-        self.owner = owner
-        self._what = what
-        self.holders = 0
-        self.recomputed_holders = 0
-        self.gradient = False
-        self.category: Category | None = None
-        self.watch: _Watch | None = None
+    number: int
+    bytes: int
+    owner: Row | None
+    origin: str
+    ref: weakref.ref[Any] | None = None
+    holders: int = 0
+    recomputed_holders: int = 0
+    gradient: bool = False
+    category: Category | None = None
 
     @property
-    def origin(self) -> str:
-        """What the buffer is: an argument's name, or what of which call."""
-        if self.owner is None:
-            return self._what
-        return f"{self._what} {self.owner.op}" + (f" ({self.owner.path})" if self.owner.path else "")
+    def argument(self) -> bool:
+        """Whether the memory was there before the step."""
+        return self.owner is None and not self.gradient
 
     def as_saved(self, name: str) -> SavedValue:
         """This buffer as a value that a call keeps under ``name``."""
@@ -195,7 +178,142 @@ class _Watch(weakref.ref[Any]):
     key: int
 
 
-class Ledger(Observer):
+class Accounts:
+    """The account of every buffer: whose it is, in which category, until when. It knows of no engine that makes them.
+
+    Args:
+        names: what parameters, buffers and inputs are called, by the key of their root buffer.
+        events: whether to keep the timeline.
+    """
+
+    def __init__(self, names: Mapping[int, str] | None = None, events: bool = True) -> None:
+        self.rows: list[Row] = []
+        self._events: list[tuple[str, int, int, int, tuple[str, str], Phase, Category | None]] = []
+        self.flops = 0
+        self.recomputed_flops = 0
+        self.saved_at_end_of_forward: int | None = None
+        self._names = dict(names or {})
+        self._keep_events = events
+        self._made: list[Account] = []
+        self._accounts: dict[int, Account] = {}
+        self._totals: dict[Category, int] = dict.fromkeys(CATEGORIES, 0)
+        self._live = 0
+        self._calls: dict[tuple[str, str], int] = {}
+        self._phase: Phase = "forward"
+        self._where = ("", "")
+        self._born = 0
+        self._input_bytes = 0
+
+    @property
+    def events(self) -> list[Event]:
+        """What happened to every buffer, in order."""
+        return [
+            Event(time, kind, buffer, size, live, *where, phase, category)
+            for time, (kind, buffer, size, live, where, phase, category) in enumerate(self._events)
+        ]
+
+    @property
+    def buffers(self) -> list[Buffer]:
+        """The buffers of the timeline, in the order in which they were made."""
+        return [
+            Buffer(account.number, owner.path, owner.op, owner.call, account.origin, owner.source)
+            for account in self._made
+            if (owner := account.owner) is not None
+        ]
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of the arguments that are neither parameters nor buffers: the step's inputs."""
+        return self._input_bytes
+
+    @property
+    def parameter_gradient_bytes(self) -> int:
+        """Bytes of the distinct gradients of leaves that backward has given so far."""
+        raise NotImplementedError
+
+    def _count(self, path: str, op: str) -> int:
+        number = self._calls.get((path, op), 0)
+        self._calls[path, op] = number + 1
+        return number
+
+    def _open(
+        self, key: int, buffer: Any, size: int, owner: Row | None, origin: str, recomputed: bool = False
+    ) -> Account:
+        """Open the account of a buffer of ``size`` bytes that is met for the first time.
+
+        One that is ``recomputed`` counts as such for as long as it lives.
+        """
+        account = Account(self._born, size, owner, origin or self._names.get(key, "input"))
+        account.recomputed_holders = int(recomputed)
+        self._born += 1
+        if account.argument and account.origin == "input":
+            self._input_bytes += account.bytes
+        watch = account.ref = _Watch(buffer, self._ended)
+        watch.account, watch.key = account, key
+        self._accounts[key] = account
+        if self._keep_events and owner is not None:
+            self._made.append(account)
+        self._sort(account, "new")
+        return account
+
+    def _ended(self, watch: _Watch) -> None:
+        self._died(watch.key, watch.account)
+
+    def _died(self, key: int, account: Account) -> None:
+        if self._accounts.get(key) is account:
+            del self._accounts[key]
+        if account.category is not None:
+            self._totals[account.category] -= account.bytes
+            self._live -= account.bytes
+            account.category = None
+            self._tell("free", account)
+
+    def _category(self, account: Account) -> Category | None:
+        """Where a buffer belongs now."""
+        if account.argument:
+            return None
+        if account.holders:
+            return "saved"
+        if account.recomputed_holders:
+            return "recomputed"
+        return "gradients" if account.gradient else "outputs"
+
+    def _sort(self, account: Account, kind: str) -> None:
+        """Put a buffer into the category where it belongs now."""
+        category = self._category(account)
+        before, account.category = account.category, category
+        if before is not None:
+            self._totals[before] -= account.bytes
+            self._live -= account.bytes
+        if category is not None:
+            self._totals[category] += account.bytes
+            self._live += account.bytes
+            self._tell(kind, account)
+
+    def _resort(self, account: Account) -> None:
+        if account.category is not None:
+            self._sort(account, "drop")
+
+    def _charge(self, holdings: Iterable[tuple[Row, Iterable[Account]]]) -> None:
+        """Charge each saved buffer to the call that made it, and note at the others that they share it."""
+        for row in self.rows:
+            row.saved_bytes = row.shared_bytes = 0
+        for account in self._accounts.values():
+            if account.category == "saved" and account.owner is not None:
+                account.owner.saved_bytes += account.bytes
+        for row, accounts in holdings:
+            others = {a.number: a.bytes for a in accounts if a.owner is not row and not a.argument}
+            row.shared_bytes = sum(others.values())
+        self.saved_at_end_of_forward = self._totals["saved"]
+
+    def _tell(self, kind: str, account: Account) -> None:
+        if self._keep_events:
+            self._events.append(
+                (kind, account.number, account.bytes, self._live, self._where, self._phase, account.category)
+            )
+
+
+class Ledger(Accounts, Observer):
     """Keeps the account of everything that happens while it is the thread's observer.
 
     Args:
@@ -205,29 +323,14 @@ class Ledger(Observer):
     """
 
     def __init__(self, names: Mapping[int, str] | None = None, timed: bool = False, events: bool = True) -> None:
-        self.rows: list[Row] = []
-        self._events: list[tuple[str, int, int, int, tuple[str, str], Phase, Category | None]] = []
-        self._made: list[Account] = []
+        super().__init__(names, events)
         self._intervals: list[tuple[Phase, tuple[str, str], tuple[int, ...], tuple[int, ...]]] = []
-        self.flops = 0
-        self.recomputed_flops = 0
-        self.saved_at_end_of_forward: int | None = None
-        self._names = dict(names or {})
         self._timed = timed
-        self._keep_events = events
-        self._accounts: dict[int, Account] = {}
         self._holdings: dict[int, tuple[weakref.ref[Node], Row, list[Account], bool]] = {}
         self._variables: list[tuple[weakref.ref[engine.Tape], Account]] = []
-        self._totals: dict[Category, int] = dict.fromkeys(CATEGORIES, 0)
-        self._live = 0
-        self._calls: dict[tuple[str, str], int] = {}
-        self._phase: Phase = "forward"
         self._depth = 0
-        self._where = ("", "")
         self._mark = self._snapshot()
         self._began = 0.0
-        self._born = 0
-        self._input_bytes = 0
         self._leaf_gradients: dict[int, int] = {}
 
     # -- what the engine tells
@@ -262,7 +365,7 @@ class Ledger(Observer):
     def backward_pass_begins(self) -> None:
         self._close()
         if self._phase == "forward":
-            self._charge()
+            self._charge_rows()
         self._phase = "backward"
 
     def backward_begins(self, node: Node) -> None:
@@ -311,17 +414,9 @@ class Ledger(Observer):
         self._close()
         self._keep_events = False
         if self._phase == "forward":
-            self._charge()
+            self._charge_rows()
 
     # -- what is known
-
-    @property
-    def events(self) -> list[Event]:
-        """What happened to every buffer, in order."""
-        return [
-            Event(time, kind, buffer, size, live, *where, phase, category)
-            for time, (kind, buffer, size, live, where, phase, category) in enumerate(self._events)
-        ]
 
     @property
     def intervals(self) -> list[Interval]:
@@ -338,20 +433,6 @@ class Ledger(Observer):
         """Bytes in each category at this moment."""
         self._settle()
         return dict(self._totals)
-
-    @property
-    def buffers(self) -> list[Buffer]:
-        """The buffers of the timeline, in the order in which they were made."""
-        return [
-            Buffer(account.number, owner.path, owner.op, owner.call, account.origin, owner.source)
-            for account in self._made
-            if (owner := account.owner) is not None
-        ]
-
-    @property
-    def input_bytes(self) -> int:
-        """Bytes of the arguments that are neither parameters nor buffers: the step's inputs."""
-        return self._input_bytes
 
     @property
     def parameter_gradient_bytes(self) -> int:
@@ -375,23 +456,9 @@ class Ledger(Observer):
             self.rows.append(row)
         return row
 
-    def _count(self, path: str, op: str) -> int:
-        number = self._calls.get((path, op), 0)
-        self._calls[path, op] = number + 1
-        return number
-
-    def _charge(self) -> None:
-        """Charge each saved buffer to the call that made it, and note at the others that they share it."""
-        for row in self.rows:
-            row.saved_bytes = row.shared_bytes = 0
-        for account in self._accounts.values():
-            if account.category == "saved" and account.owner is not None:
-                account.owner.saved_bytes += account.bytes
-        for ref, row, accounts, _ in self._holdings.values():
-            if ref() is not None:
-                others = {a.number: a.bytes for a in accounts if a.owner is not row and a.owner is not None}
-                row.shared_bytes = sum(others.values())
-        self.saved_at_end_of_forward = self._totals["saved"]
+    def _charge_rows(self) -> None:
+        held = self._holdings.values()
+        self._charge((row, accounts) for ref, row, accounts, _ in held if ref() is not None)
 
     # -- buffers
 
@@ -400,70 +467,26 @@ class Ledger(Observer):
         for value in call.values:
             for array in _arrays(value):
                 account = self._meet(array, None, "")
-                if account.owner is None and account.origin.startswith("parameter"):
+                if account.argument and account.origin.startswith("parameter"):
                     parameters[account.number] = account.bytes
         row.parameter_bytes = sum(parameters.values())
 
     def _meet(self, array: Array, owner: Row | None, what: str) -> Account:
         """The account of an array's buffer; where there is none yet, it is opened for ``what`` of the owner's."""
         buffer = array if array.base is None else root(array)
-        return self._accounts.get(id(buffer)) or self._open(buffer, owner, what)
-
-    def _open(self, buffer: RootBuffer, owner: Row | None, what: str) -> Account:
-        key = id(buffer)
-        if owner is None:
-            what = self._names.get(key, "input")
-        account = Account(self._born, buffer_bytes(buffer), owner, what)
-        self._born += 1
-        watch = account.watch = _Watch(buffer, self._died)
-        watch.account, watch.key = account, key
-        self._accounts[key] = account
-        if owner is None:
-            if what == "input":
-                self._input_bytes += account.bytes
-            return account
-        if self._keep_events:
-            self._made.append(account)
-        self._sort(account, "new")
+        account = self._accounts.get(id(buffer))
+        if account is None:
+            origin = "" if owner is None else f"{what} {owner.op}" + (f" ({owner.path})" if owner.path else "")
+            account = self._open(id(buffer), buffer, buffer_bytes(buffer), owner, origin)
         return account
-
-    def _died(self, watch: _Watch) -> None:
-        account = watch.account
-        account.watch = None
-        if self._accounts.get(watch.key) is account:
-            del self._accounts[watch.key]
-        if account.category is not None:
-            self._totals[account.category] -= account.bytes
-            self._live -= account.bytes
-            account.category = None
-            self._tell("free", account)
 
     def _meet_gradient(self, grad: Array, owner: Row) -> None:
         if not is_array(grad):  # NumPy gives scalars instead of arrays of no dimensions
             return
         account = self._meet(grad, owner, "gradient from")
-        if not account.gradient and account.owner is not None:
+        if not account.gradient and not account.argument:
             account.gradient = True
             self._sort(account, "gradient")
-
-    def _sort(self, account: Account, kind: str) -> None:
-        """Put a buffer into the category where it belongs now; an argument belongs into none."""
-        if account.owner is None:
-            return
-        category: Category
-        if account.holders:
-            category = "saved"
-        elif account.recomputed_holders:
-            category = "recomputed"
-        else:
-            category = "gradients" if account.gradient else "outputs"
-        before, account.category = account.category, category
-        if before is None:
-            self._live += account.bytes
-        else:
-            self._totals[before] -= account.bytes
-        self._totals[category] += account.bytes
-        self._tell(kind, account)
 
     def _hold(self, node: Node, row: Row) -> None:
         if node.tape.transient:
@@ -479,7 +502,7 @@ class Ledger(Observer):
                     account.recomputed_holders += 1
                 else:
                     account.holders += 1
-                    if account.owner is not None:
+                    if not account.argument:
                         row.kept.append((name, account))
                 self._sort(account, "hold")
         key = id(node)
@@ -488,7 +511,7 @@ class Ledger(Observer):
     def _retain(self, tape: engine.Tape, outs: Iterable[Array], row: Row) -> None:
         for out in outs:
             account = self._meet(out, row, "")
-            if account.owner is None:
+            if account.argument:
                 continue
             if not account.holders:
                 row.kept.append(("out", account))
@@ -511,10 +534,6 @@ class Ledger(Observer):
                 account.holders -= 1
                 self._resort(account)
         self._variables = kept
-
-    def _resort(self, account: Account) -> None:
-        if account.category is not None:
-            self._sort(account, "drop")
 
     def _let_go(self, key: int) -> None:
         holding = self._holdings.pop(key, None)
@@ -539,12 +558,6 @@ class Ledger(Observer):
         end = self._snapshot()
         self._intervals.append((self._phase, self._where, self._mark, end))
         self._mark = end
-
-    def _tell(self, kind: str, account: Account) -> None:
-        if self._keep_events:
-            self._events.append(
-                (kind, account.number, account.bytes, self._live, self._where, self._phase, account.category)
-            )
 
 
 def _arrays(value: Any) -> Iterable[Array]:
@@ -613,6 +626,6 @@ class Tape(engine.Tape):
     def rows(self) -> list[Row]:
         """One row for each call of the forward pass; until backward begins, as of now."""
         if self.ledger.saved_at_end_of_forward is None:
-            self.ledger._charge()
+            self.ledger._charge_rows()
             self.ledger.saved_at_end_of_forward = None
         return self.ledger.rows

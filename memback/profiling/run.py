@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from memback import compiled
 from memback._version import __version__
 from memback.arrays import distinct_bytes
-from memback.ledger import Ledger, Row
+from memback.ledger import Accounts, Row
 from memback.policy import Planned
 from memback.profiling import report as plain
 from memback.profiling.passes import Account, Mode, Peak, Prediction, Seconds, Step, median
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from memback.nn.module import Module
     from memback.optim import Optimizer
 
-__all__ = ["modes_of", "profile"]
+__all__ = ["machine", "modes_of", "profile", "run_of"]
 
 
 def profile(
@@ -75,7 +75,7 @@ def profile(
     report = Report(
         memback=__version__,
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        machine=_machine(),
+        machine=machine(),
         profile=plain.Profile(**{**_about(step, module), **(about or {})}),
         arguments=_arguments(module, optimizer, work.input_bytes),
         runs=tuple(runs),
@@ -109,7 +109,7 @@ class _Dry:
             progress(f"dry run of {mode}", done, len(modes))
             prediction = self.step.predict(mode)
             self.input_bytes = prediction.ledger.input_bytes
-            runs.append(_run(mode, prediction.ledger, prediction, prediction.peak))
+            runs.append(run_of(mode, prediction.ledger, prediction.peak.bytes, prediction.peak))
         return runs
 
 
@@ -149,7 +149,7 @@ class _Real:
             ledger = accounts[mode].ledger
             self.input_bytes = max(self.input_bytes, ledger.input_bytes)
             peak = measured if prediction is None else prediction.peak
-            run = _run(mode, ledger, prediction, peak)
+            run = run_of(mode, ledger, None if prediction is None else prediction.peak.bytes, peak)
             runs.append(
                 replace(
                     run,
@@ -173,13 +173,14 @@ class _Real:
             return None
 
 
-def _run(mode: Mode, ledger: Ledger, prediction: Prediction | None, peak: Peak) -> Run:
+def run_of(mode: Mode, ledger: Accounts, predicted_peak_bytes: int | None, peak: Peak) -> Run:
+    """What a ledger knows of a mode's step, as a report has it; what was not measured is None."""
     return Run(
         mode=cast(Any, mode.name),  # Mode has checked it
         policy=(mode.policy_name or "own") if mode.name == "checkpoint" else None,
         saved_bytes=ledger.saved_at_end_of_forward or 0,
         gradient_bytes=ledger.parameter_gradient_bytes,
-        predicted_peak_bytes=None if prediction is None else prediction.peak.bytes,
+        predicted_peak_bytes=predicted_peak_bytes,
         measured_peak_bytes=None,
         rss_peak_bytes=None,
         seconds=None,
@@ -237,7 +238,8 @@ def _about(step: Callable[[], Tensor], module: Module | None) -> dict[str, Any]:
     }
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """What a report says of where it was made."""
     return {
         "system": platform.system(),
         "machine": platform.machine(),

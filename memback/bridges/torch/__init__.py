@@ -1,0 +1,23 @@
+"""PyTorch's models under memback's questions: which layer holds what, until when, and what would it cost not to.
+
+    import memback.bridges.torch as bridge
+
+    report = bridge.profile(module, x, loss=lambda y: y.square().mean())
+
+needs PyTorch, which ``pip install 'memback[torch]'`` brings; nothing else of memback does.
+"""
+
+from __future__ import annotations
+
+from memback.errors import MembackError
+
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as error:
+    raise MembackError(
+        f"PyTorch can't be imported ({error}); models of it need it: pip install 'memback[torch]'"
+    ) from error
+
+from memback.bridges.torch.profile import DryRunWarning, profile
+
+__all__ = ["DryRunWarning", "profile"]

@@ -1,0 +1,92 @@
+"""A module and its inputs without memory: PyTorch's own fake tensors in the place of the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_map
+
+from memback.bridges.torch.storages import tensors
+
+__all__ = ["faked", "is_dry"]
+
+
+def is_dry(*values: Any) -> bool:
+    """Whether there are tensors without memory among ``values``, nested as they may be, and modules' own."""
+    return any(isinstance(tensor, FakeTensor) or tensor.is_meta for tensor in _all_tensors(values))
+
+
+@contextmanager
+def faked(module: torch.nn.Module, inputs: Any, device: torch.device | None = None) -> Iterator[Any]:
+    """In the block parameters, buffers and inputs hold no memory, and neither does what any op gives.
+
+    Args:
+        module: its parameters and buffers are exchanged in place, and put back afterwards. Tied ones stay tied.
+        inputs: tensors, nested as they may be.
+        device: where tensors of the device ``meta`` are said to be; by default on the CPU.
+
+    Gives the inputs in the same nesting, as fake tensors.
+    """
+    found = next((tensor for tensor in _all_tensors((module, inputs)) if isinstance(tensor, FakeTensor)), None)
+    mode = FakeTensorMode(allow_non_fake_inputs=True) if found is None else found.fake_mode
+    memo: dict[int, Any] = {}
+
+    def fake(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        if isinstance(value, FakeTensor):
+            value.fake_mode = mode  # copy.deepcopy has given it a copy of its own
+            return value
+        if id(value) not in memo:
+            memo[id(value)] = _fake(mode, value, device)
+        return memo[id(value)]
+
+    with _as_it_was(module):
+        for owner in module.modules():
+            for members in (owner._parameters, owner._buffers):
+                members.update({name: fake(tensor) for name, tensor in members.items()})
+        with mode:
+            yield tree_map(fake, inputs)
+
+
+@contextmanager
+def _as_it_was(module: torch.nn.Module) -> Iterator[None]:
+    """Put back every attribute of every submodule: some keep what they compute, which would have no memory."""
+    before = [(vars(owner), dict(vars(owner)), [dict(m) for m in _members(owner)]) for owner in module.modules()]
+    owners = list(module.modules())
+    try:
+        yield
+    finally:
+        for owner, (attributes, were, members) in zip(owners, before, strict=True):
+            attributes.clear()
+            attributes.update(were)
+            for now, then in zip(_members(owner), members, strict=True):
+                now.clear()
+                now.update(then)
+
+
+def _members(owner: torch.nn.Module) -> tuple[dict[str, Any], ...]:
+    return owner._parameters, owner._buffers, owner._modules
+
+
+def _fake(mode: FakeTensorMode, tensor: torch.Tensor, device: torch.device | None) -> Any:
+    if not tensor.is_meta:
+        return mode.from_tensor(tensor, static_shapes=True)
+    with mode:
+        made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device or "cpu")
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
+    return made.requires_grad_(tensor.requires_grad)
+
+
+def _all_tensors(values: Any) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.nn.Module):
+            yield from value.parameters()
+            yield from value.buffers()
+        else:
+            yield from tensors(value)

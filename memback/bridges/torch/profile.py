@@ -1,0 +1,193 @@
+"""``memback.bridges.torch.profile``: a training step of a PyTorch module in several modes, as one report."""
+
+from __future__ import annotations
+
+import datetime
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from msgspec.structs import replace
+from torch.utils._pytree import tree_map
+
+from memback._version import __version__
+from memback.bridges.torch.step import DryRunError, Loss, Step, sum_of_outputs
+from memback.bridges.torch.storages import distinct_bytes
+from memback.errors import UsageError
+from memback.profiling import report as plain
+from memback.profiling.passes import Mode, Peak, Seconds, median
+from memback.profiling.report import Report, Run
+from memback.profiling.run import machine, modes_of, run_of
+
+__all__ = ["MODES", "DryRunWarning", "profile"]
+
+MODES = ("retain-all", "full", "inference")
+"""The ways to run a module's step, from the most memory to the least."""
+
+Progress = Callable[[str, int, int], None]
+
+
+def profile(
+    module: torch.nn.Module,
+    *inputs: Any,
+    loss: Loss = sum_of_outputs,
+    kwargs: Mapping[str, Any] | None = None,
+    modes: Sequence[str] = MODES,
+    dry: bool = False,
+    autocast: torch.dtype | None = None,
+    rounds: int = 3,
+    about: Mapping[str, Any] | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Report:
+    """Run a training step of a module in several modes and report the memory of each, op by op.
+
+    Args:
+        module: any module, as it is: on a CPU or CUDA, in training mode or not, with parts frozen or tied or under
+            ``torch.utils.checkpoint``. Parameters, buffers, gradients and random streams are afterwards as before.
+        inputs: what it is called with: tensors of any shape and dtype, and anything else. They, too, are as before.
+        loss: gives the loss, a tensor of one number, from what the module gives; by default the sum of its numbers.
+        kwargs: what it is called with by name.
+        modes: of ``retain-all`` (whatever an op of the forward pass gives is kept), ``full`` (the module as it is, with
+            the checkpoints that it has itself) and ``inference`` (no gradients).
+        dry: whether to predict only: nothing is allocated or run. So it is, too, where parameters or inputs hold no
+            memory (fake tensors, the device ``meta``).
+        autocast: the dtype of automatic mixed precision in the forward pass.
+        rounds: how often each mode is timed; the median is reported.
+        about: what the report says of the profile (``name``, ``model``, ``data``, ``dtype``).
+        progress: called with (what is done now, steps done, steps in all).
+
+    Returns:
+        the :class:`~memback.profiling.report.Report`; sizes in bytes, times in seconds. FLOPs are those of products of
+        matrices, convolutions and attention. Measured is the peak of the storages that PyTorch makes. Gradients of two
+        modes can differ in their last bits where a kernel adds up in no fixed order, as some do on CUDA, and on a CPU
+        with several threads (``torch.use_deterministic_algorithms`` names them).
+
+    Raises:
+        UsageError: an unknown mode, a loss that is none, or a module that is compiled or not yet made in full.
+        MembackError: a dry run of a step that takes decisions on values.
+
+    Warns:
+        DryRunWarning: a dry run that met memory of unknown size: its figures are too low. Beside a real run there is
+            then no prediction.
+    """
+    _check(module)
+    step = Step(module, tree_map(_leaf, inputs), tree_map(_leaf, dict(kwargs or {})), loss, autocast)
+    chosen = modes_of(modes, None)
+    work = _dry(step, chosen, progress) if dry or step.dry else _real(step, chosen, rounds, progress)
+    runs, input_bytes = zip(*work, strict=True)
+    report = Report(
+        memback=__version__,
+        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        machine={**machine(), "torch": str(torch.__version__), "device": _device(step)},
+        profile=plain.Profile(**{**_about(step), **(about or {})}),
+        arguments=_arguments(step, max(input_bytes)),
+        runs=runs,
+    )
+    report.validate()
+    return report
+
+
+class DryRunWarning(UserWarning):
+    """A dry run's figures are too low."""
+
+
+def _check(module: torch.nn.Module) -> None:
+    """Refuse what would give figures that are not the module's own."""
+    if not isinstance(module, torch.nn.Module):
+        raise UsageError(f"{module!r:.80} is no torch.nn.Module")
+    for name, owner in module.named_modules():
+        if hasattr(owner, "_orig_mod") or getattr(owner, "_compiled_call_impl", None) is not None:
+            raise UsageError(
+                f"{f'submodule {name}' if name else 'the module'} is compiled: the compiler arranges memory anew, in"
+                " kernels that cannot be looked into; profile it as it was before torch.compile (module._orig_mod)"
+            )
+    lazy = [name for name, tensor in module.named_parameters() if torch.nn.parameter.is_lazy(tensor)]
+    if lazy:
+        raise UsageError(f"parameter {lazy[0]} has no shape yet: call the module once before it is profiled")
+
+
+def _leaf(value: Any) -> Any:
+    """Cut a tensor off from what it was computed from: backward ends there."""
+    if not isinstance(value, torch.Tensor) or value.is_leaf:
+        return value
+    return value.detach().requires_grad_(value.requires_grad)
+
+
+def _dry(step: Step, modes: Sequence[Mode], progress: Progress) -> list[tuple[Run, int]]:
+    """Every mode's run, and the bytes of its inputs."""
+    runs, unknown = [], set()
+    for done, mode in enumerate(modes):
+        progress(f"dry run of {mode}", done, len(modes))
+        tracker = step.predict(mode)
+        unknown |= tracker.unknown
+        runs.append((run_of(mode, tracker, tracker.peak.bytes, tracker.peak), tracker.input_bytes))
+    if unknown:
+        what = "; ".join(sorted(unknown))
+        warnings.warn(f"A dry run does not know the size of {what}: its figures are too low", DryRunWarning, 3)
+    return runs
+
+
+def _real(step: Step, modes: Sequence[Mode], rounds: int, progress: Progress) -> list[tuple[Run, int]]:
+    """As :func:`_dry`."""
+    total, done = len(modes) * 3 + sum(mode.name != "retain-all" for mode in modes) * rounds, 0
+    times: dict[Mode, list[Seconds]] = {mode: [] for mode in modes}
+    runs = []
+
+    def tell(what: str) -> None:
+        nonlocal done
+        progress(what, done, total)
+        done += 1
+
+    unwatched = [mode for mode in modes if mode.name != "retain-all"]  # which is what the tracker does
+    for _ in range(rounds):
+        for mode in unwatched:
+            tell(f"time of {mode}")
+            times[mode].append(step.time(mode))
+    for mode in modes:
+        tell(f"memory given out in {mode}")
+        allocated = step.allocated(mode) if mode in unwatched else None
+        tell(f"account of {mode}")
+        account = step.account(mode)
+        tell(f"dry run of {mode}")
+        prediction = _prediction(step, mode)
+        tracker, peak = account.tracker, account.tracker.peak if prediction is None else prediction
+        run = replace(
+            run_of(mode, tracker, None if prediction is None else prediction.bytes, peak),
+            measured_peak_bytes=tracker.peak.bytes,
+            rss_peak_bytes=account.rss_growth,
+            allocator_peak_bytes=None if allocated is None else allocated.peak_bytes,
+            reserved_peak_bytes=None if allocated is None else allocated.reserved_bytes,
+            seconds=plain.Seconds(**vars(median(times[mode]))) if times[mode] else None,
+            steps_timed=len(times[mode]),
+            loss=account.loss,
+            gradient_sha256=account.gradient_sha256,
+        )
+        runs.append((run, tracker.input_bytes))
+    return runs
+
+
+def _prediction(step: Step, mode: Mode) -> Peak | None:
+    try:
+        tracker = step.predict(mode)
+    except DryRunError:
+        return None
+    return None if tracker.unknown else tracker.peak
+
+
+def _arguments(step: Step, input_bytes: int) -> plain.Arguments:
+    return plain.Arguments(
+        parameter_bytes=distinct_bytes(step.module.parameters()),
+        buffer_bytes=distinct_bytes(step.module.buffers()),
+        input_bytes=input_bytes,
+    )
+
+
+def _about(step: Step) -> dict[str, Any]:
+    dtypes = dict.fromkeys(str(p.dtype).removeprefix("torch.") for p in step.module.parameters())
+    name = type(step.module).__name__
+    return {"name": name, "model": {"name": name}, "data": {}, "dtype": ", ".join(dtypes)}
+
+
+def _device(step: Step) -> str:
+    return torch.cuda.get_device_name(step.device) if step.device.type == "cuda" else step.device.type

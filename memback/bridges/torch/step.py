@@ -1,0 +1,274 @@
+"""One training step of a PyTorch module, that can be run again and again to the same bits."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from memback.bridges.torch.allocator import Allocated, allocated
+from memback.bridges.torch.fake import faked, is_dry
+from memback.bridges.torch.paths import described
+from memback.bridges.torch.storages import tensors
+from memback.bridges.torch.tracking import Tracker
+from memback.errors import MembackError, UsageError
+from memback.profiling.passes import Mode, RssSampler, Seconds
+
+__all__ = ["Account", "DryRunError", "Step", "sum_of_outputs"]
+
+Loss = Callable[[Any], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a watched real run showed."""
+
+    tracker: Tracker
+    loss: float
+    gradient_sha256: str | None
+    rss_growth: int
+
+
+class DryRunError(MembackError):
+    """A step can't be run on tensors without memory."""
+
+
+def sum_of_outputs(output: Any) -> torch.Tensor:
+    """The sum of all floating-point numbers that a module gives: a loss for want of another one.
+
+    What is a loss itself, the one number that is given or what the output calls ``loss``, stays as it is.
+
+    Raises:
+        UsageError: there are none.
+    """
+    given = getattr(output, "loss", None)
+    if isinstance(given, torch.Tensor):
+        return given
+    found = [tensor for tensor in tensors(output) if tensor.is_floating_point() or tensor.is_complex()]
+    if not found:
+        raise UsageError("the module gives no floating-point tensor to take a loss of; give a loss of its output")
+    if len(found) == 1 and found[0].numel() == 1:
+        return found[0]
+    sums = [tensor.abs().sum() if tensor.is_complex() else tensor.sum() for tensor in found]
+    return sums[0] if len(sums) == 1 else torch.stack([one.float() for one in sums]).sum()
+
+
+@dataclass(frozen=True)
+class Step:
+    """A module, what it is called with, and the loss of what it gives.
+
+    ``autocast`` is the type to which PyTorch's automatic mixed precision turns the forward pass, if at all.
+    """
+
+    module: torch.nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    loss: Loss = sum_of_outputs
+    autocast: torch.dtype | None = None
+
+    @property
+    def dry(self) -> bool:
+        """Whether it holds no memory to begin with."""
+        return is_dry(self.module, self.args, self.kwargs)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are, or the inputs of a module that has none."""
+        first = next(iter((*self.module.parameters(), *tensors((self.args, self.kwargs)))), None)
+        return torch.device("cpu") if first is None else first.device
+
+    def arguments(self) -> list[tuple[str, torch.Tensor]]:
+        """Everything that is there before the step, by name."""
+        named = [(f"parameter {name}", tensor) for name, tensor in self.module.named_parameters()]
+        named += [(f"buffer {name}", tensor) for name, tensor in self.module.named_buffers()]
+        return named + [("input", tensor) for tensor in tensors((self.args, self.kwargs))]
+
+    def forward(self) -> torch.Tensor:
+        """The loss.
+
+        Raises:
+            UsageError: it is not one number.
+        """
+        kind = self.device.type
+        with nullcontext() if self.autocast is None else torch.autocast(kind, self.autocast):
+            loss = self.loss(self.module(*self.args, **self.kwargs))
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"{loss!r:.80}"
+            raise UsageError(f"the loss must be a tensor of one number, not {what}")
+        return loss
+
+    def run(self, mode: Mode, between: Callable[[torch.Tensor], None] = lambda loss: None) -> torch.Tensor:
+        """Run once, and give the loss; ``between`` is told of it between forward and backward.
+
+        Raises:
+            UsageError: the loss is not one number, or does not depend on anything that is trained.
+        """
+        if not mode.trains:
+            with torch.no_grad():
+                loss = self.forward()
+            between(loss)
+            return loss
+        with torch.enable_grad():
+            loss = self.forward()
+        between(loss)
+        if not loss.requires_grad:
+            raise UsageError(
+                "the loss depends on no parameter or input that requires a gradient, so there is no backward pass;"
+                " set requires_grad, or ask for --mode inference alone"
+            )
+        loss.backward()
+        return loss
+
+    # -- one run for each question
+
+    def watch(self, mode: Mode) -> tuple[Tracker, torch.Tensor]:
+        """Run under a tracker, and give it and the loss."""
+        with Tracker(self.arguments(), self.module, retain_all=mode.name == "retain-all") as tracker:
+            loss = self.run(mode, tracker.forward_ended if mode.trains else lambda loss: None)
+        tracker.finish()
+        return tracker, loss
+
+    def account(self, mode: Mode) -> Account:
+        """Run for real, under a tracker."""
+        with self.unchanged():
+            with RssSampler() as rss:
+                tracker, loss = self.watch(mode)
+            sha = self._gradient_sha256() if mode.trains else None
+            return Account(tracker, loss.detach().item(), sha, rss.growth)
+
+    def predict(self, mode: Mode) -> Tracker:
+        """Run dry: the same ops on tensors that hold no memory.
+
+        Raises:
+            DryRunError: the step can't be run so, such as one that takes decisions on values.
+        """
+        with faked(self.module, (self.args, dict(self.kwargs))) as (args, kwargs):
+            step = replace(self, args=args, kwargs=kwargs)
+            with step.unchanged(), _explained():
+                return step.watch(mode)[0]
+
+    def allocated(self, mode: Mode) -> Allocated | None:
+        """Run for what PyTorch's allocator gives out, unwatched."""
+        with self.unchanged():
+            return allocated(lambda: self.run(mode), self.device)
+
+    def time(self, mode: Mode) -> Seconds:
+        """Run for the time alone."""
+        with self.unchanged(), _RecomputeClock(self._now) as clock:
+            times = [self._now()]
+            self.run(mode, lambda loss: times.append(self._now()))
+            times.append(self._now())
+        return Seconds(times[1] - times[0], times[2] - times[1] - clock.seconds, clock.seconds)
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """The block starts without gradients; afterwards they, buffers, inputs and random streams are as they were."""
+        leaves = [tensor for _, tensor in self.arguments()]
+        gradients = [tensor.grad for tensor in leaves]
+        inputs = [] if self.dry else list(tensors((self.args, self.kwargs)))
+        versions = [tensor._version for tensor in inputs]
+        changed = [] if self.dry else [*self.module.buffers(), *inputs]
+        copies = [tensor.detach().clone() for tensor in changed]
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices, enabled=not self.dry), _uncompiled():
+            for tensor in leaves:
+                tensor.grad = None
+            try:
+                yield
+            finally:
+                for tensor, gradient in zip(leaves, gradients, strict=True):
+                    tensor.grad = gradient
+                same = {id(t) for t, version in zip(inputs, versions, strict=True) if t._version == version}
+                with torch.no_grad():
+                    for tensor, copy in zip(changed, copies, strict=True):
+                        if id(tensor) not in same:
+                            tensor.copy_(copy)
+
+    def _gradient_sha256(self) -> str:
+        """Over every parameter's gradient in the order of their names, each in row-major order."""
+        digest = hashlib.sha256()
+        for _, parameter in sorted(self.module.named_parameters(), key=lambda pair: pair[0]):
+            if parameter.grad is not None:
+                dense = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+                flat = dense.detach().cpu().contiguous().reshape(-1)
+                digest.update(flat.view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+class _RecomputeClock:
+    """The seconds for which modules run in the midst of backward, as checkpoints have them run again."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.seconds = 0.0
+        self._now = now
+        self._depth = 0
+        self._began = 0.0
+
+    def __enter__(self) -> _RecomputeClock:
+        self._hooks = [
+            register_module_forward_pre_hook(self._begins),
+            register_module_forward_hook(self._ended, always_call=True),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _begins(self, module: Any, inputs: Any) -> None:
+        if torch._C._current_graph_task_id() == -1:
+            return
+        if self._depth == 0:
+            self._began = self._now()
+        self._depth += 1
+
+    def _ended(self, module: Any, inputs: Any, output: Any) -> None:
+        if torch._C._current_graph_task_id() == -1:
+            return
+        self._depth -= 1
+        if self._depth == 0:
+            self.seconds += self._now() - self._began
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Have functions under torch.compile run as they are written: the compiler's kernels make memory unseen."""
+    if "torch._dynamo" not in sys.modules:  # nothing has been compiled
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Tell what goes wrong in a dry run as a :class:`DryRunError`, which is enough: PyTorch logs it as well."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except MembackError:
+        raise
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise DryRunError(
+            f"the module takes a decision on values ({error.func}), which a dry run does not have: run it for real"
+        ) from error
+    except Exception as error:
+        raise DryRunError(f"the module can't be run dry: {described(error)}") from error
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,47 @@
+"""The storages behind tensors: what a buffer is in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["distinct_bytes", "key", "storages", "tensors"]
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in nested lists, tuples, dicts and whatever else PyTorch knows to look into."""
+    return (leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
+
+
+def storages(tensor: torch.Tensor) -> list[Any]:
+    """The untyped storages that a tensor looks into: one, but for sparse tensors and those that wrap others."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    if tensor.layout is torch.strided:
+        parts = _wrapped(tensor)
+        return [tensor.untyped_storage()] if parts is None else [s for part in parts for s in storages(part)]
+    if tensor.layout is torch.sparse_coo:
+        return [s for part in (tensor._indices(), tensor._values()) for s in storages(part)]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [s for part in (tensor.crow_indices(), tensor.col_indices(), tensor.values()) for s in storages(part)]
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [s for part in (tensor.ccol_indices(), tensor.row_indices(), tensor.values()) for s in storages(part)]
+    return []  # of another library's layout, which shows no storage
+
+
+def _wrapped(tensor: torch.Tensor) -> list[torch.Tensor] | None:
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    return None if flatten is None else [getattr(tensor, name) for name in flatten()[0]]
+
+
+def key(storage: Any) -> int:
+    """What tells a living storage from every other."""
+    return int(storage._cdata)
+
+
+def distinct_bytes(values: Iterable[Any]) -> int:
+    """Bytes of the distinct storages behind tensors in ``values``, nested as they may be."""
+    return sum({key(s): s.nbytes() for t in tensors(list(values)) for s in storages(t)}.values())

@@ -1,0 +1,587 @@
+"""Watching any step that PyTorch runs: every storage from birth to death, by category, and the peak.
+
+    with Tracker(arguments, module) as tracker:
+        step()
+    tracker.finish()
+    tracker.saved_at_end_of_forward, tracker.peak, tracker.rows, tracker.events, tracker.buffers
+
+The step is any code that runs ops and, if it trains, backward; on real tensors or, within a ``FakeTensorMode``, on such
+as hold no memory. The words are the glossary's, a buffer is a storage, and the account is kept as
+:class:`memback.ledger.Accounts` keeps it. What tells the tracker of things:
+
+- a dispatch mode, of every op below autograd: what it gives anew is born, and a weak reference says when it dies;
+- saved-tensor hooks, of what autograd keeps, and of when it lets go;
+- global module hooks, of the module that is running.
+
+Every op of the forward pass that makes a storage, keeps something or multiplies matrices has a row. In backward, what a
+node of autograd's graph makes is workspace while the node runs, and a gradient if it outlives that. What is made while
+a checkpoint runs again is recomputed. What is made below dispatch has no account, only an allocator can tell it: a
+kernel's own scratch memory, and the state of the random stream that a checkpoint keeps (5,056 B on a CPU).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import checkpoint as _checkpoint
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from memback.bridges.torch.paths import ModulePaths, call_site, called_from, in_file
+from memback.bridges.torch.storages import key, storages, tensors
+from memback.errors import MembackError
+from memback.ledger import CATEGORIES, Account, Accounts, Category, Interval, Row
+from memback.profiling.passes import Peak
+from memback.tape import Site
+
+__all__ = ["Tracker"]
+
+_BIRTH = {torch.ops.aten.lift_fresh.default, torch.ops.aten.lift.default}
+"""Ops that are told of a tensor which has been made unseen, as torch.tensor does it."""
+
+_NOWHERE = Interval("forward", "", "", (), ())
+
+_OPAQUE = {
+    torch.ops.aten.mkldnn_rnn_layer: "what oneDNN's recurrent layer keeps for itself",
+    torch.ops.aten._cudnn_rnn: "what cuDNN's recurrent layer keeps for itself",
+    torch.ops.aten.miopen_rnn: "what MIOpen's recurrent layer keeps for itself",
+}
+"""Ops that give memory whose size only the library behind them knows: PyTorch's dry run takes it to be empty."""
+
+_ELEMENTWISE = {
+    torch.ops.aten.mse_loss.default,
+    torch.ops.aten.smooth_l1_loss.default,
+    torch.ops.aten.binary_cross_entropy.default,
+    torch.ops.aten.soft_margin_loss.default,
+}
+"""Losses that are written into a storage that has held, and has room for, the loss of each element."""
+
+_SEED = torch.ops.aten.ones_like.default
+"""What backward begins with where it is given no gradient."""
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    """Something that autograd keeps: its account, the row of the op that keeps it, and its name there."""
+
+    account: Account
+    row: Row
+    name: str = "saved"
+
+
+class _Packed:
+    """Stands for a saved tensor in autograd's graph, which owns it; with it goes the tensor."""
+
+    __slots__ = ("_tracker", "held", "tensor", "version")
+
+    def __init__(self, tracker: Tracker, tensor: torch.Tensor, held: list[_Held]) -> None:
+        self._tracker = tracker
+        self.tensor = tensor
+        self.version = tensor._version
+        self.held = held
+
+    def __del__(self) -> None:
+        self._tracker._released(self.held)
+
+
+@dataclass(slots=True)
+class _Highest:
+    """The most bytes so far, where that was, and what they were; of ``pending`` it is not known yet."""
+
+    bytes: int = 0
+    interval: Interval = _NOWHERE
+    parts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CATEGORIES, 0))
+    pending: list[Account] = field(default_factory=list)
+
+
+class Tracker(Accounts):
+    """Keeps the account of the storages of whatever runs while it is entered. It is entered once.
+
+    Args:
+        arguments: tensors that are there before the step, by what they are called: ``parameter a.weight``, ``buffer
+            a.mean``, ``input``. A storage that is first met as an op's input is an argument, too, called ``input``.
+        module: whose submodules have names.
+        retain_all: whether every storage that the forward pass makes is kept until the step's end (the notes, section
+            4.3, read literally), and counts as saved.
+        events: whether to keep the timeline.
+
+    Attributes:
+        rows, events, buffers, flops, recomputed_flops, saved_at_end_of_forward: as in
+            :class:`~memback.ledger.Ledger`; FLOPs are those of products of matrices, convolutions and attention.
+        unknown: what it met that PyTorch gives no true size of without memory, in words: figures are then too low.
+    """
+
+    def __init__(
+        self,
+        arguments: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]] = (),
+        module: torch.nn.Module | None = None,
+        retain_all: bool = False,
+        events: bool = True,
+    ) -> None:
+        super().__init__(events=events)
+        pairs = list(arguments.items() if isinstance(arguments, Mapping) else arguments)
+        self._parameters = [tensor for name, tensor in pairs if name.startswith("parameter ")]
+        self._leaf_names = {id(tensor): name for name, tensor in pairs}
+        self._paths = ModulePaths(module)
+        self._retained: list[Any] | None = [] if retain_all else None
+        self._bytes = 0
+        self._highest = _Highest()
+        self._fresh: list[Account] = []
+        self._held: dict[int, _Held] = {}
+        self._kept: list[_Held] = []
+        self._nodes: dict[int, Row] = {}
+        self._again: dict[int, Row] = {}
+        self._unclaimed: int | None = None
+        self._checkpoint: Row | None = None
+        self._listed: set[int] = set()
+        self._repeated: set[tuple[str, str, Site | None]] = set()
+        self._node: tuple[int, int, int] | None = None
+        self._node_row = self._start = Row("", "backward", 0, (), "", None)
+        self._task = -1
+        self._base = 0
+        self._own = False
+        self._over = False
+        self._gradient_bytes = 0
+        self.unknown: set[str] = set()
+        for name, tensor in pairs:
+            for storage in storages(tensor):
+                if key(storage) not in self._accounts:
+                    self._names[key(storage)] = name
+                    self._open(key(storage), storage, storage.nbytes(), None, "")
+
+    # -- life
+
+    def __enter__(self) -> Tracker:
+        self._stack = ExitStack()
+        self._stack.enter_context(self._paths)
+        self._stack.enter_context(torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack))
+        self._stack.enter_context(_Dispatch(self))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._stack.close()
+        if kind is not None:
+            self.finish()
+
+    def finish(self) -> None:
+        """The step is over: what dies from now on dies at other hands than the step's. Needed once, after the block."""
+        if self._over:
+            return
+        self._boundary()
+        if self.saved_at_end_of_forward is None:
+            self.forward_ended()
+        self._over, self._keep_events = True, False
+        grads = [tensor.grad for tensor in self._parameters if tensor.grad is not None]
+        self._gradient_bytes = sum({key(s): s.nbytes() for grad in grads for s in storages(grad)}.values())
+        for held in self._kept:
+            held.row.kept.append((held.name, held.account))
+        self._mark_recomputed()
+        self._retained = None
+        self._held.clear()
+        self._fresh.clear()
+
+    def _mark_recomputed(self) -> None:
+        """Tell the rows whose ops have run again: from the same line, or where there is no such, in the same module."""
+        there = {(row.path, row.op, row.site) for row in self.rows}
+        elsewhere = {(path, op) for path, op, site in self._repeated if (path, op, site) not in there}
+        for row in self.rows:
+            again = (row.path, row.op, row.site) in self._repeated
+            row.recomputed = again or (row.path, row.op) in elsewhere
+
+    # -- what is known
+
+    @property
+    def peak(self) -> Peak:
+        """The most bytes that were alive at once, above the arguments, and what they were."""
+        parts = dict(self._highest.parts)
+        parts["workspace"] = self._highest.bytes - sum(parts.values())
+        return Peak(self._highest.bytes, self._highest.interval, parts)
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes of the living storages that the step has made."""
+        return self._bytes
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes of the distinct storages that autograd keeps at this moment, arguments excluded."""
+        return self._totals["saved"]
+
+    @property
+    def parameter_gradient_bytes(self) -> int:
+        return self._gradient_bytes
+
+    # -- what the dispatch mode tells
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an op, and see what comes of it."""
+        if self._own or self._over or func.namespace == "prim":
+            return func(*args, **kwargs)
+        inputs = list(tensors((args, kwargs)))
+        row = self._begins(func, inputs)
+        self._meet_inputs(func, inputs, row)
+        out = func(*args, **kwargs)
+        _correct(func, args, out)
+        self._count_flops(func, args, kwargs, out, row)
+        outputs = list(tensors(out))
+        if outputs and not row.dtype:
+            row.output_shape, row.dtype = tuple(outputs[0].shape), _name(outputs[0].dtype)
+        for tensor in outputs:
+            self._note_unknown(func, tensor)
+            for storage in storages(tensor):
+                self._meet(storage, row)
+        return out
+
+    def _note_unknown(self, func: Any, tensor: torch.Tensor) -> None:
+        if isinstance(tensor, FakeTensor) and (tensor.is_sparse or func._overloadpacket in _OPAQUE):
+            what = "a sparse tensor" if tensor.is_sparse else _OPAQUE[func._overloadpacket]
+            self.unknown.add(f"{what} ({self._where[1]}, layer {self._where[0] or '(top)'})")
+
+    def _begins(self, func: Any, inputs: list[torch.Tensor]) -> Row:
+        task = torch._C._current_graph_task_id()
+        if task == -1:
+            if func is _SEED and in_file(torch.autograd.__file__):
+                self._enter_backward(task)
+                return self._node_row
+            self._enter_forward()
+            return self._forward_row(_op_name(func), inputs)
+        self._enter_backward(task)
+        if self._recomputes():
+            return self._recomputed_row(_op_name(func))
+        self._phase = "backward"
+        return self._node_row
+
+    def _forward_row(self, op: str, inputs: list[torch.Tensor]) -> Row:
+        self._boundary()
+        number = torch._C._autograd._get_sequence_nr() - 1
+        differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+        if differentiable and self._unclaimed == number:
+            row = self._nodes[number]
+            row.op, row.call = op, self._count(row.path, op)
+        else:
+            row = Row(self._paths.path, op, 0, (), "", call_site())
+            if differentiable:
+                self._nodes.setdefault(number, row)
+        self._unclaimed = self._checkpoint = None
+        self._where = (row.path, op)
+        return row
+
+    def _recomputed_row(self, op: str) -> Row:
+        self._boundary()
+        self._phase = "recompute"
+        path = self._paths.path if self._paths.depth > self._base else self._node_row.path
+        row = Row(path, op, 0, (), "", call_site())
+        row.recomputed = True
+        if torch.is_grad_enabled():
+            self._again.setdefault(torch._C._autograd._get_sequence_nr() - 1, row)
+        self._repeated.add((path, op, row.site))
+        self._where = (path, op)
+        return row
+
+    def _recomputes(self) -> bool:
+        """Whether a checkpoint is running again: a module's forward, or ops under it, in the midst of backward."""
+        return self._paths.depth > self._base or (torch.is_grad_enabled() and in_file(_checkpoint.__file__))
+
+    def _count_flops(self, func: Any, args: Any, kwargs: Any, out: Any, row: Row) -> None:
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is None or self._phase == "backward":
+            return
+        flops = int(formula(*args, **kwargs, out_val=out))
+        if self._phase == "recompute":
+            self.recomputed_flops += flops
+            return
+        self.flops += flops
+        row.flops += flops
+        self._list(row)
+
+    # -- phases
+
+    def _enter_forward(self) -> None:
+        if self._phase != "forward":
+            self._boundary()
+            self._phase, self._node, self._node_row = "forward", None, self._start
+
+    def _enter_backward(self, task: int) -> None:
+        """Backward is running: note which node."""
+        if self._phase == "forward":
+            self._boundary()
+            self._phase, self._base = "backward", self._paths.depth
+            self._task = -1
+            self._again.clear()
+            if self.saved_at_end_of_forward is None:
+                self.forward_ended()
+        if self._task == -1:
+            self._task = task
+        node = torch._C._current_autograd_node()
+        if node is not None:
+            self._enter_node(node, task)
+        self._where = (self._node_row.path, self._node_row.op)
+
+    def _enter_node(self, node: Any, task: int) -> None:
+        """Note the node, without keeping it: it may keep tensors."""
+        variable = getattr(node, "variable", None)
+        told = (task, node._sequence_nr(), id(variable))
+        if told != self._node:
+            self._boundary()
+            self._node, self._node_row = told, self._row_of(node, variable, task)
+            self._name_saved(node)
+
+    def _row_of(self, node: Any, variable: Any, task: int) -> Row:
+        """The row of the op whose gradient a node computes, or a stand-in for it."""
+        if variable is not None:
+            name = self._leaf_names.get(id(variable), "").removeprefix("parameter ")
+            return Row(name.rpartition(".")[0], "accumulate_grad", 0, (), "", None)
+        known = (self._nodes if task == self._task else self._again).get(node._sequence_nr())
+        return Row("", _node_name(node), 0, (), "", None) if known is None else known
+
+    def _boundary(self) -> None:
+        """An op of forward, or a node of backward, is done: what it has made and is still there has its category."""
+        if self._phase == "backward":
+            for account in self._fresh:
+                if account.ref is not None and account.ref() is not None and not account.gradient:
+                    account.gradient = True
+                    self._sort(account, "gradient")
+        self._fresh.clear()
+        for account in self._highest.pending:
+            if account.category is not None:
+                self._highest.parts[account.category] += account.bytes
+        self._highest.pending = []
+
+    def forward_ended(self, result: Any = None) -> None:
+        """Take note of what is saved now, as what the forward pass has saved.
+
+        To be told by who knows; else that moment is taken to be where backward first runs. With ``result``, whatever
+        else is alive now counts as saved, too, under the name ``kept``: what a checkpoint's policy has put aside, a
+        custom Function has in attributes, or other hooks have moved away is in no node of autograd's graph.
+        """
+        if result is not None:
+            self._keep_rest({key(storage) for tensor in tensors(result) for storage in storages(tensor)})
+        self._kept = list(self._held.values())
+        by_row: dict[int, tuple[Row, list[Account]]] = {}
+        for held in self._kept:
+            by_row.setdefault(id(held.row), (held.row, []))[1].append(held.account)
+        self._charge(by_row.values())
+
+    def _keep_rest(self, given: set[int]) -> None:
+        for number, account in list(self._accounts.items()):
+            if account.owner is not None and not account.holders and number not in given:
+                self._hold(account, account.owner).name = "kept"
+
+    # -- storages
+
+    def _meet_inputs(self, func: Any, inputs: list[torch.Tensor], row: Row) -> None:
+        parameters: dict[int, int] = {}
+        for tensor in inputs:
+            for storage in storages(tensor):
+                account = self._accounts.get(key(storage))
+                if account is None and func not in _BIRTH and storage.nbytes():
+                    account = self._open(key(storage), storage, storage.nbytes(), None, "")
+                if account is not None and account.argument and account.origin.startswith("parameter"):
+                    parameters[account.number] = account.bytes
+        row.parameter_bytes = max(row.parameter_bytes, sum(parameters.values()))
+
+    def _meet(self, storage: Any, row: Row) -> None:
+        size = storage.nbytes()
+        account = self._accounts.get(key(storage))
+        if account is not None:
+            if account.bytes != size:
+                self._resized(account, size)
+        elif size:
+            self._birth(storage, size, row)
+
+    def _birth(self, storage: Any, size: int, row: Row) -> None:
+        if self._phase == "forward":
+            self._list(row)
+        what = "gradient from" if self._phase == "backward" else "output of"
+        origin = f"{what} {row.op}" + (f" ({row.path})" if row.path else "")
+        account = self._open(key(storage), storage, size, row, origin, recomputed=self._phase == "recompute")
+        self._fresh.append(account)
+        if self._retained is not None and self._phase == "forward":
+            self._retained.append(storage)
+            account.holders += 1
+            self._sort(account, "hold")
+            self._held[id(account)] = _Held(account, row, "out")
+        self._bytes += size
+        self._look()
+
+    def _look(self) -> None:
+        """Note the peak if this is higher than all before."""
+        if self._bytes <= self._highest.bytes:
+            return
+        pending = [account for account in self._fresh if account.ref is not None and account.ref() is not None]
+        parts: dict[str, int] = {str(category): size for category, size in self._totals.items()}
+        for account in pending:
+            if account.category is not None:
+                parts[account.category] -= account.bytes
+        self._highest = _Highest(self._bytes, Interval(self._phase, *self._where, (), ()), parts, pending)
+
+    def _resized(self, account: Account, size: int) -> None:
+        """A storage has other bytes than before."""
+        more = size - account.bytes
+        if account.category is not None:
+            self._totals[account.category] += more
+            self._live += more
+        account.bytes = size
+        if not account.argument:
+            self._bytes += more
+            self._look()
+
+    def _category(self, account: Account) -> Category | None:
+        category = super()._category(account)
+        if category == "outputs" and self._phase == "backward" and account.category is None:
+            return None  # workspace, unless it outlives its node
+        return category
+
+    def _died(self, key: int, account: Account) -> None:
+        if not account.argument and not self._over:
+            self._bytes -= account.bytes
+        super()._died(key, account)
+
+    def _list(self, row: Row) -> None:
+        """Have a row in the table."""
+        if id(row) not in self._listed:
+            self._listed.add(id(row))
+            row.call = self._count(row.path, row.op) if row.op else 0
+            self.rows.append(row)
+
+    # -- what autograd keeps
+
+    def _pack(self, tensor: torch.Tensor) -> Any:
+        if self._over:
+            return tensor.detach()
+        self._own = True
+        try:
+            alias = tensor.detach()
+        finally:
+            self._own = False
+        if torch._C._current_graph_task_id() != -1 and self._recomputes():
+            return _Packed(self, alias, [])  # of what runs again, all is recomputed
+        row = self._keeper()
+        self._where = (row.path, row.op or self._where[1])
+        held = []
+        for storage in storages(tensor):
+            account = self._accounts.get(key(storage))
+            if account is None and storage.nbytes():
+                account = self._open(key(storage), storage, storage.nbytes(), None, "")
+            if account is not None and not account.argument:
+                held.append(self._hold(account, row))
+        return _Packed(self, alias, held)
+
+    def _keeper(self) -> Row:
+        """The row of the op that is keeping something: autograd has made its node, and has often not yet run it."""
+        if called_from(_checkpoint.__file__):
+            return self._checkpoint_row()
+        number = torch._C._autograd._get_sequence_nr() - 1
+        row = self._nodes.get(number)
+        if row is None:
+            row = self._nodes[number] = Row(self._paths.path, "", 0, (), "", call_site())
+            self._unclaimed = number
+        return row
+
+    def _checkpoint_row(self) -> Row:
+        """That of a checkpoint, which keeps its inputs itself, outside of any node, one after the other."""
+        if self._checkpoint is None:
+            self._checkpoint = Row(self._paths.path, "checkpoint", 0, (), "", call_site())
+        return self._checkpoint
+
+    def _hold(self, account: Account, row: Row) -> _Held:
+        held = _Held(account, row)
+        self._held[id(held)] = held
+        if account.owner is not None:
+            self._list(account.owner)
+        self._list(row)
+        account.holders += 1
+        self._sort(account, "hold")
+        return held
+
+    def _released(self, held: list[_Held]) -> None:
+        if self._over:
+            return
+        for one in held:
+            self._held.pop(id(one), None)
+            one.account.holders -= 1
+            self._resort(one.account)
+
+    def _unpack(self, packed: Any) -> torch.Tensor:
+        if not isinstance(packed, _Packed):
+            return packed  # kept after the step was over
+        task = torch._C._current_graph_task_id()
+        if task != -1 and not self._over:
+            self._enter_backward(task)
+        if packed.tensor._version != packed.version:
+            raise MembackError(
+                f"{self._what_is(packed)} was changed in place after autograd had saved it (version"
+                f" {packed.tensor._version} instead of {packed.version}), so that backward can't be run: clone it first"
+            )
+        return packed.tensor
+
+    def _what_is(self, packed: _Packed) -> str:
+        for held in packed.held:
+            where = f" (layer {held.row.path or '(top)'})"
+            return f"what {held.row.op or 'an op'}{where} keeps, of shape {tuple(packed.tensor.shape)},"
+        return f"a saved tensor of shape {tuple(packed.tensor.shape)}"
+
+    def _name_saved(self, node: Any) -> None:
+        """Learn from autograd's node what the op calls the tensors that it keeps."""
+        for name in _saved_names(node.__class__):
+            found = getattr(node, f"_raw_saved_{name}")
+            for saved in found if isinstance(found, (tuple, list)) else (found,):
+                packed = saved.data
+                for held in packed.held if isinstance(packed, _Packed) else ():
+                    held.name = name
+                    if not held.row.op:
+                        held.row.op = _node_name(node)
+                        held.row.call = self._count(held.row.path, held.row.op)
+
+
+class _Dispatch(TorchDispatchMode):
+    """Hands every op to the tracker."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to hide from PyTorch's compiler, it would be loaded first
+
+    def __init__(self, tracker: Tracker) -> None:
+        super().__init__()
+        self._tracker = tracker
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._tracker.run(func, args, kwargs or {})
+
+
+def _correct(func: Any, args: Any, out: Any) -> None:
+    """Have a fake loss the storage that the real one has, where PyTorch's dry run is wrong about it."""
+    if func in _ELEMENTWISE and isinstance(out, FakeTensor) and out.numel() == 1:
+        every = torch.broadcast_shapes(args[0].shape, args[1].shape).numel() * out.element_size()
+        if every > out.untyped_storage().nbytes():
+            out.untyped_storage().resize_(every)
+
+
+@cache
+def _saved_names(kind: Any) -> tuple[str, ...]:
+    """What nodes of a kind call the tensors that they keep."""
+    prefix = "_raw_saved_"
+    return tuple(name.removeprefix(prefix) for name in dir(kind) if name.startswith(prefix))
+
+
+@cache
+def _op_name(func: Any) -> str:
+    """``aten.addmm.default`` is ``addmm``, ``mine.op.default`` is ``mine.op``."""
+    return str(func._overloadpacket).removeprefix("aten.")
+
+
+def _node_name(node: Any) -> str:
+    """``AddmmBackward0`` is ``Addmm``; a custom Function's node is called as the Function is."""
+    name = str(node.name()).rpartition("::")[2]
+    return name.rstrip("0123456789").removesuffix("Backward") or name
+
+
+@cache
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
