@@ -83,5 +83,5 @@ $(VENV)/.installed-torch: $(VENV)/.installed-test
 $(BENCHMARK)/.installed: $(MANIFEST) benchmarks/requirements.txt
 	$(PYTHON) -m venv $(BENCHMARK)
 	$(BENCHMARK)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt \
-	  -r benchmarks/requirements.txt -e .
+	  -r benchmarks/requirements.txt -e '.[fast]'
 	@touch $@

@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks import goals
+
 FOLDER = Path(__file__).parent
 PARTS = {"speed": "speed", "single": "speed", "startup": "startup", "costs": "costs", "growth": "growth"}
 """The module of each part; ``single`` is the comparison with one thread an engine."""
@@ -55,7 +57,7 @@ def _measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 def _machine() -> dict[str, Any]:
     """Where and with what it was measured."""
     versions = {}
-    for package in ("memback", "numpy", "torch", "jax", "autograd", "mygrad"):
+    for package in ("memback", "numpy", "numba", "torch", "jax", "autograd", "mygrad"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -82,6 +84,7 @@ def _processor() -> str:
 
 def _write(data: dict[str, Any]) -> None:
     out = ["# Results", "", "Written by `make benchmark`; the numbers are in `results.json`.", ""]
+    out.append(goals.section(data))
     for name in PARTS:
         if name not in data:
             continue

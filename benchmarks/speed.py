@@ -17,16 +17,31 @@ import numpy as np
 from benchmarks.charts import bars
 from benchmarks.workloads import WORKLOADS, MLPSize, Workload
 
-ENGINES = ("by_hand", "by_hand+kept", "memback", "memback+kept", "torch", "jax", "autograd", "mygrad")
+PRODUCTS = "products"
+"""The lower bound of every engine on NumPy: no gradients come of it."""
+ENGINES = (
+    "by_hand",
+    "by_hand+kept",
+    "memback",
+    "memback+kept",
+    "memback+fast",
+    "torch",
+    "jax",
+    "autograd",
+    "mygrad",
+    PRODUCTS,
+)
 NAMES = {
     "by_hand": "NumPy by hand",
     "by_hand+kept": "NumPy by hand, freed memory kept",
     "memback": "memback",
     "memback+kept": "memback, freed memory kept",
+    "memback+fast": "memback, kept and compiled",
     "torch": "PyTorch eager",
     "jax": "JAX jit",
     "autograd": "autograd",
     "mygrad": "MyGrad",
+    PRODUCTS: "NumPy's matrix products alone",
 }
 TOLERANCE = 0.02
 """Largest difference of a parameter's gradient from the hand-written one, in L2 norm, as a fraction.
@@ -85,11 +100,12 @@ def measure(rounds: int, threads: int) -> dict[str, Any]:
 def _workload(workload: Workload, rounds: int, threads: int) -> dict[str, Any]:
     engines = [Engine(name, workload.name, threads) for name in ENGINES]
     try:
-        differences = _compare_gradients(engines)
+        differences = _compare_gradients([engine for engine in engines if engine.name != PRODUCTS])
         versions: dict[str, str] = {}
         for engine in engines:
             versions |= engine.ask("versions")
             engine.ask(f"round {workload.steps}")
+            engine.ask(f"spread {threads}")
         times: dict[str, list[dict[str, float]]] = {engine.name: [] for engine in engines}
         for _ in range(rounds):
             for engine in engines:
@@ -100,9 +116,9 @@ def _workload(workload: Workload, rounds: int, threads: int) -> dict[str, Any]:
     finally:
         for engine in engines:
             engine.__exit__(None, None, None)
-    rows = {name: _summary(taken, times["by_hand"], times["torch"]) for name, taken in times.items()}
+    rows = {name: _summary(taken, times) for name, taken in times.items()}
     for name, row in rows.items():
-        row |= {"difference": differences[name], "resident_growth": memory[name]}
+        row |= {"difference": differences.get(name), "resident_growth": memory[name]}
     return {"engines": rows, "versions": versions}
 
 
@@ -110,17 +126,18 @@ def _medians(taken: dict[str, list[float]]) -> dict[str, float]:
     return {clock: statistics.median(seconds) for clock, seconds in taken.items()}
 
 
-def _summary(
-    taken: list[dict[str, float]], by_hand: list[dict[str, float]], torch: list[dict[str, float]]
-) -> dict[str, Any]:
+def _summary(taken: list[dict[str, float]], times: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     """Medians over the rounds; a ratio is taken within each round, whose steps ran at about the same time."""
     row: dict[str, Any] = {}
     for clock in ("clock", "processor"):
         row[f"{clock}_ms"] = statistics.median(t[clock] for t in taken) * 1e3
-        for other, theirs in (("by_hand", by_hand), ("torch", torch)):
-            ratios = [t[clock] / b[clock] for t, b in zip(taken, theirs, strict=True)]
+        for other in _COMPARED:
+            ratios = [t[clock] / b[clock] for t, b in zip(taken, times[other], strict=True)]
             row[f"{clock}_to_{other}"] = statistics.median(ratios)
     return row
+
+
+_COMPARED = ("by_hand", "torch", "autograd", "mygrad")
 
 
 def _compare_gradients(engines: list[Engine]) -> dict[str, float]:
@@ -169,7 +186,8 @@ def section(data: dict[str, Any]) -> str:
         f" {_threads(data)} an engine. Every engine runs in a process of its own; they take turns, {data['rounds']}"
         " rounds. Times are medians, and ratios are medians of the rounds' ratios to the same round of another engine."
         " *Processor* is the time of all of a process's threads together: it does not see whether other programs were"
-        " running, nor whether the work was spread over the cores. *Kept* is `mb.keep_freed_memory()`.",
+        " running, nor whether the work was spread over the cores. *Kept* is `mb.keep_freed_memory()`, *compiled*"
+        " `mb.use_compiled_kernels()`. Once warm, each engine's busiest threads are pinned to a core each.",
         "",
         f"![Ratios]({'single' if data['threads'] == 1 else 'speed'}.svg)",
         "",
@@ -181,7 +199,8 @@ def section(data: dict[str, Any]) -> str:
                 f"{row[f'{clock}_ms']:.3g} | {row[f'{clock}_to_by_hand']:.2f} | {row[f'{clock}_to_torch']:.2f}"
                 for clock in ("clock", "processor")
             )
-            memory = f"{row['resident_growth'] / 2**20:.0f} | {row['difference']:.0e}"
+            difference = "–" if row["difference"] is None else f"{row['difference']:.0e}"
+            memory = f"{row['resident_growth'] / 2**20:.0f} | {difference}"
             out.append(f"| {NAMES[engine]} | {ratios} | {memory} |")
         out.append("")
     return "\n".join([*out, _overhead(data), ""])
@@ -197,16 +216,25 @@ _HEAD = (
 )
 
 
-def _overhead(data: dict[str, Any]) -> str:
+def overhead(data: dict[str, Any]) -> tuple[float, float, int, int]:
+    """What memback costs on W4, in microseconds of the processor: an op of the hand-written form, and a recorded one.
+
+    Then how many there are of each.
+    """
     rows = data["workloads"]["W4"]["engines"]
     count, size = ops(WORKLOADS["W4"]), WORKLOADS["W4"].size
     assert isinstance(size, MLPSize)
     calls = 2 * size.layers
     extra = (rows["memback"]["processor_ms"] - rows["by_hand"]["processor_ms"]) * 1e3
+    return extra / count, extra / calls, count, calls
+
+
+def _overhead(data: dict[str, Any]) -> str:
+    by_hand, recorded, count, calls = overhead(data)
     return (
-        f"memback's overhead on W4, forward and backward together: {extra / count:.1f} µs for each of the {count} ops"
-        f" that the hand-written form has, {extra / calls:.1f} µs for each of the {calls} that memback records (a"
-        " product and its bias are one)."
+        f"memback's overhead on W4, forward and backward together: {by_hand:.1f} µs for each of the {count} ops that"
+        f" the hand-written form has, {recorded:.1f} µs for each of the {calls} that memback records (a product and its"
+        " bias are one)."
     )
 
 
@@ -216,7 +244,7 @@ def chart(data: dict[str, Any]) -> str:
     series = {
         NAMES[e]: [data["workloads"][w]["engines"][e][f"{clock}_to_by_hand"] for w in data["workloads"]]
         for e in ENGINES
-        if e != "by_hand"
+        if e not in ("by_hand", PRODUCTS)
     }
     title = "Time of a step as a multiple of NumPy by hand (less is better)"
     return bars(title, [f"{w}: {WORKLOADS[w].title}" for w in data["workloads"]], series)

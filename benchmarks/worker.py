@@ -5,6 +5,7 @@
 ``check FILE``   writes the loss and all gradients of one step to FILE (.npz)
 ``round N``      runs N steps; answers with the seconds that each took, by the clock and by the processor
 ``memory``       answers with how far the resident set has grown since before the first step, in bytes
+``spread N``     has its N busiest threads stay on a core each
 ``versions``     answers with what the engine is made of
 
 Answers are one line of JSON each. A process of its own keeps one engine's threads, allocator and caches from another's.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import os
 import sys
 import time
 from typing import Any
@@ -30,10 +32,14 @@ class Worker:
 
     def __init__(self, engine: str, workload: str) -> None:
         name, _, variant = engine.partition("+")
-        if variant == "kept":
+        if variant:
             from memback.allocator import keep_freed_memory
 
             keep_freed_memory()
+        if variant == "fast":
+            from memback.compiled import use_compiled_kernels
+
+            use_compiled_kernels()
         self.module = importlib.import_module(f"benchmarks.engines.{name}")
         self.step = self.module.build(WORKLOADS[workload])
         gc.collect()
@@ -62,6 +68,20 @@ class Worker:
             processor.append(time.process_time() - used)
             del result
         return {"clock": clock[1:], "processor": processor[1:]}
+
+    def spread(self, threads: str) -> bool:
+        """Pin the busiest threads to a core each, where the system has a call for it.
+
+        A system that packs what is ready to run onto as few cores as it can puts a product's two threads onto one,
+        where each waits for the other: which engine that hits, and when, is chance.
+        """
+        if not hasattr(os, "sched_setaffinity"):
+            return False
+        busiest = sorted(psutil.Process().threads(), key=lambda t: t.user_time + t.system_time, reverse=True)
+        cores = sorted(os.sched_getaffinity(0))
+        for i, thread in enumerate(busiest[: int(threads)]):
+            os.sched_setaffinity(thread.id, {cores[i % len(cores)]})
+        return True
 
     def memory(self) -> int:
         """Growth of the resident set in bytes."""

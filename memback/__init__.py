@@ -32,6 +32,7 @@ from memback.tape import AnomalyError, TapeError, Tensor, detect_anomaly, no_gra
 if TYPE_CHECKING:
     from memback import models, optim, plans
     from memback.allocator import keep_freed_memory
+    from memback.compiled import use_compiled_kernels
     from memback.offload import OffloadWarning, save_on_disk
     from memback.plans.model import plan
     from memback.profiling.run import profile
@@ -70,6 +71,7 @@ __all__ = [
     "save_on_disk",
     "saved_tensors_hooks",
     "total",
+    "use_compiled_kernels",
 ]
 
 _LAZY = {
@@ -81,8 +83,9 @@ _LAZY = {
     "plans": "memback.plans",
     "profile": "memback.profiling.run",
     "save_on_disk": "memback.offload",
+    "use_compiled_kernels": "memback.compiled",
 }
-_FUNCTIONS = {"OffloadWarning", "keep_freed_memory", "plan", "profile", "save_on_disk"}
+_FUNCTIONS = {"OffloadWarning", "keep_freed_memory", "plan", "profile", "save_on_disk", "use_compiled_kernels"}
 
 
 def __getattr__(name: str) -> Any:

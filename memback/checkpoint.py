@@ -162,6 +162,8 @@ class Stub(Node):
 class Recomputation(Tape):
     """The tape of a segment's second run. It keeps its calls alive: the segment's own variables are gone by then."""
 
+    recalls = True
+
     def __init__(self, segment: CheckpointNode) -> None:
         super().__init__()
         self._segment = segment

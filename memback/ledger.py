@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
+
 from memback import tape as engine
 from memback.arrays import Array, buffer_bytes, is_array, leaves, root
 from memback.op import Op
@@ -79,7 +81,13 @@ class Row:
     parameter_bytes: int = 0
     saved_bytes: int = 0
     shared_bytes: int = 0
-    saved: list[SavedValue] = field(default_factory=list)
+    kept: list[tuple[str, Account]] = field(default_factory=list)
+    """What the call keeps, arguments excluded: by its name in the op."""
+
+    @property
+    def saved(self) -> list[SavedValue]:
+        """The values that the call keeps, with what is known of each."""
+        return [account.as_saved(name) for name, account in self.kept]
 
     @property
     def source(self) -> str:
@@ -161,6 +169,15 @@ class Account:
         return SavedValue(name, self.bytes, self.origin, source, self.number)
 
 
+class _Watch(weakref.ref[Any]):
+    """A weak reference to a buffer that knows the buffer's account."""
+
+    __slots__ = ("account", "key")
+
+    account: Account
+    key: int
+
+
 class Accounts:
     """The account of every buffer: whose it is, in which category, until when. It knows of no engine that makes them.
 
@@ -171,7 +188,7 @@ class Accounts:
 
     def __init__(self, names: Mapping[int, str] | None = None, events: bool = True) -> None:
         self.rows: list[Row] = []
-        self.events: list[Event] = []
+        self._events: list[tuple[str, int, int, int, tuple[str, str], Phase, Category | None]] = []
         self.flops = 0
         self.recomputed_flops = 0
         self.saved_at_end_of_forward: int | None = None
@@ -186,6 +203,14 @@ class Accounts:
         self._where = ("", "")
         self._born = 0
         self._input_bytes = 0
+
+    @property
+    def events(self) -> list[Event]:
+        """What happened to every buffer, in order."""
+        return [
+            Event(time, kind, buffer, size, live, *where, phase, category)
+            for time, (kind, buffer, size, live, where, phase, category) in enumerate(self._events)
+        ]
 
     @property
     def buffers(self) -> list[Buffer]:
@@ -223,12 +248,16 @@ class Accounts:
         self._born += 1
         if account.argument and account.origin == "input":
             self._input_bytes += account.bytes
-        account.ref = weakref.ref(buffer, lambda _: self._died(key, account))
+        watch = account.ref = _Watch(buffer, self._ended)
+        watch.account, watch.key = account, key
         self._accounts[key] = account
         if self._keep_events and owner is not None:
             self._made.append(account)
         self._sort(account, "new")
         return account
+
+    def _ended(self, watch: _Watch) -> None:
+        self._died(watch.key, watch.account)
 
     def _died(self, key: int, account: Account) -> None:
         if self._accounts.get(key) is account:
@@ -279,11 +308,9 @@ class Accounts:
 
     def _tell(self, kind: str, account: Account) -> None:
         if self._keep_events:
-            number = len(self.events)
-            event = Event(
-                number, kind, account.number, account.bytes, self._live, *self._where, self._phase, account.category
+            self._events.append(
+                (kind, account.number, account.bytes, self._live, self._where, self._phase, account.category)
             )
-            self.events.append(event)
 
 
 class Ledger(Accounts, Observer):
@@ -297,7 +324,7 @@ class Ledger(Accounts, Observer):
 
     def __init__(self, names: Mapping[int, str] | None = None, timed: bool = False, events: bool = True) -> None:
         super().__init__(names, events)
-        self.intervals: list[Interval] = []
+        self._intervals: list[tuple[Phase, tuple[str, str], tuple[int, ...], tuple[int, ...]]] = []
         self._timed = timed
         self._holdings: dict[int, tuple[weakref.ref[Node], Row, list[Account], bool]] = {}
         self._variables: list[tuple[weakref.ref[engine.Tape], Account]] = []
@@ -319,7 +346,7 @@ class Ledger(Accounts, Observer):
         self._meet_inputs(row, call)
         outs = call.out if call.op.multiple else (call.out,)
         for out in outs:
-            self._meet(out, row, f"output of {call.op.name}" + (f" ({call.path})" if call.path else ""))
+            self._meet(out, row, "output of")
         if call.node is not None:
             self._hold(call.node, row)
         if call.tape is not None and call.tape.retain == "all":
@@ -347,11 +374,12 @@ class Ledger(Accounts, Observer):
 
     def backward_ended(self, node: Node, edges: Sequence[Edge | None]) -> None:
         self._where = (node.path, node.name)
+        owner = Row(node.path, node.name, 0, (), "", node.site)
         for edge in edges:
-            if edge is not None and edge.grad is not None:
-                self._meet_gradient(edge.grad, node)
+            if edge is not None and (grad := edge.grad) is not None:
+                self._meet_gradient(grad, owner)
                 if isinstance(edge, Tensor):
-                    self._leaf_gradients[id(edge)] = edge.grad.nbytes
+                    self._leaf_gradients[id(edge)] = grad.nbytes
         if node.kept is None:
             self._let_go(id(node))
         self._close()
@@ -389,6 +417,11 @@ class Ledger(Accounts, Observer):
             self._charge_rows()
 
     # -- what is known
+
+    @property
+    def intervals(self) -> list[Interval]:
+        """The stretches between one thing that the ledger was told and the next."""
+        return [Interval(phase, *where, start, end) for phase, where, start, end in self._intervals]
 
     @property
     def saved_bytes(self) -> int:
@@ -432,30 +465,25 @@ class Ledger(Accounts, Observer):
     def _meet_inputs(self, row: Row, call: Call) -> None:
         parameters: dict[int, int] = {}
         for value in call.values:
-            for array in leaves(value):
+            for array in _arrays(value):
                 account = self._meet(array, None, "")
                 if account.argument and account.origin.startswith("parameter"):
                     parameters[account.number] = account.bytes
         row.parameter_bytes = sum(parameters.values())
 
-    def _meet(self, array: Array, owner: Row | None, origin: str) -> Account:
-        buffer = root(array)
-        key = id(buffer)
-        account = self._accounts.get(key)
+    def _meet(self, array: Array, owner: Row | None, what: str) -> Account:
+        """The account of an array's buffer; where there is none yet, it is opened for ``what`` of the owner's."""
+        buffer = array if array.base is None else root(array)
+        account = self._accounts.get(id(buffer))
         if account is None:
-            account = self._open(key, buffer, buffer_bytes(buffer), owner, origin)
+            origin = "" if owner is None else f"{what} {owner.op}" + (f" ({owner.path})" if owner.path else "")
+            account = self._open(id(buffer), buffer, buffer_bytes(buffer), owner, origin)
         return account
 
-    def _meet_gradient(self, grad: Array, node: Node) -> None:
+    def _meet_gradient(self, grad: Array, owner: Row) -> None:
         if not is_array(grad):  # NumPy gives scalars instead of arrays of no dimensions
             return
-        buffer = root(grad)
-        key = id(buffer)
-        account = self._accounts.get(key)
-        if account is None:
-            owner = Row(node.path, node.name, 0, grad.shape, _name_of(grad.dtype), node.site)
-            origin = f"gradient from {node.name}" + (f" ({node.path})" if node.path else "")
-            account = self._open(key, buffer, buffer_bytes(buffer), owner, origin)
+        account = self._meet(grad, owner, "gradient from")
         if not account.gradient and not account.argument:
             account.gradient = True
             self._sort(account, "gradient")
@@ -464,19 +492,18 @@ class Ledger(Accounts, Observer):
         if node.tape.transient:
             return
         repeated = self._phase == "recompute"
-        accounts = []
+        accounts, residuals = [], node.residuals
         for name, value in node.saved():
-            for array in leaves(value):
-                origin = f"{name} of {row.op}" + (f" ({row.path})" if row.path else "")
-                residual = name in node.residuals
-                account = self._meet(array, row if residual else None, origin if residual else "")
+            maker = row if name in residuals else None
+            for array in _arrays(value):
+                account = self._meet(array, maker, f"{name} of")
                 accounts.append(account)
-                if not account.argument and not repeated:
-                    row.saved.append(account.as_saved(name))
                 if repeated:
                     account.recomputed_holders += 1
                 else:
                     account.holders += 1
+                    if not account.argument:
+                        row.kept.append((name, account))
                 self._sort(account, "hold")
         key = id(node)
         self._holdings[key] = (weakref.ref(node, lambda _: self._let_go(key)), row, accounts, repeated)
@@ -487,7 +514,7 @@ class Ledger(Accounts, Observer):
             if account.argument:
                 continue
             if not account.holders:
-                row.saved.append(account.as_saved("out"))
+                row.kept.append(("out", account))
             account.holders += 1
             self._variables.append((weakref.ref(tape), account))
             self._sort(account, "hold")
@@ -514,7 +541,7 @@ class Ledger(Accounts, Observer):
             return
         _, row, accounts, repeated = holding
         if self._phase == "forward":
-            row.saved.clear()  # nobody used the result, so nothing is kept for its backward
+            row.kept.clear()  # nobody used the result, so nothing is kept for its backward
         for account in accounts:
             if repeated:
                 account.recomputed_holders -= 1
@@ -529,8 +556,12 @@ class Ledger(Accounts, Observer):
 
     def _close(self) -> None:
         end = self._snapshot()
-        self.intervals.append(Interval(self._phase, *self._where, self._mark, end))
+        self._intervals.append((self._phase, self._where, self._mark, end))
         self._mark = end
+
+
+def _arrays(value: Any) -> Iterable[Array]:
+    return (value,) if type(value) is np.ndarray else leaves(value)
 
 
 def peak_of(intervals: Sequence[Interval], peaks: Sequence[int]) -> tuple[int, dict[str, int]]:

@@ -94,7 +94,8 @@ class Op:
         self._read_forward()
         self._check_saves()
         self._vjp_names = self._read_names(self.vjp, skip=1) if self.saves else ()
-        self._flops_names = self._read_names(self.flops, skip=0)
+        flops_names = self._read_names(self.flops, skip=0)
+        self._flops_places = [(*self.parameters, "out").index(name) for name in flops_names]
         unused = {name for names in self.saves.values() for name in names} - set(self._vjp_names)
         if unused:
             raise OpDefinitionError(f"op {self.name!r} saves {sorted(unused)}, which its vjp does not take")
@@ -195,7 +196,7 @@ class Op:
         if residuals:  # NumPy gives scalars for arrays of no dimensions, which then would count in no account
             residuals = tuple(np.asarray(r) if isinstance(r, np.generic) else r for r in residuals)
         if not self.multiple:
-            if not is_array(out):
+            if type(out) is not np.ndarray and not is_array(out):
                 out = np.asarray(out)
             dtype = out.dtype
             if dtype.kind == "f" and dtype.itemsize > 2 and "ml_dtypes" in sys.modules:  # else there is no bfloat16
@@ -265,8 +266,8 @@ class Op:
 
     def count_flops(self, values: list[Any], out: Any) -> int:
         """FLOPs of this forward call."""
-        known = dict(zip(self.parameters, values, strict=True), out=out)
-        return int(self.flops(**{name: known[name] for name in self._flops_names}))
+        known = (*values, out)
+        return int(self.flops(*[known[place] for place in self._flops_places]))
 
     # -- the notes' interface on plain arrays
 

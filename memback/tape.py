@@ -659,6 +659,8 @@ class Tape:
 
     transient = False
     """Whether what runs on this tape will be run again for its backward, so that nothing is kept now."""
+    recalls = False
+    """Whether :meth:`recall` may know the output of a call before it has run."""
     complete = False
     """Whether the tape has all that it wants, so that the code running on it need not go on."""
 
@@ -846,7 +848,7 @@ def record(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if observer is not None:
         observer.forward_begins(op)
     try:
-        known = tape.recall(op) if needs and tape is not None else None
+        known = tape.recall(op) if needs and tape is not None and tape.recalls else None
         out, residuals = op.run(values, keep) if known is None else known
         if state.anomaly:
             _check_output(op.name, out, state.path, site)

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from memback import compiled
 from memback.arrays import Array
 from memback.ops.elementwise import Elementwise
 from memback.ops.error_function import erf
@@ -82,7 +83,7 @@ class Sigmoid(Elementwise):
     operations = 3
 
     def forward(self, input: Array) -> Array:
-        return _sigmoid(input)
+        return _sigmoid(input, np.empty_like(input))
 
     def vjp(self, d_out: Array, out: Array) -> Array:
         slope = np.subtract(1, out, out=np.empty_like(out))
@@ -90,9 +91,9 @@ class Sigmoid(Elementwise):
         return np.multiply(slope, d_out, out=slope)
 
 
-def _sigmoid(x: Array) -> Array:
+def _sigmoid(x: Array, out: Array) -> Array:
     """By way of tanh, which saturates instead of overflowing: sigma(x) = (1 + tanh(x/2)) / 2."""
-    out = np.multiply(x, 0.5, out=np.empty_like(x))
+    np.multiply(x, 0.5, out=out)
     np.tanh(out, out=out)
     np.add(out, 1, out=out)
     return np.multiply(out, 0.5, out=out)
@@ -127,6 +128,8 @@ class Gelu(Elementwise):
             raise ValueError(f"`approximate` (={approximate!r}) must be 'none' or 'tanh'")
         gate = _tanh_gate if approximate == "tanh" else _normal_gate
         out = np.empty_like(input)
+        if compiled.run(f"gelu_{approximate}", input, out):
+            return out
         for part in parts(input):
             x, y = input[part], out[part]
             gate(x, y)
@@ -136,6 +139,8 @@ class Gelu(Elementwise):
     def vjp(self, d_out: Array, input: Array, approximate: str) -> Array:
         slope = _tanh_slope if approximate == "tanh" else _normal_slope
         d_input = np.empty_like(input)
+        if compiled.run(f"gelu_{approximate}_gradient", d_out, input, d_input):
+            return d_input
         for part in parts(input):
             y = d_input[part]
             slope(input[part], y)
@@ -206,12 +211,18 @@ class Silu(Elementwise):
     operations = 4
 
     def forward(self, input: Array) -> Array:
-        out = _sigmoid(input)
+        out = np.empty_like(input)
+        if compiled.run("silu", input, out):
+            return out
+        _sigmoid(input, out)
         return np.multiply(out, input, out=out)
 
     def vjp(self, d_out: Array, input: Array) -> Array:
-        gate = _sigmoid(input)  # sigma (1 + x (1 - sigma))
-        slope = np.subtract(1, gate, out=np.empty_like(gate))
+        slope = np.empty_like(input)  # sigma (1 + x (1 - sigma))
+        if compiled.run("silu_gradient", d_out, input, slope):
+            return slope
+        gate = _sigmoid(input, np.empty_like(input))
+        np.subtract(1, gate, out=slope)
         np.multiply(slope, input, out=slope)
         np.add(slope, 1, out=slope)
         np.multiply(slope, gate, out=slope)
@@ -230,7 +241,7 @@ class Softplus(Elementwise):
         return np.logaddexp(input, np.zeros((), input.dtype))
 
     def vjp(self, d_out: Array, input: Array) -> Array:
-        slope = _sigmoid(input)
+        slope = _sigmoid(input, np.empty_like(input))
         return np.multiply(slope, d_out, out=slope)
 
 

@@ -28,20 +28,20 @@ class Linear(Op):
 
     def forward(self, h: Array, W: Array, b: Array | None = None) -> Array:
         _check_linear(h.shape, W.shape, b)
-        out = np.matmul(_rows(h), W)  # one product of many rows is faster than many of few
+        out = np.matmul(h if h.ndim == 2 else _rows(h), W)  # one product of many rows is faster than many of few
         if b is not None:
             np.add(out, b, out=out)
         return out if out.ndim == h.ndim else out.reshape(*h.shape[:-1], W.shape[-1])
 
     def vjp(self, d_out: Array, needs: Any, h: Array, W: Array) -> tuple[Array | None, ...]:
-        flat = _rows(d_out)
+        flat = d_out if d_out.ndim == 2 else _rows(d_out)
         d_h = None
         if needs.h:
             d_h = np.matmul(flat, W.T)
             d_h = d_h if flat is d_out else d_h.reshape(*d_out.shape[:-1], W.shape[0])
         return (
             d_h,
-            np.matmul(_rows(h).T, flat) if needs.W else None,
+            np.matmul((h if h.ndim == 2 else _rows(h)).T, flat) if needs.W else None,
             np.add.reduce(flat, axis=0) if needs.b else None,
         )
 
@@ -70,7 +70,7 @@ def _check_linear(h: tuple[int, ...], W: tuple[int, ...], b: Array | None) -> No
 
 def _rows(x: Array) -> Array:
     """As one matrix: the leading dimensions in one."""
-    return x if x.ndim == 2 else x.reshape(prod(x.shape[:-1]), x.shape[-1])
+    return x.reshape(prod(x.shape[:-1]), x.shape[-1])
 
 
 class Matmul(Op):

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from memback import compiled
 from memback.arrays import Array
 from memback.op import Op
 from memback.ops.workspace import parts, wide
@@ -56,10 +57,10 @@ class _Standard(NamedTuple):
     mean: Array | None
     rstd: Array
 
-    def z(self, part: Any) -> Array:
+    def z(self, part: Any, out: Array | None = None) -> Array:
         if self.mean is None:
-            return np.multiply(self.x[part], self.rstd[part])
-        z = np.subtract(self.x[part], self.mean[part])
+            return np.multiply(self.x[part], self.rstd[part], out=out)
+        z = np.subtract(self.x[part], self.mean[part], out=out)
         np.multiply(z, self.rstd[part], out=z)
         return z
 
@@ -68,15 +69,24 @@ def _of(parameter: Array, part: Any) -> Array:
     return parameter if parameter.shape[0] == 1 else parameter[part]
 
 
-def _statistics(x: Array, form: _Form, centre: bool = True) -> tuple[Array | None, Array]:
-    """Mean and variance; without ``centre`` None and the mean square."""
+def _statistics(x: Array, form: _Form) -> tuple[Array, Array]:
+    """Mean and variance."""
     seen = form.view(x)
+    mean, variance = _one_each(seen, form), _one_each(seen, form)
+    _measure_parts(seen, form, mean, variance)
+    return mean, variance
+
+
+def _one_each(seen: Array, form: _Form) -> Array:
+    """Room for one number for each mean."""
     shape = tuple(1 if d in form.axes else n for d, n in enumerate(seen.shape))
-    mean = np.empty_like(x, shape=shape, dtype=wide(x.dtype), order="C") if centre else None
-    variance = np.empty_like(x, shape=shape, dtype=wide(x.dtype), order="C")
+    return np.empty_like(seen, shape=shape, dtype=wide(seen.dtype), order="C")
+
+
+def _measure_parts(seen: Array, form: _Form, mean: Array | None, variance: Array) -> None:
+    """Write mean and variance; without ``mean`` the mean square."""
     for part in parts(seen):
         _measure(seen[part], form.axes, None if mean is None else mean[part], variance[part])
-    return mean, variance
 
 
 def _measure(x: Array, axes: tuple[int, ...], mean: Array | None, variance: Array) -> None:
@@ -100,21 +110,29 @@ def _scale_and_shift(
     x: Array, form: _Form, mean: Array | None, rstd: Array, weight: Array | None, bias: Array | None
 ) -> Array:
     standard = _Standard(form.view(x), mean, rstd)
-    scale = None if weight is None else np.reshape(weight, form.parameter)
-    shift = None if bias is None else np.reshape(bias, form.parameter)
     out = np.empty_like(standard.x)
-    for part in parts(out):
-        _scale_and_shift_part(standard, part, scale, shift, out[part])
+    _scale_and_shift_parts(standard, form, weight, bias, out)
     return form.back(out, x.shape)
 
 
+def _scale_and_shift_parts(
+    standard: _Standard, form: _Form, weight: Array | None, bias: Array | None, out: Array
+) -> None:
+    scale = None if weight is None else np.reshape(weight, form.parameter)
+    shift = None if bias is None else np.reshape(bias, form.parameter)
+    for part in parts(out):
+        _scale_and_shift_part(standard, part, scale, shift, out[part])
+
+
 def _scale_and_shift_part(standard: _Standard, part: Any, scale: Array | None, shift: Array | None, out: Array) -> None:
-    z = standard.z(part)
+    wide_enough = out.dtype == standard.rstd.dtype
+    z = standard.z(part, out if wide_enough else None)
     if scale is not None:
         np.multiply(z, _of(scale, part), out=z)
     if shift is not None:
         np.add(z, _of(shift, part), out=z)
-    np.copyto(out, z, casting="same_kind")
+    if not wide_enough:
+        np.copyto(out, z, casting="same_kind")
 
 
 class _Gradients:
@@ -138,15 +156,32 @@ class _Gradients:
         """The three gradients, from what was saved for those that are needed."""
         standard = None if x is None or rstd is None else _Standard(self.form.view(x), mean, rstd)
         scale = None if weight is None else np.reshape(weight, self.form.parameter)
-        for part in parts(self.d_out):
-            if self.bias is not None:
-                self._sum(self.bias, part, self.d_out[part])
-            if standard is not None:
-                self._collect_part(standard, scale, part)
+        if not self._run_kernels(standard, scale):
+            for part in parts(self.d_out):
+                if self.bias is not None:
+                    self._sum(self.bias, part, self.d_out[part])
+                if standard is not None:
+                    self._collect_part(standard, scale, part)
         return (
             None if self.x is None else self.form.back(self.x, self.shape),
             None if self.weight is None else np.reshape(self.weight, self.form.features),
             None if self.bias is None else np.reshape(self.bias, self.form.features),
+        )
+
+    def _run_kernels(self, standard: _Standard | None, scale: Array | None) -> bool:
+        """By compiled kernels where they are in use, if all is needed of a norm of rows; whether they were."""
+        if len(self.form.shape) != 2 or standard is None or self.weight is None:
+            return False
+        given = (self.d_out, standard.x)
+        if standard.mean is None:
+            return compiled.run("rms_norm_gradient", *given, scale, standard.rstd, self.x) and compiled.run(
+                "rms_norm_sums", *given, standard.rstd, self.weight
+            )
+        statistics = (standard.mean, standard.rstd)
+        return (
+            self.bias is not None
+            and compiled.run("layer_norm_gradient", *given, scale, *statistics, self.x)
+            and compiled.run("layer_norm_sums", *given, *statistics, self.weight, self.bias)
         )
 
     def _sum(self, total: Array, part: Any, terms: Array) -> None:
@@ -160,11 +195,15 @@ class _Gradients:
             self._sum(self.weight, part, np.multiply(self.d_out[part], z))
         if self.x is None:
             return
-        g = np.multiply(self.d_out[part], 1 if scale is None else _of(scale, part), dtype=z.dtype)
+        d_x = self.x[part]
+        wide_enough = d_x.dtype == z.dtype
+        room = d_x if wide_enough else None
+        g = np.multiply(self.d_out[part], 1 if scale is None else _of(scale, part), out=room, dtype=z.dtype)
         if not self.constant:
             self._project(g, z, centred=standard.mean is not None)
         np.multiply(g, standard.rstd[part], out=g)
-        np.copyto(self.x[part], g, casting="same_kind")
+        if not wide_enough:
+            np.copyto(d_x, g, casting="same_kind")
 
     def _project(self, g: Array, z: Array, centred: bool) -> None:
         """Turn g into g - <g> - z <g z> in place; z is used up."""
@@ -214,9 +253,13 @@ class LayerNorm(Op):
     ) -> tuple[Array, ...]:
         form = _row_form(self.name, input, normalized_shape)
         _check_parameters(self.name, form.features, weight, bias)
-        mean, variance = _statistics(input, form)
-        rstd = _invert(variance, eps)
-        return _scale_and_shift(input, form, mean, rstd, weight, bias), mean, rstd  # type: ignore[return-value]
+        seen = form.view(input)
+        mean, rstd, out = _one_each(seen, form), _one_each(seen, form), np.empty_like(seen)
+        if not compiled.run("layer_norm", seen, weight, bias, eps, mean, rstd, out):
+            _measure_parts(seen, form, mean, rstd)
+            _invert(rstd, eps)
+            _scale_and_shift_parts(_Standard(seen, mean, rstd), form, weight, bias, out)
+        return form.back(out, input.shape), mean, rstd
 
     def vjp(
         self,
@@ -258,9 +301,13 @@ class RMSNorm(Op):
         form = _row_form(self.name, input, normalized_shape)
         _check_parameters(self.name, form.features, weight)
         eps = float(np.finfo(wide(input.dtype)).eps) if eps is None else eps
-        _, squares = _statistics(input, form, centre=False)
-        rstd = _invert(squares, eps)
-        return _scale_and_shift(input, form, None, rstd, weight, None), rstd
+        seen = form.view(input)
+        rstd, out = _one_each(seen, form), np.empty_like(seen)
+        if not compiled.run("rms_norm", seen, weight, eps, rstd, out):
+            _measure_parts(seen, form, None, rstd)
+            _invert(rstd, eps)
+            _scale_and_shift_parts(_Standard(seen, None, rstd), form, weight, None, out)
+        return form.back(out, input.shape), rstd
 
     def vjp(
         self,
@@ -305,7 +352,7 @@ class GroupNorm(Op):
         _check_parameters(self.name, form.features, weight, bias)
         mean, variance = _statistics(input, form)
         rstd = _invert(variance, eps)
-        return _scale_and_shift(input, form, mean, rstd, weight, bias), mean, rstd  # type: ignore[return-value]
+        return _scale_and_shift(input, form, mean, rstd, weight, bias), mean, rstd
 
     def _form(self, x: Array, groups: int) -> _Form:
         if x.ndim < 2:
@@ -383,7 +430,6 @@ class BatchNorm(Op):
         if count < 2:
             raise ValueError(f"batch_norm: training needs more than one value a channel, the input has {x.shape}")
         mean, variance = _statistics(x, form)
-        assert mean is not None
         if not is_recomputing():
             if running_mean is not None:
                 _move(running_mean, mean, momentum)

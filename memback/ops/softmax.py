@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from memback import compiled
 from memback.arrays import Array
 from memback.op import Op
 
@@ -21,11 +22,17 @@ class Softmax(Op):
     saves = {"input": ("out",)}
 
     def forward(self, input: Array, dim: int = -1) -> Array:
-        out = np.subtract(input, np.max(input, axis=dim, keepdims=True))
+        out = np.empty_like(input)
+        if _is_last(dim, input) and compiled.run("softmax", input, 1.0, 0, out):
+            return out
+        np.subtract(input, np.max(input, axis=dim, keepdims=True), out=out)
         return _normalise(out, dim)
 
     def vjp(self, d_out: Array, out: Array, dim: int) -> Array:
-        return _pull_back(d_out, out, dim)
+        d_input = np.empty_like(d_out)
+        if _is_last(dim, out) and compiled.run("softmax_gradient", d_out, out, 1.0, d_input):
+            return d_input
+        return _pull_back(d_out, out, dim, d_input)
 
     def flops(self, input: Array) -> int:
         return 5 * input.size
@@ -36,8 +43,12 @@ def _normalise(shifted: Array, dim: int) -> Array:
     return np.divide(shifted, np.sum(shifted, axis=dim, keepdims=True), out=shifted)
 
 
-def _pull_back(d_out: Array, out: Array, dim: int) -> Array:
-    d_input = np.multiply(d_out, out)
+def _is_last(dim: int, x: Array) -> bool:
+    return dim in (-1, x.ndim - 1)
+
+
+def _pull_back(d_out: Array, out: Array, dim: int, d_input: Array) -> Array:
+    np.multiply(d_out, out, out=d_input)
     inner = np.sum(d_input, axis=dim, keepdims=True)
     np.subtract(d_out, inner, out=d_input)
     return np.multiply(d_input, out, out=d_input)
@@ -54,7 +65,10 @@ class AttentionSoftmax(Op):
     saves = {"input": ("out",)}
 
     def forward(self, input: Array, scale: float = 1.0, is_causal: bool = False) -> Array:
-        out = np.multiply(input, scale)
+        out = np.empty_like(input)
+        if compiled.run("softmax", input, scale, input.shape[-2] if is_causal else 0, out):
+            return out
+        np.multiply(input, scale, out=out)
         if is_causal:
             rows, columns = input.shape[-2:]
             later = np.empty_like(input, shape=(rows, columns), dtype=bool)
@@ -64,7 +78,10 @@ class AttentionSoftmax(Op):
         return _normalise(out, -1)
 
     def vjp(self, d_out: Array, out: Array, scale: float) -> Array:
-        d_input = _pull_back(d_out, out, -1)
+        d_input = np.empty_like(d_out)
+        if compiled.run("softmax_gradient", d_out, out, scale, d_input):
+            return d_input
+        _pull_back(d_out, out, -1, d_input)
         return np.multiply(d_input, scale, out=d_input)
 
     def flops(self, input: Array) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 from msgspec.structs import replace
 
+from memback import compiled
 from memback._version import __version__
 from memback.arrays import distinct_bytes
 from memback.ledger import Accounts, Row
@@ -246,4 +247,5 @@ def machine() -> dict[str, Any]:
         "numpy": np.__version__,
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
+        "compiled_kernels": compiled.in_use(),
     }

@@ -180,7 +180,7 @@ class Tracker(Accounts):
         grads = [tensor.grad for tensor in self._parameters if tensor.grad is not None]
         self._gradient_bytes = sum({key(s): s.nbytes() for grad in grads for s in storages(grad)}.values())
         for held in self._kept:
-            held.row.saved.append(held.account.as_saved(held.name))
+            held.row.kept.append((held.name, held.account))
         self._mark_recomputed()
         self._retained = None
         self._held.clear()
