@@ -149,12 +149,13 @@ class Step:
     def time(self, mode: Mode) -> Seconds:
         """Run for the time alone."""
         with self.unchanged():
-            clock = [self._now()]
-            self.run(mode, lambda: clock.append(self._now()))
-            clock.append(self._now())
+            clock = [self.now()]
+            self.run(mode, lambda: clock.append(self.now()))
+            clock.append(self.now())
         return Seconds(clock[1] - clock[0], clock[2] - clock[1], 0.0)
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Seconds on a clock, once the device has done what it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
