@@ -30,6 +30,7 @@ from memback.errors import MembackError, UsageError
 from memback.plans import chain
 from memback.plans.actions import Action
 from memback.plans.model import FrontierPoint
+from memback.plans.simulate import BudgetError
 from memback.plans.stage import Stage
 from memback.policy import Policy
 from memback.profiling.passes import Mode, Peak
@@ -44,7 +45,9 @@ _EVERY = 400
 """Most plans of a short chain that are looked through for the cheapest."""
 _RUNS = 200
 """Most dry runs that looking through them takes."""
-_ROUNDS, _TRIES = 3, 3
+_HALVINGS = 7
+"""How often the bytes that the planner of chains is given are halved between too many and too few."""
+_ROUNDS, _TRIES = 3, 4
 """How often a plan for a long chain is bettered at most, and how many plans are tried each time."""
 _POINTS = 24
 """Most points of a frontier: each is a dry run."""
@@ -385,29 +388,30 @@ class Planning:
         return every_body(self.blocks.joined, self.blocks.fixed, _EVERY)
 
     @cached_property
-    def _candidates(self) -> list[Body]:
-        """Bodies from the leanest to the cheapest, as the planner of chains sees it."""
-        bodies: list[Body] = []
-        for peak, _ in chain.frontier(self.stages):
-            body = self.blocks.of_stages(body_of(chain.solve(self.stages, peak).actions))
-            if body not in bodies:
-                bodies.append(body)
-        return bodies
+    def _rooms(self) -> tuple[int, int]:
+        """The least bytes for which the planner of chains has a plan, and those with which nothing is gained."""
+        most = chain.solve(self.stages, 2**62).peak_bytes
+        try:
+            chain.solve(self.stages, 0)
+        except BudgetError as error:
+            return error.minimum_bytes, most
+        return 0, most
+
+    def _solved(self, room: int) -> Body:
+        """What the planner of chains makes of so many bytes, as it counts them."""
+        return self.blocks.of_stages(body_of(chain.solve(self.stages, room).actions))
 
     def _proposed(self, budget: int) -> Body | None:
-        """The cheapest candidate that fits: peaks grow as costs fall, but for what the planner does not know."""
-        fits = [body for body in self._candidates if self._fits_bound(body, budget)]
-        low, high = 0, len(fits)
+        """The cheapest body that fits, for the room that the planner is given: it counts more than there is, or less."""
+        low, high = self._rooms
         best: Body | None = None
-        while low < high:
-            middle = (low + high) // 2
-            if self.takes(fits[middle]) <= budget:
-                best, low = fits[middle], middle + 1
+        for _ in range(_HALVINGS):
+            room = (low + high) // 2 if best is not None or high < self._rooms[1] else min(max(budget, low), high)
+            body = self._solved(room)
+            if self._fits_bound(body, budget) and self.takes(body) <= budget:
+                best, low = min(best or body, body, key=self._rank), room
             else:
-                high = middle
-        for body in fits[low + 1 : low + 3]:
-            if self.takes(body) <= budget:
-                best = body
+                high = room
         return best
 
     def _fits_bound(self, body: Body, budget: int) -> bool:
@@ -445,7 +449,9 @@ class Planning:
     @cached_property
     def leanest(self) -> Body:
         """The body with the least peak of those that are tried."""
-        tried = [*self._candidates[:6], self._policy(Policy.parse("all")), self._policy(Policy.parse("sqrt"))]
+        least, most = self._rooms
+        rooms = (least + (most - least) * i // 16 for i in range(4))
+        tried = [*map(self._solved, rooms), *(self._policy(Policy.parse(name)) for name in ("all", "sqrt"))]
         tried += self._every or ()
         return min(dict.fromkeys(tried), key=lambda body: (self.takes(body), self._rank(body)))
 
@@ -506,9 +512,9 @@ class Planning:
 
     def frontier(self) -> list[FrontierPoint]:
         """What less memory costs, each point from a dry run: budgets rise and extra FLOPs fall strictly."""
-        candidates = self._candidates
-        wanted = {round(i * (len(candidates) - 1) / (_POINTS - 1)) for i in range(_POINTS)} if candidates else set()
-        bodies = [*(candidates[i] for i in sorted(wanted)), self.everything]
+        least, most = self._rooms
+        rooms = (least + (most - least) * i // _POINTS for i in range(_POINTS))
+        bodies = dict.fromkeys([*map(self._solved, rooms), self.leanest, self.everything])
         points: list[FrontierPoint] = []
         for budget, extra in sorted((self.takes(body), self.judge(body).extra_flops) for body in bodies):
             if not points or extra < points[-1].extra_flops:
