@@ -136,7 +136,8 @@ class Run(Struct, frozen=True, kw_only=True):
     ``peak`` is made up of the predicted peak's bytes, or of the measured one's where nothing was predicted.
     ``gradient_bytes`` are the parameters' gradients at the end of the step, ``bookkeeping_bytes`` Python's
     own small objects at the measured peak (and no part of it), ``rss_peak_bytes`` the growth of the process
-    as the operating system sees it. ``seconds`` is the median of ``steps_timed`` steps. ``loss`` is null in
+    as the operating system sees it, ``allocator_peak_bytes`` and ``reserved_peak_bytes`` the growth of what PyTorch's
+    allocator gave out and had from the device. ``seconds`` is the median of ``steps_timed`` steps. ``loss`` is null in
     JSON where it is not finite. ``buffers`` says of the timeline's buffers what they are.
     """
 
@@ -147,6 +148,8 @@ class Run(Struct, frozen=True, kw_only=True):
     measured_peak_bytes: Count | None
     rss_peak_bytes: Count | None
     bookkeeping_bytes: Count | None = None
+    allocator_peak_bytes: Count | None = None
+    reserved_peak_bytes: Count | None = None
     gradient_bytes: Count = 0
     seconds: Seconds | None
     steps_timed: Count = 0

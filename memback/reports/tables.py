@@ -122,6 +122,8 @@ def comparison(report: Report) -> Table:
 
 _PROCESS_NOTES = {
     "bookkeeping": "Bookkeeping: Python's own small objects at the measured peak, and no part of it.",
+    "allocator": "Allocator: what PyTorch's own allocator gave out at most, scratch memory of kernels included.",
+    "reserved": "Reserved: what that allocator had from the device, in pieces that it keeps.",
     "RSS growth": "RSS growth: the operating system's view of the process, allocator and interpreter included.",
 }
 
@@ -149,6 +151,8 @@ def _peak_columns(runs: Sequence[Run]) -> list[tuple[Column, list[Cell]]]:
 def _process_columns(runs: Sequence[Run]) -> list[tuple[Column, list[Cell]]]:
     return [
         (Column("bookkeeping", group=3), [_bytes(run.bookkeeping_bytes) for run in runs]),
+        (Column("allocator", group=3), [_bytes(run.allocator_peak_bytes) for run in runs]),
+        (Column("reserved", group=3), [_bytes(run.reserved_peak_bytes) for run in runs]),
         (Column("RSS growth", group=3), [_bytes(run.rss_peak_bytes) for run in runs]),
     ]
 

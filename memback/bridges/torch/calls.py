@@ -24,7 +24,7 @@ from memback.bridges.torch.flow import Flow, NotPlainError, describe
 from memback.bridges.torch.storages import key, storages, tensors
 from memback.errors import UsageError
 
-__all__ = ["Call", "Trace", "calling", "record"]
+__all__ = ["Call", "Trace", "calling", "is_compiled", "record"]
 
 
 @dataclass(frozen=True)
@@ -94,19 +94,37 @@ def calling(modules: Sequence[nn.Module], called: Callable[..., Any]) -> Iterato
     """
     with ExitStack() as stack:
         for module in modules:
-            if module._compiled_call_impl is not None or isinstance(module, torch._dynamo.OptimizedModule):
+            if is_compiled(module):
                 raise UsageError(
-                    f"{type(module).__name__} is compiled, so that its blocks can't be told apart any more: plan the"
-                    " module that it was compiled from, and compile its blocks, not the whole"
+                    f"{type(module).__name__} is compiled, and what the compiler made of it has no blocks: plan the module"
+                    " as it was before torch.compile (module._orig_mod)"
                 )
-            original = module._call_impl
-
-            def call(*args: Any, _module: Any = module, _original: Any = original, **kwargs: Any) -> Any:
-                return called(_module, _original, args, kwargs)
-
-            module._compiled_call_impl = call
-            stack.callback(setattr, module, "_compiled_call_impl", None)
+            if _HOOK in vars(module):
+                raise UsageError(f"this {type(module).__name__} runs a plan already: revert that first")
+            vars(module)[_HOOK] = _Calling(module, module._call_impl, called)
+            stack.callback(vars(module).pop, _HOOK)
         yield
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether calls of a module go to what ``torch.compile`` made of it."""
+    hook = getattr(module, _HOOK, None)
+    return hasattr(module, "_orig_mod") or not (hook is None or isinstance(hook, _Calling))
+
+
+_HOOK = "_compiled_call_impl"
+
+
+@dataclass(frozen=True)
+class _Calling:
+    """Stands where PyTorch has what is called in a compiled module's place."""
+
+    module: nn.Module
+    original: Callable[..., Any]
+    called: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.called(self.module, self.original, args, kwargs)
 
 
 class Trace(TorchDispatchMode):

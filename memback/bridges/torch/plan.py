@@ -24,8 +24,7 @@ from memback.bridges.torch.calls import Call
 from memback.bridges.torch.fake import faked
 from memback.bridges.torch.planned import running, submodule
 from memback.bridges.torch.stages import Blocks, find_blocks, seconds, weighed
-from memback.bridges.torch.step import Loss, Step, sum_of_outputs
-from memback.bridges.torch.tracking import Tracker
+from memback.bridges.torch.step import Loss, Step, explained, sum_of_outputs
 from memback.errors import MembackError, UsageError
 from memback.plans import chain
 from memback.plans.actions import Action
@@ -319,10 +318,8 @@ class Planning:
             step = self.step
             with faked(step.module, (step.args, dict(step.kwargs))) as (args, kwargs):
                 dry = replace(step, args=args, kwargs=kwargs)
-                with dry.unchanged(), running(step.module, self.blocks.calls, self.blocks.of_calls(body)):
-                    with Tracker(dry.arguments(), step.module, events=False) as tracker:
-                        dry.run(Mode("full"))
-                    tracker.finish()
+                with running(step.module, self.blocks.calls, self.blocks.of_calls(body)), dry.unchanged(), explained():
+                    tracker, _ = dry.watch(Mode("full"), events=False)
             self._judged[body] = _Judged(
                 tracker.peak, tracker.saved_at_end_of_forward or 0, tracker.flops, tracker.recomputed_flops
             )

@@ -22,7 +22,7 @@ from memback.bridges.torch.body import Body
 from memback.bridges.torch.calls import Call, calling, record
 from memback.bridges.torch.fake import faked
 from memback.bridges.torch.planned import submodule
-from memback.bridges.torch.step import Step
+from memback.bridges.torch.step import Step, explained
 from memback.bridges.torch.storages import key, storages, tensors
 from memback.bridges.torch.tracking import Tracker
 from memback.ledger import Account
@@ -124,7 +124,7 @@ def find_blocks(step: Step, patterns: Sequence[str] | None) -> Blocks:
     """
     with faked(step.module, (step.args, dict(step.kwargs))) as (args, kwargs):
         dry = replace(step, args=args, kwargs=kwargs)
-        with dry.unchanged(), record(step.module) as trace:
+        with dry.unchanged(), explained(), record(step.module) as trace:
             output = dry.forward()
         return Blocks.of(trace.blocks(patterns, output), trace.ops_before)
 
@@ -167,8 +167,8 @@ class _Weigher(Tracker):
             for storage in storages(tensor):
                 self.given[stage].append((key(storage), gradient))
 
-    def forward_is_over(self) -> None:
-        """Take note of what there is."""
+    def forward_ended(self, result: Any = None) -> None:
+        super().forward_ended(result)
         self.made = dict(self.born)
         for stage, account in self.made.values():
             if account.ref is not None and account.ref() is not None:
@@ -237,10 +237,10 @@ def _told(
 def _weigh(step: Step, blocks: Blocks, mode: Mode) -> _Weigher:
     with faked(step.module, (step.args, dict(step.kwargs))) as (args, kwargs):
         dry = replace(step, args=args, kwargs=kwargs)
-        with dry.unchanged():
+        with dry.unchanged(), explained():
             weigher = _Weigher(dry, blocks)
             with _told(dry, blocks, mode.trains, weigher.begins, weigher.gives), weigher:
-                dry.run(mode, weigher.forward_is_over)
+                dry.run(mode, weigher.forward_ended if mode.trains else lambda loss: None)
             for parameter in step.module.parameters():
                 if parameter.grad is not None:
                     weigher.gives(-1, parameter.grad)

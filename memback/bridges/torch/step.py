@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -10,14 +12,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from memback.bridges.torch.allocator import Allocated, allocated
 from memback.bridges.torch.fake import faked, is_dry
+from memback.bridges.torch.paths import described
 from memback.bridges.torch.storages import tensors
 from memback.bridges.torch.tracking import Tracker
-from memback.errors import UsageError
+from memback.errors import MembackError, UsageError
 from memback.profiling.passes import Mode, RssSampler, Seconds
 
-__all__ = ["Account", "Step", "sum_of_outputs"]
+__all__ = ["Account", "DryRunError", "Step", "sum_of_outputs"]
 
 Loss = Callable[[Any], torch.Tensor]
 
@@ -30,6 +36,10 @@ class Account:
     loss: float
     gradient_sha256: str | None
     rss_growth: int
+
+
+class DryRunError(MembackError):
+    """A step can't be run on tensors without memory."""
 
 
 def sum_of_outputs(output: Any) -> torch.Tensor:
@@ -96,8 +106,8 @@ class Step:
             raise UsageError(f"the loss must be a tensor of one number, not {what}")
         return loss
 
-    def run(self, mode: Mode, between: Callable[[], None] = lambda: None) -> torch.Tensor:
-        """Run once, and give the loss; ``between`` is called between forward and backward.
+    def run(self, mode: Mode, between: Callable[[torch.Tensor], None] = lambda loss: None) -> torch.Tensor:
+        """Run once, and give the loss; ``between`` is told of it between forward and backward.
 
         Raises:
             UsageError: the loss is not one number, or does not depend on anything that is trained.
@@ -105,11 +115,11 @@ class Step:
         if not mode.trains:
             with torch.no_grad():
                 loss = self.forward()
-            between()
+            between(loss)
             return loss
         with torch.enable_grad():
             loss = self.forward()
-        between()
+        between(loss)
         if not loss.requires_grad:
             raise UsageError(
                 "the loss depends on no parameter or input that requires a gradient, so there is no backward pass;"
@@ -120,10 +130,10 @@ class Step:
 
     # -- one run for each question
 
-    def watch(self, mode: Mode) -> tuple[Tracker, torch.Tensor]:
-        """Run under a tracker, and give it and the loss."""
-        with Tracker(self.arguments(), self.module, retain_all=mode.name == "retain-all") as tracker:
-            loss = self.run(mode)
+    def watch(self, mode: Mode, events: bool = True) -> tuple[Tracker, torch.Tensor]:
+        """Run under a tracker, which keeps a timeline of ``events`` or none, and give it and the loss."""
+        with Tracker(self.arguments(), self.module, mode.name == "retain-all", events) as tracker:
+            loss = self.run(mode, tracker.forward_ended if mode.trains else lambda loss: None)
         tracker.finish()
         return tracker, loss
 
@@ -139,20 +149,25 @@ class Step:
         """Run dry: the same ops on tensors that hold no memory.
 
         Raises:
-            MembackError: the step takes decisions on values.
+            DryRunError: the step can't be run so, such as one that takes decisions on values.
         """
         with faked(self.module, (self.args, dict(self.kwargs))) as (args, kwargs):
             step = replace(self, args=args, kwargs=kwargs)
-            with step.unchanged():
+            with step.unchanged(), explained():
                 return step.watch(mode)[0]
+
+    def allocated(self, mode: Mode) -> Allocated | None:
+        """Run for what PyTorch's allocator gives out, unwatched."""
+        with self.unchanged():
+            return allocated(lambda: self.run(mode), self.device)
 
     def time(self, mode: Mode) -> Seconds:
         """Run for the time alone."""
-        with self.unchanged():
-            clock = [self.now()]
-            self.run(mode, lambda: clock.append(self.now()))
-            clock.append(self.now())
-        return Seconds(clock[1] - clock[0], clock[2] - clock[1], 0.0)
+        with self.unchanged(), _RecomputeClock(self.now) as clock:
+            times = [self.now()]
+            self.run(mode, lambda loss: times.append(self.now()))
+            times.append(self.now())
+        return Seconds(times[1] - times[0], times[2] - times[1] - clock.seconds, clock.seconds)
 
     def now(self) -> float:
         """Seconds on a clock, once the device has done what it was given."""
@@ -167,7 +182,7 @@ class Step:
         gradients = [tensor.grad for tensor in leaves]
         changed = [] if self.dry else list(self.module.buffers())
         copies = [tensor.clone() for tensor in changed]
-        with torch.random.fork_rng(enabled=not self.dry):
+        with torch.random.fork_rng(enabled=not self.dry), _uncompiled():
             for tensor in leaves:
                 tensor.grad = None
             try:
@@ -188,3 +203,68 @@ class Step:
                 flat = dense.detach().cpu().contiguous().reshape(-1)
                 digest.update(flat.view(torch.uint8).numpy())
         return digest.hexdigest()
+
+
+class _RecomputeClock:
+    """The seconds for which modules run in the midst of backward, as checkpoints have them run again."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.seconds = 0.0
+        self.now = now
+        self._depth = 0
+        self._began = 0.0
+
+    def __enter__(self) -> _RecomputeClock:
+        self._hooks = [
+            register_module_forward_pre_hook(self._begins),
+            register_module_forward_hook(self._ended, always_call=True),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _begins(self, module: Any, inputs: Any) -> None:
+        if torch._C._current_graph_task_id() == -1:
+            return
+        if self._depth == 0:
+            self._began = self.now()
+        self._depth += 1
+
+    def _ended(self, module: Any, inputs: Any, output: Any) -> None:
+        if torch._C._current_graph_task_id() == -1:
+            return
+        self._depth -= 1
+        if self._depth == 0:
+            self.seconds += self.now() - self._began
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Have functions under torch.compile run as they are written: the compiler's kernels make memory unseen."""
+    if "torch._dynamo" not in sys.modules:  # nothing has been compiled
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Tell what goes wrong in a dry run as a :class:`DryRunError`, which is enough: PyTorch logs it as well."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except MembackError:
+        raise
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise DryRunError(
+            f"the module takes a decision on values ({error.func}), which a dry run does not have: run it for real"
+        ) from error
+    except Exception as error:
+        raise DryRunError(f"the module can't be run dry: {described(error)}") from error
+    finally:
+        log.setLevel(level)
