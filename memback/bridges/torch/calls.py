@@ -34,7 +34,10 @@ class Call:
     Attributes:
         path: of the submodule.
         number: which of its calls this is, from 0 on.
-        flow: how its arguments come from the block before, to which it is linked; None where it is not.
+        linked: whether it can share a segment with the block before it.
+        single: whether it gives one tensor, and not some in a tuple or the like.
+        flow: what its arguments are and, where it is linked, how they come from the block before; None where they can't
+            be described.
         outer: what each of its tensors is called that several linked blocks take, by the position of the tensor.
         changes: the model's buffers that it writes to, such as running statistics.
         writes_to: the number of the block whose output it writes to, in place, so that it can be run again only with
@@ -43,15 +46,12 @@ class Call:
 
     path: str
     number: int
+    linked: bool = False
+    single: bool = True
     flow: Flow | None = None
     outer: tuple[tuple[int, int], ...] = ()
     changes: tuple[str, ...] = ()
     writes_to: int | None = None
-
-    @property
-    def linked(self) -> bool:
-        """Whether it can share a segment with the block before it."""
-        return self.flow is not None
 
 
 @dataclass(eq=False)
@@ -209,14 +209,16 @@ class Trace(TorchDispatchMode):
         run = _Names()
         for i, node in enumerate(nodes):
             flow = self._flow(i, run) if i else None
-            if flow is None:
-                run = _Names()
-            outer = run.take(node, nodes[i - 1] if flow is not None else None)
+            linked = flow is not None
+            run = run if linked else _Names()
+            outer = run.take(node, nodes[i - 1] if linked else None)
+            flow = flow if linked else _described(node, {}, run)
+            single = isinstance(node.output, torch.Tensor)
             writes = self._written_in(node)
             changes = {self._buffers[k] for k in writes & self._buffers.keys()} | node.replaced
             births = [self._births.get(k, -1) for k in writes - self._buffers.keys()]
             writes_to = min((self._block_at(birth) for birth in births if birth < node.start), default=None)
-            calls.append(Call(node.path, node.number, flow, outer, tuple(sorted(changes)), writes_to))
+            calls.append(Call(node.path, node.number, linked, single, flow, outer, tuple(sorted(changes)), writes_to))
         return calls
 
     def ops_before(self, index: int) -> int:
@@ -235,10 +237,7 @@ class Trace(TorchDispatchMode):
         numbers = {id(tensor): number for number, tensor in enumerate(outputs)}
         if not any(id(tensor) in numbers for tensor in tensors((node.args, node.kwargs))):
             return None
-        try:
-            return describe(node.args, node.kwargs, numbers, run.known)
-        except NotPlainError:
-            return None
+        return _described(node, numbers, run)
 
     def _only_used_by(self, tensor: torch.Tensor, i: int) -> bool:
         """Whether block i alone is given the tensor, until it is through; what it gives on is its own output then."""
@@ -277,6 +276,13 @@ class _Names:
         named = [(at, self.known[id(t)]) for at, t in enumerate(mine) if id(t) not in chained]
         self.known = {id(mine[at]): number for at, number in named}
         return tuple(named)
+
+
+def _described(node: _Node, outputs: dict[int, int], run: _Names) -> Flow | None:
+    try:
+        return describe(node.args, node.kwargs, outputs, run.known)
+    except NotPlainError:
+        return None
 
 
 @contextmanager

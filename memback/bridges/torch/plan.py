@@ -123,20 +123,21 @@ class TorchPlan:
         return runs_again(self.body)
 
     @property
-    def actions(self) -> tuple[Action, ...]:
-        """The schedule over the stages."""
+    def staged(self) -> Body:
+        """The body over stages, glue among them."""
         stage_of = {unit: stage for stage, unit in enumerate(self.units) if unit is not None}
         unit_of = {call: unit for unit, call in enumerate(self.bounds)}
 
-        def staged(body: Body) -> Body:
-            items = (item if isinstance(item, int) else staged(item) for item in body)
-            return tuple(
-                item if not isinstance(item, int) else stage_of[unit_of[item]]
-                for item in items
-                if not isinstance(item, int) or item in unit_of
-            )
+        def of(body: Body) -> Body:
+            kept = (item for item in body if not isinstance(item, int) or item in unit_of)
+            return tuple(stage_of[unit_of[item]] if isinstance(item, int) else of(item) for item in kept)
 
-        return tuple(actions_of(_with_glue(staged(self.body), self.units)))
+        return _with_glue(of(self.body), self.units)
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        """The schedule over the stages."""
+        return tuple(actions_of(self.staged))
 
     def apply(self, module: torch.nn.Module) -> _Applied:
         """Have a module run this plan: in a ``with`` block, or until :meth:`revert`.

@@ -23,7 +23,7 @@ from memback.bridges.torch.tracking import Tracker
 from memback.errors import MembackError, UsageError
 from memback.profiling.passes import Mode, RssSampler, Seconds
 
-__all__ = ["Account", "DryRunError", "Step", "sum_of_outputs"]
+__all__ = ["Account", "DryRunError", "Step", "explained", "sum_of_outputs"]
 
 Loss = Callable[[Any], torch.Tensor]
 
