@@ -29,7 +29,9 @@ class NotPlainError(Exception):
     """A value can't be described."""
 
 
-def describe(args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Mapping[int, int], outer: Mapping[int, int]) -> Flow:
+def describe(
+    args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Mapping[int, int], outer: Mapping[int, int]
+) -> Flow:
     """A call's arguments, where ``outputs`` and ``outer`` number the tensors that are known, by their ``id``.
 
     Raises:

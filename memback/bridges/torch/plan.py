@@ -19,7 +19,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from memback.bridges.torch.body import Body, actions_of, blocks_in, body_of, every_body, grouped, runs_again, segments_in
+from memback.bridges.torch.body import (
+    Body,
+    actions_of,
+    blocks_in,
+    body_of,
+    every_body,
+    grouped,
+    runs_again,
+    segments_in,
+)
 from memback.bridges.torch.calls import Call
 from memback.bridges.torch.fake import faked
 from memback.bridges.torch.planned import running, submodule
@@ -121,6 +130,11 @@ class TorchPlan:
     def runs(self) -> Mapping[int, int]:
         """How often each block is run again, by its number."""
         return runs_again(self.body)
+
+    @property
+    def reserve_for(self) -> str:
+        """What the reserve is for."""
+        return "copies of the random stream's state, one a checkpoint, of which no op tells"
 
     @property
     def staged(self) -> Body:
@@ -379,7 +393,7 @@ class Planning:
 
     @property
     def _claim(self) -> str:
-        return "heuristic: the cheapest of those run dry, which an optimal schedule of the blocks' weights proposed"
+        return "heuristic: the cheapest of the plans run dry, which optimal schedules of the blocks' sizes proposed"
 
     @cached_property
     def _every(self) -> list[Body] | None:

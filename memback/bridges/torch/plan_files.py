@@ -74,7 +74,9 @@ _SIZES = [name for name in _Stage.__struct_fields__ if name != "unit"]
 
 def to_dict(plan: TorchPlan) -> dict[str, Any]:
     """A plan as plain data."""
-    calls = tuple(_Call(c.path, c.number, c.linked, c.single, c.flow, c.outer, c.changes, c.writes_to) for c in plan.calls)
+    calls = tuple(
+        _Call(c.path, c.number, c.linked, c.single, c.flow, c.outer, c.changes, c.writes_to) for c in plan.calls
+    )
     stages = tuple(
         _Stage(unit=unit, **{name: getattr(stage, name) for name in _SIZES})
         for unit, stage in zip(plan.units, plan.stages, strict=True)

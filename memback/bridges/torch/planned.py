@@ -190,9 +190,7 @@ class Running:
         del leaves, args, kwargs
         return checkpoint(run, *given, use_reentrant=False, context_fn=lambda: self._contexts(changes))
 
-    def _items(
-        self, body: Body, args: Any, kwargs: Any, outer: Mapping[int, Any], results: list[Any] | None
-    ) -> Any:
+    def _items(self, body: Body, args: Any, kwargs: Any, outer: Mapping[int, Any], results: list[Any] | None) -> Any:
         """Run a body, whose first block is given the arguments."""
         output: Any = None
         for position, item in enumerate(body):

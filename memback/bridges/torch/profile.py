@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from msgspec.structs import replace
 
 from memback._version import __version__
 from memback.bridges.torch.calls import is_compiled
+from memback.bridges.torch.plan import TorchPlan, planned_by
 from memback.bridges.torch.step import DryRunError, Loss, Step, sum_of_outputs
 from memback.bridges.torch.storages import distinct_bytes
 from memback.errors import UsageError
@@ -37,6 +38,7 @@ def profile(
     dry: bool = False,
     autocast: torch.dtype | None = None,
     rounds: int = 3,
+    policy: str | TorchPlan | None = None,
     about: Mapping[str, Any] | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
@@ -49,11 +51,14 @@ def profile(
         loss: gives the loss, a tensor of one number, from what the module gives; by default the sum of its numbers.
         kwargs: what it is called with by name.
         modes: of ``retain-all`` (whatever an op of the forward pass gives is kept), ``full`` (the module as it is, with
-            the checkpoints that it has itself) and ``inference`` (no gradients).
+            the checkpoints that it has itself), ``checkpoint`` (with those of a policy) and ``inference`` (no
+            gradients).
         dry: whether to predict only: nothing is allocated or run. So it is, too, where parameters or inputs hold no
             memory (fake tensors, the device ``meta``).
         autocast: the dtype of automatic mixed precision in the forward pass.
         rounds: how often each mode is timed; the median is reported.
+        policy: what is run again in mode ``checkpoint``, which it adds: ``"sqrt"``, ``"every:k"`` or ``"all"``, or a plan
+            that :func:`memback.bridges.torch.plan` made. Which blocks these are about, that function says.
         about: what the report says of the profile (``name``, ``model``, ``data``, ``dtype``).
         progress: called with (what is done now, steps done, steps in all).
 
@@ -71,7 +76,7 @@ def profile(
     """
     _check(module)
     step = Step(module, inputs, kwargs or {}, loss, autocast)
-    chosen = modes_of(modes, None)
+    chosen = modes_of(modes, None if policy is None else cast(Any, planned_by(step, policy)))
     runs = _dry(step, chosen, progress) if dry or step.dry else _real(step, chosen, rounds, progress)
     report = Report(
         memback=__version__,

@@ -110,9 +110,7 @@ def _units(calls: Sequence[Call]) -> list[Unit]:
             last, _ = groups.pop(), fixed.pop()
             groups[-1] += last
         fixed[-1] = fixed[-1] or call.writes_to < groups[-1][0]
-    return [
-        Unit(tuple(group), calls[group[0]].linked, is_fixed) for group, is_fixed in zip(groups, fixed, strict=True)
-    ]
+    return [Unit(tuple(group), calls[group[0]].linked, is_fixed) for group, is_fixed in zip(groups, fixed, strict=True)]
 
 
 def find_blocks(step: Step, patterns: Sequence[str] | None) -> Blocks:
@@ -212,7 +210,12 @@ def _told(
 
     def called(module: Any, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         nonlocal cursor, inside
-        if inside or cursor == len(modules) or modules[cursor] is not module or (trains and not torch.is_grad_enabled()):
+        if (
+            inside
+            or cursor == len(modules)
+            or modules[cursor] is not module
+            or (trains and not torch.is_grad_enabled())
+        ):
             return original(*args, **kwargs)
         number, inside = cursor, True
         cursor += 1

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
@@ -109,9 +109,16 @@ class Step:
     def run(self, mode: Mode, between: Callable[[torch.Tensor], None] = lambda loss: None) -> torch.Tensor:
         """Run once, and give the loss; ``between`` is told of it between forward and backward.
 
+        A mode's plan (of :mod:`memback.bridges.torch.plan`, a policy's too) is applied for as long.
+
         Raises:
-            UsageError: the loss is not one number, or does not depend on anything that is trained.
+            UsageError: the loss is not one number, or does not depend on anything that is trained; or the plan is for
+                another model.
         """
+        with nullcontext() if mode.policy is None else cast(Any, mode.policy).apply(self.module):
+            return self._run(mode, between)
+
+    def _run(self, mode: Mode, between: Callable[[torch.Tensor], None]) -> torch.Tensor:
         if not mode.trains:
             with torch.no_grad():
                 loss = self.forward()
