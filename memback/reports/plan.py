@@ -192,7 +192,7 @@ _ORDER = " ·▪◂▣■"
 
 
 def sweeps(actions: Iterable[Action], n: int, whole: Mapping[int, str]) -> Iterator[tuple[str, list[str]]]:
-    """(name, a mark for each of n stages) of each run over them: the forward pass, then each recomputation and reversal.
+    """(name, a mark for each of n stages) of each run over them: the forward pass, then each time some are run again.
 
     ``whole`` gives the marks of stages of which something else than all is kept, where everything is said to be.
     """

@@ -29,7 +29,7 @@ class _Kind(NamedTuple):
 
 
 def blocks(plan: TorchPlan) -> Table:
-    """One row a run of neighbouring blocks that are treated alike, and one for code between blocks that keeps something."""
+    """One row a run of neighbouring blocks treated alike, and one for code between blocks that keeps something."""
     kept = _kept(plan)
     kinds = [_kind(plan, stage, kept[stage]) for stage in range(len(plan.stages))]
     rows = []

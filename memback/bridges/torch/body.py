@@ -48,49 +48,47 @@ def runs_again(body: Body) -> Counter[int]:
 
 def body_of(actions: Sequence[Action]) -> Body:
     """A persistent schedule of a chain as a body over its stages."""
-    ahead = iter(actions)
-    action = next(ahead)
-
-    def advance() -> Action | None:
-        nonlocal action
-        done, action = action, next(ahead, None)  # type: ignore[assignment]
-        return done
+    at = 0
 
     def items(stop: int) -> list[int | Body]:
         """What runs from here to ``stop``, and is reversed."""
-        stage = action.stage
-        if not isinstance(action, Forward):
-            raise AssertionError(f"a persistent schedule has no {action} here")
-        if action.keep is Keep.EVERYTHING:
-            advance()
-            rest = items(stop) if stage + 1 < stop else []
-            if advance() != Backward(stage):
+        nonlocal at
+        found: list[int | Body] = []
+        kept: list[int] = []
+        while not kept or kept[-1] + 1 < stop:
+            match actions[at]:
+                case Forward(stage, Keep.EVERYTHING):
+                    at += 1
+                    kept.append(stage)
+                    found.append(stage)
+                case Forward(_, Keep.INPUT):
+                    at = next(i for i in range(at + 1, len(actions)) if not _sweeps_on(actions[i]))
+                    checkpoint = actions[at].stage
+                    right = items(stop)
+                    found += [tuple(items(checkpoint)), *right]
+                    break
+                case action:
+                    raise AssertionError(f"a persistent schedule has no {action} here")
+        for stage in reversed(kept):
+            if actions[at] != Backward(stage):
                 raise AssertionError(f"stage {stage} is not reversed after those behind it")
-            return [stage, *rest]
-        advance()
-        while isinstance(action, Forward) and action.keep is Keep.NOTHING:
-            advance()
-        checkpoint = action.stage
-        right = items(stop)
-        return [tuple(items(checkpoint)), *right]
+            at += 1
+        return found
 
     return tuple(items(1 + max(action.stage for action in actions)))
 
 
+def _sweeps_on(action: Action) -> bool:
+    return isinstance(action, Forward) and action.keep is Keep.NOTHING
+
+
 def actions_of(body: Body) -> Iterator[Action]:
-    """The schedule that a body carries out; a segment at a body's end is run again at once, as any other."""
-    if not body:
-        return
-    first, *rest = body
-    if isinstance(first, int):
-        yield from record(first, first + 1)
-        yield from actions_of(tuple(rest))
-        yield from reverse(first, first + 1)
-    else:
-        inside = list(blocks_in(first))
-        yield from swept(inside[0], inside[-1] + 1)
-        yield from actions_of(tuple(rest))
-        yield from actions_of(first)
+    """The schedule that a body carries out."""
+    for item in body:
+        blocks = list(blocks_in((item,)))
+        yield from record(item, item + 1) if isinstance(item, int) else swept(blocks[0], blocks[-1] + 1)
+    for item in reversed(body):
+        yield from reverse(item, item + 1) if isinstance(item, int) else actions_of(item)
 
 
 def grouped(body: Body, joined: Callable[[int, int], bool]) -> Body:

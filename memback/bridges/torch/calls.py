@@ -96,8 +96,8 @@ def calling(modules: Sequence[nn.Module], called: Callable[..., Any]) -> Iterato
         for module in modules:
             if is_compiled(module):
                 raise UsageError(
-                    f"{type(module).__name__} is compiled, and what the compiler made of it has no blocks: plan the module"
-                    " as it was before torch.compile (module._orig_mod)"
+                    f"{type(module).__name__} is compiled, and what the compiler made of it has no blocks: plan the"
+                    " module as it was before torch.compile (module._orig_mod)"
                 )
             if _HOOK in vars(module):
                 raise UsageError(f"this {type(module).__name__} runs a plan already: revert that first")
@@ -187,10 +187,11 @@ class Trace(TorchDispatchMode):
     # -- what it shows
 
     def blocks(self, patterns: Sequence[str] | None, output: Any) -> list[Call]:
-        """The blocks in the order of their calls; ``output`` is what the step gave.
+        """The blocks in the order of their calls.
 
         Args:
             patterns: of paths of submodules, as in a shell; without them the tree of modules decides.
+            output: what the step gave.
 
         Raises:
             UsageError: there are none, or none for a pattern.

@@ -11,8 +11,8 @@ the cheapest of those that fit is taken.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -121,7 +121,7 @@ class TorchPlan:
     optimality: str
     peak: Mapping[str, int | str]
     parameters: Mapping[str, tuple[int, ...]]
-    _applied: dict[int, ExitStack] = field(default_factory=dict, repr=False, compare=False)
+    _applied: dict[int, ExitStack] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __hash__(self) -> int:
         return hash((self.name, self.budget, self.body))
@@ -414,7 +414,7 @@ class Planning:
         return self.blocks.of_stages(body_of(chain.solve(self.stages, room).actions))
 
     def _proposed(self, budget: int) -> Body | None:
-        """The cheapest body that fits, for the room that the planner is given: it counts more than there is, or less."""
+        """The cheapest body that fits, of those for more and more room: the planner counts more than there is, or less."""
         low, high = self._rooms
         best: Body | None = None
         for _ in range(_HALVINGS):
@@ -547,9 +547,11 @@ def _nearby(body: Body) -> Iterator[Body]:
         yield (*before, *item, *after)
         if len(item) > 1:
             yield (*before, item[0], item[1:], *after)
-            yield (*before, item[:-1], item[-1], *after)
+            if isinstance(item[-2], int):
+                yield (*before, item[:-1], item[-1], *after)
         for inside in _nearby(item):
-            yield (*before, inside, *after)
+            if isinstance(inside[-1], int):
+                yield (*before, inside, *after)
 
 
 # -- what is public

@@ -57,8 +57,8 @@ def profile(
             memory (fake tensors, the device ``meta``).
         autocast: the dtype of automatic mixed precision in the forward pass.
         rounds: how often each mode is timed; the median is reported.
-        policy: what is run again in mode ``checkpoint``, which it adds: ``"sqrt"``, ``"every:k"`` or ``"all"``, or a plan
-            that :func:`memback.bridges.torch.plan` made. Which blocks these are about, that function says.
+        policy: what is run again in mode ``checkpoint``, which it adds: ``"sqrt"``, ``"every:k"`` or ``"all"``, or a
+            plan that :func:`memback.bridges.torch.plan` made. Which blocks these are about, that function says.
         about: what the report says of the profile (``name``, ``model``, ``data``, ``dtype``).
         progress: called with (what is done now, steps done, steps in all).
 

@@ -8,12 +8,12 @@ apart from makes up one *unit* with them.
 from __future__ import annotations
 
 import statistics
-import time
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -252,7 +252,7 @@ def _weigh(step: Step, blocks: Blocks, mode: Mode) -> _Weigher:
 
 
 def weighed(step: Step, blocks: Blocks) -> list[Stage]:
-    """The stages, weighed by two dry runs. Sizes are in bytes; costs are FLOPs, and one for each number that is written.
+    """The stages, weighed by two dry runs. Sizes are in bytes; costs are FLOPs, and one for each number written.
 
     Backward runs once whatever the plan, so it costs nothing here.
     """
@@ -304,19 +304,21 @@ def weighed(step: Step, blocks: Blocks) -> list[Stage]:
 
 
 def seconds(step: Step, blocks: Blocks, rounds: int = 3) -> list[float]:
-    """Of each stage's forward, on the real thing: the median of so many rounds."""
-    taken: list[list[float]] = [[] for _ in blocks.stages]
-    now = step.now
+    """Of each stage's forward, on the real thing: the median of so many rounds, after one that does not count."""
+    taken = [_timed(step, blocks) for _ in range(rounds + 1)][1:]
+    return [statistics.median(times) for times in zip(*taken, strict=True)]
 
-    for _ in range(rounds + 1):
-        clock = [(0, 0.0)]
-        with step.unchanged(), _told(step, blocks, True, lambda s: clock.append((s, now())), lambda s, v: None):
-            clock[0] = (0, now())
-            with torch.enable_grad():
-                loss = step.forward()
-            clock.append((len(blocks.stages), now()))
-            del loss
-        for (stage, began), (_, ended) in zip(clock, clock[1:], strict=False):
-            if stage < len(taken):
-                taken[stage].append(ended - began)
-    return [statistics.median(times[1:] or times) for times in taken]
+
+def _timed(step: Step, blocks: Blocks) -> list[float]:
+    """Seconds of each stage's forward in one run."""
+    began = [0.0] * (len(blocks.stages) + 1)
+
+    def begins(stage: int) -> None:
+        began[stage] = step.now()
+
+    with step.unchanged(), torch.enable_grad(), _told(step, blocks, True, begins, lambda stage, values: None):
+        begins(0)
+        loss = step.forward()
+        begins(len(blocks.stages))
+        del loss
+    return [after - before for before, after in pairwise(began)]
