@@ -38,7 +38,7 @@ def resnet():
 
 def gpt():
     torch.manual_seed(0)
-    return twins.GPT(12, 32, 4, 50, 32, dropout=0.1), torch.randint(0, 50, (2, 32))
+    return twins.GPT(8, 32, 4, 50, 32, dropout=0.1), torch.randint(0, 50, (2, 32))
 
 
 def unet():
@@ -69,7 +69,9 @@ def step(module, x, loss=twins.cross_entropy):
 
 def same(one, other):
     return all(
-        torch.equal(a, b) for left, right in zip(one[1:], other[1:], strict=True) for a, b in zip(left, right, strict=True)
+        torch.equal(a, b)
+        for left, right in zip(one[1:], other[1:], strict=True)
+        for a, b in zip(left, right, strict=True)
     ) and torch.equal(one[0], other[0])
 
 
@@ -82,11 +84,12 @@ def test_a_plan_fits_and_gives_the_same_bits(make, share):
     plan = planning.plan(budget)
     plain = step(module, x)
     arguments = [*module.parameters(), *module.buffers(), x]
+    module.zero_grad()
     with plan.apply(module):
+        found = step(module, x)
         module.zero_grad()
         peak = storage_peak(lambda: twins.cross_entropy(module(x)).backward(), arguments)
-        module.zero_grad()
-        found = step(module, x)
+        step(module, x)
     assert same(found, plain)
     assert peak == plan.peak_bytes <= plan.peak_bytes + plan.reserve_bytes <= budget
     assert plan.full_peak_bytes == full
@@ -94,7 +97,7 @@ def test_a_plan_fits_and_gives_the_same_bits(make, share):
 
 @pytest.mark.parametrize("make", [resnet, gpt, unet])
 def test_less_than_the_least_is_refused_and_the_least_fits(make):
-    module, x, planning = planned(make)
+    _module, _x, planning = planned(make)
     with pytest.raises(bridge.NoPlanError, match="the leanest needs [0-9,]+ B .* Raise the budget to that") as refused:
         planning.plan(10_000)
     least = refused.value.minimum_bytes
@@ -105,12 +108,13 @@ def test_less_than_the_least_is_refused_and_the_least_fits(make):
 
 @pytest.mark.parametrize("make", [resnet, gpt, unet])
 def test_less_memory_costs_more_computation(make):
-    module, x, planning = planned(make)
+    _module, _x, planning = planned(make)
     points = planning.frontier()
     assert len(points) > 4
     assert points == sorted(points)
     assert [p.extra_flops for p in points] == sorted((p.extra_flops for p in points), reverse=True)
-    assert points[-1] == (planning.takes(planning.everything), 0)
+    assert points[-1].extra_flops == 0
+    assert points[-1].budget <= planning.takes(planning.everything)
     for budget, extra in (points[1], points[len(points) // 2]):
         assert planning.plan(budget).extra_flops <= extra
 
@@ -154,10 +158,10 @@ class Part(nn.Module):
 
 
 CHAINS = [
-    ("linear", "act", "linear", "act"),
-    ("wide", "wide", "wide", "wide"),
-    ("wide", "act", "norm", "wide"),
-    ("norm", "wide", "drop", "linear"),
+    ("linear", "act", "linear"),
+    ("wide", "wide", "wide"),
+    ("wide", "act", "norm"),
+    ("norm", "wide", "drop"),
     ("linear", "relu", "wide", "norm"),
 ]
 
@@ -176,6 +180,7 @@ def test_no_segmentation_of_a_small_chain_that_fits_is_cheaper(kinds):
     for tenths in range(0, 11, 2):
         budget = lean + (full - lean) * tenths // 10
         fresh = Planning(planning.step)
+        fresh._judged.update(planning._judged)  # they were run dry already
         plan = fresh.plan(budget)
         cost = sum(
             times * planning.stages[planning.blocks.stages.index(plan.bounds.index(call))].forward_cost
@@ -214,9 +219,7 @@ def test_every_body_is_counted():
 def test_a_cut_segment_runs_the_same_blocks(body, at):
     cut = grouped(body, lambda before, number: number != at)
     assert list(blocks_in(cut)) == list(blocks_in(body))
-    assert all(
-        at not in list(blocks_in(item))[1:] for item in cut if not isinstance(item, int)
-    )
+    assert all(at not in list(blocks_in(item))[1:] for item in cut if not isinstance(item, int))
 
 
 stages = st.lists(
@@ -253,7 +256,7 @@ def test_the_planner_of_chains_finds_the_cheapest_body_where_some_stages_have_to
 
 
 def test_a_module_is_afterwards_what_it_was():
-    module, x, planning = planned(gpt)
+    module, _x, planning = planned(gpt)
     plan = planning.plan(planning.takes(planning.leanest))
     before = {name: (id(tensor), tensor.data_ptr()) for name, tensor in module.state_dict(keep_vars=True).items()}
     attributes = [dict(vars(owner)) for owner in module.modules()]
@@ -371,7 +374,13 @@ def test_existing_hooks_stay_at_work():
             hook.remove()
 
 
-@pytest.mark.parametrize("make", [resnet, gpt])
+def convolutions():
+    torch.manual_seed(0)
+    layers = [layer for _ in range(6) for layer in (nn.Conv2d(4, 4, 3, padding=1), nn.LayerNorm(8), nn.GELU())]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 3)), torch.randn(32, 4, 8, 8)
+
+
+@pytest.mark.parametrize("make", [convolutions, resnet, gpt])
 def test_under_mixed_precision_it_fits_and_gives_the_same_bits(make):
     module, x = make()
     step_of = Step(module, (x,), {}, twins.cross_entropy, torch.bfloat16)
@@ -380,7 +389,8 @@ def test_under_mixed_precision_it_fits_and_gives_the_same_bits(make):
     plan = planning.plan((low + full) // 2)
     verdict = bridge.verify(plan, module, x, loss=twins.cross_entropy, autocast=torch.bfloat16)
     assert verdict.same_gradients
-    assert verdict.measured_peak_bytes == verdict.predicted_peak_bytes < verdict.full_peak_bytes == plan.full_peak_bytes
+    assert verdict.measured_peak_bytes == verdict.predicted_peak_bytes == plan.peak_bytes
+    assert verdict.measured_peak_bytes < verdict.full_peak_bytes == plan.full_peak_bytes
 
 
 # -- what flows between blocks
@@ -508,8 +518,8 @@ def test_a_block_that_is_called_again_and_again():
 @pytest.mark.parametrize(
     ("patterns", "paths"),
     [
-        (["h.*"], [f"h.{i}" for i in range(12)]),
-        (["ln_f", "h.1?"], ["h.10", "h.11", "ln_f"]),
+        (["h.*"], [f"h.{i}" for i in range(8)]),
+        (["ln_f", "h.[67]"], ["h.6", "h.7", "ln_f"]),
         (["h.0.attn", "h.0"], ["h.0"]),
     ],
 )
@@ -523,7 +533,9 @@ def test_blocks_are_found_where_the_tree_of_modules_has_them():
     paths = [call.path for call in planned(resnet)[2].blocks.calls]
     assert paths[:6] == ["conv1", "bn1", "relu", "maxpool", "layers.0.0", "layers.0.1"]
     assert len(paths) == 4 + 16 + 2
-    assert all(call.linked for call in planned(gpt)[2].blocks.calls if call.path.startswith("h.") and call.path != "h.0")
+    assert all(
+        call.linked for call in planned(gpt)[2].blocks.calls if call.path.startswith("h.") and call.path != "h.0"
+    )
 
 
 def test_what_has_no_blocks_is_refused():
@@ -536,7 +548,7 @@ def test_what_has_no_blocks_is_refused():
 
 def test_what_is_compiled_is_refused():
     module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    module[1].compile()
+    module[1]._compiled_call_impl = module[1].forward  # as module.compile() does
     with pytest.raises(UsageError, match="Linear is compiled, and what the compiler made of it has no blocks"):
         bridge.plan(module, torch.ones(2, 4), budget=1000)
 
@@ -559,9 +571,9 @@ def test_the_report_runs_policies_and_plans_as_a_mode():
 
 
 def test_policies_cut_the_chain_of_blocks():
-    module, x, planning = planned(gpt)
+    _module, _x, planning = planned(gpt)
     by_four = segments(planning.by_policy("every:4"))
-    assert by_four[-1] == ("h.9", "h.10", "h.11", "ln_f")[-len(by_four[-1]) :]
+    assert by_four[-1] == ("h.5", "h.6", "h.7", "ln_f")[-len(by_four[-1]) :]
     assert planning.by_policy("none").runs == {}
     assert len(segments(planning.by_policy("all"))) == len(planning.blocks.units)
 

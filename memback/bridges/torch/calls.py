@@ -301,17 +301,16 @@ def _matching(roots: Sequence[_Node], patterns: Sequence[str]) -> list[_Node]:
     found: list[_Node] = []
     unused = set(patterns)
 
-    def visit(node: _Node) -> None:
+    def visit(node: _Node, within: bool) -> None:
         hits = [pattern for pattern in patterns if node.path and _matches(node.path, pattern)]
-        if hits:
-            unused.difference_update(hits)
+        unused.difference_update(hits)
+        if hits and not within:
             found.append(node)
-            return
         for child in node.children:
-            visit(child)
+            visit(child, within or bool(hits))
 
     for root in roots:
-        visit(root)
+        visit(root, False)
     for pattern in patterns:
         if pattern in unused:
             called = sorted({node.path for root in roots for node in root.walk() if node.path})

@@ -62,7 +62,10 @@ def checkpointed(model):
                 x = part(x, *same, **named)
             return x
 
-        return lambda *args, **named: checkpoint(run, *args, use_reentrant=False, {contexts}**named)
+        def again(*args, **named):
+            return checkpoint(run, *args, use_reentrant=False, {contexts}**named)
+
+        return again
 
     for segment in SEGMENTS:
         run = runner(segment)
@@ -71,7 +74,9 @@ def checkpointed(model):
 '''
 
 _MODULES = """
-        modules = [model.get_submodule(block) for block in blocks(item)]"""
+
+        def contexts():
+            return nullcontext(), statistics_kept([model.get_submodule(block) for block in blocks(item)])"""
 
 
 def code(plan: TorchPlan) -> str:
@@ -93,7 +98,7 @@ def code(plan: TorchPlan) -> str:
     changes = any(plan.calls[number].changes for those in numbers for number in those)
     about = f"Peak {plan.peak_bytes:,} B instead of {plan.full_peak_bytes:,} B, above parameters and inputs."
     lines = "".join(f"    {json.dumps(_paths(plan, segment), ensure_ascii=False)},\n" for segment in segments)
-    contexts = "context_fn=lambda: (nullcontext(), statistics_kept(modules)), " if changes else ""
+    contexts = "context_fn=contexts, " if changes else ""
     return "".join(
         (
             _IMPORTS if changes else "",

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from memback.bridges.torch.storages import tensors
@@ -46,8 +47,34 @@ def faked(module: torch.nn.Module, inputs: Any, device: torch.device | None = No
         for owner in module.modules():
             for members in (owner._parameters, owner._buffers):
                 members.update({name: fake(tensor) for name, tensor in members.items()})
-        with mode:
+        with mode, _Statistics():
             yield tree_map(fake, inputs)
+
+
+class _Statistics(TorchDispatchMode):
+    """Gives statistics of mixed normalisations the type that the CPU's kernels give them: that of the weights.
+
+    PyTorch's own fake ones have the type of the input there. All else is as it is.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        at = _WEIGHTS.get(func)
+        if at is None:
+            return out
+        tensor, weight = args[0], next((a for a in args[at:] if isinstance(a, torch.Tensor)), None)
+        if tensor.device.type != "cpu" or weight is None or weight.dtype == tensor.dtype:
+            return out
+        normalised, *statistics = out
+        return (normalised, *(torch.empty_like(one, dtype=weight.dtype) for one in statistics))
+
+
+_WEIGHTS = {
+    torch.ops.aten.native_batch_norm.default: 1,
+    torch.ops.aten.native_group_norm.default: 1,
+    torch.ops.aten.native_layer_norm.default: 2,
+}
+"""Normalisations, and from which argument on their weights, biases and running statistics are."""
 
 
 @contextmanager

@@ -38,7 +38,7 @@ from memback.errors import MembackError, UsageError
 from memback.plans import chain
 from memback.plans.actions import Action
 from memback.plans.model import FrontierPoint
-from memback.plans.simulate import BudgetError
+from memback.plans.simulate import BudgetError, simulate
 from memback.plans.stage import Stage
 from memback.policy import Policy
 from memback.profiling.passes import Mode, Peak
@@ -57,6 +57,8 @@ _HALVINGS = 7
 """How often the bytes that the planner of chains is given are halved between too many and too few."""
 _ROUNDS, _TRIES = 3, 4
 """How often a plan for a long chain is bettered at most, and how many plans are tried each time."""
+_LEANEST = 24
+"""Plans of a short chain, those that look leanest, of which the leanest is taken."""
 _POINTS = 24
 """Most points of a frontier: each is a dry run."""
 
@@ -142,11 +144,8 @@ class TorchPlan:
         stage_of = {unit: stage for stage, unit in enumerate(self.units) if unit is not None}
         unit_of = {call: unit for unit, call in enumerate(self.bounds)}
 
-        def of(body: Body) -> Body:
-            kept = (item for item in body if not isinstance(item, int) or item in unit_of)
-            return tuple(stage_of[unit_of[item]] if isinstance(item, int) else of(item) for item in kept)
-
-        return _with_glue(of(self.body), self.units)
+        stages = {call: stage_of[unit] for call, unit in unit_of.items()}
+        return _with_glue(_renamed(self.body, stages), self.units)
 
     @property
     def actions(self) -> tuple[Action, ...]:
@@ -265,6 +264,12 @@ class _Applied(AbstractContextManager[TorchPlan]):
             self._plan.revert(self._module)
 
 
+def _renamed(body: Body, names: Mapping[int, int]) -> Body:
+    """A body under other numbers, without the blocks that have none."""
+    kept = (item for item in body if not isinstance(item, int) or item in names)
+    return tuple(names[item] if isinstance(item, int) else _renamed(item, names) for item in kept)
+
+
 def _with_glue(body: Body, units: Sequence[int | None]) -> Body:
     """A body over stages with the stages that are no unit, each kept, in their places."""
     items = list(body)
@@ -346,7 +351,7 @@ class Planning:
 
     def reserve(self, body: Body) -> int:
         """Bytes of copies of the random stream's state: one a checkpoint, another while it is run within one."""
-        if self.step.device.type != "cpu" or not any(True for _ in segments_in(body)):
+        if self.step.device.type not in ("cpu", "meta") or not any(True for _ in segments_in(body)):
             return 0
         nested = sum(1 for segment in segments_in(body) for _ in segments_in(segment))
         return _RANDOM_STATE * (1 + nested + sum(1 for _ in segments_in(body)))
@@ -414,7 +419,7 @@ class Planning:
         return self.blocks.of_stages(body_of(chain.solve(self.stages, room).actions))
 
     def _proposed(self, budget: int) -> Body | None:
-        """The cheapest body that fits, of those for more and more room: the planner counts more than there is, or less."""
+        """The cheapest body that fits, of those for more and more room, which the planner counts otherwise."""
         low, high = self._rooms
         best: Body | None = None
         for _ in range(_HALVINGS):
@@ -464,8 +469,13 @@ class Planning:
         least, most = self._rooms
         rooms = (least + (most - least) * i // 16 for i in range(4))
         tried = [*map(self._solved, rooms), *(self._policy(Policy.parse(name)) for name in ("all", "sqrt"))]
-        tried += self._every or ()
+        tried += sorted(self._every or (), key=self._simulated_peak)[:_LEANEST]
         return min(dict.fromkeys(tried), key=lambda body: (self.takes(body), self._rank(body)))
+
+    def _simulated_peak(self, body: Body) -> int:
+        """The peak as the planner of chains counts it, without a dry run."""
+        stage_of = {unit: stage for stage, unit in enumerate(self.blocks.stages) if unit is not None}
+        return simulate(self.stages, list(actions_of(_with_glue(_renamed(body, stage_of), self.blocks.stages))))[1]
 
     def by_policy(self, name: str) -> TorchPlan:
         """The plan of a policy: ``none``, ``every:k``, ``sqrt`` or ``all``.

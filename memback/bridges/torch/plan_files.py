@@ -36,8 +36,8 @@ class _Call(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Stage(msgspec.Struct, forbid_unknown_fields=True):
     unit: int | None
-    forward_cost: float
-    backward_cost: float
+    forward_cost: int | float
+    backward_cost: int | float
     output_bytes: int
     saved_bytes: int
     gradient_bytes: int
