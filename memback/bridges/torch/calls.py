@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from memback.bridges.torch.flow import Flow, NotPlainError, describe
 from memback.bridges.torch.storages import key, storages, tensors
@@ -151,19 +152,21 @@ class Trace(TorchDispatchMode):
         if not torch.is_grad_enabled():
             return original(*args, **kwargs)
         parent = self._stack[-1] if self._stack else None
-        node = _Node(module, self._names[id(module)], self._numbers[id(module)], parent, self._ops, args, kwargs)
+        held_args, held_kwargs = _as_now((args, kwargs))
+        node = _Node(module, self._names[id(module)], self._numbers[id(module)], parent, self._ops, held_args, held_kwargs)
         self._numbers[id(module)] += 1
         (self.roots if parent is None else parent.children).append(node)
         before = {name: id(buffer) for name, buffer in module.named_buffers()}
         self._stack.append(node)
         try:
-            node.output = original(*args, **kwargs)
+            output = original(*args, **kwargs)
         finally:
             self._stack.pop()
             node.stop = self._ops
         prefix = f"{node.path}." if node.path else ""
         node.replaced = {prefix + name for name, b in module.named_buffers() if before.get(name) != id(b)}
-        return node.output
+        node.output = _as_now(output)
+        return output
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -259,6 +262,11 @@ class Trace(TorchDispatchMode):
 
     def _written_in(self, node: _Node) -> set[int]:
         return {k for op, keys in self._writes if node.start <= op < node.stop for k in keys}
+
+
+def _as_now(value: Any) -> Any:
+    """The tensors in lists and dicts, in others that nobody changes."""
+    return tree_map(lambda leaf: leaf, value)
 
 
 class _Names:

@@ -291,6 +291,7 @@ class _Judged(NamedTuple):
     saved_bytes: int
     flops: int
     extra_flops: int
+    unknown: frozenset[str]
 
 
 class Planning:
@@ -341,7 +342,11 @@ class Planning:
                 with running(step.module, self.blocks.calls, self.blocks.of_calls(body)), dry.unchanged(), explained():
                     tracker, _ = dry.watch(Mode("full"), events=False)
             self._judged[body] = _Judged(
-                tracker.peak, tracker.saved_at_end_of_forward or 0, tracker.flops, tracker.recomputed_flops
+                tracker.peak,
+                tracker.saved_at_end_of_forward or 0,
+                tracker.flops,
+                tracker.recomputed_flops,
+                frozenset(tracker.unknown),
             )
         return self._judged[body]
 
@@ -380,7 +385,9 @@ class Planning:
 
         Raises:
             NoPlanError: none fits.
+            MembackError: a dry run can't tell what the step takes.
         """
+        self._check_known()
         if self.takes(self.everything) <= budget:
             return self.realise(self.everything, budget, "optimal: nothing is run twice")
         proposed = self._proposed(budget)
@@ -395,6 +402,14 @@ class Planning:
                 return self.realise(cheapest, budget, "optimal: every cheaper way to run these blocks was run dry")
             proposed = cheapest
         return self.realise(self._bettered(proposed, budget), budget, self._claim)
+
+    def _check_known(self) -> None:
+        unknown = self.judge(self.everything).unknown
+        if unknown:
+            raise MembackError(
+                f"a dry run does not know the size of {'; '.join(sorted(unknown))}, so that no plan could be promised to"
+                " fit: apply a policy, and measure it"
+            )
 
     @property
     def _claim(self) -> str:
@@ -533,7 +548,12 @@ class Planning:
     # -- the whole curve
 
     def frontier(self) -> list[FrontierPoint]:
-        """What less memory costs, each point from a dry run: budgets rise and extra FLOPs fall strictly."""
+        """What less memory costs, each point from a dry run: budgets rise and extra FLOPs fall strictly.
+
+        Raises:
+            MembackError: a dry run can't tell what the step takes.
+        """
+        self._check_known()
         least, most = self._rooms
         rooms = (least + (most - least) * i // _POINTS for i in range(_POINTS))
         bodies = dict.fromkeys([*map(self._solved, rooms), self.leanest, self.everything])
@@ -595,7 +615,7 @@ def plan(
     Raises:
         NoPlanError: nothing fits; it says what would, and what memory is made of there.
         UsageError: a malformed budget; there are no blocks; the module is compiled.
-        MembackError: the step takes decisions on values.
+        MembackError: the step takes decisions on values, or has ops of which a dry run does not know what they take.
     """
     wanted = parse_bytes(budget) if isinstance(budget, str) else budget
     step = Step(module, inputs, kwargs or {}, loss, autocast)
