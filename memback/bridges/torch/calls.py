@@ -153,7 +153,9 @@ class Trace(TorchDispatchMode):
             return original(*args, **kwargs)
         parent = self._stack[-1] if self._stack else None
         held_args, held_kwargs = _as_now((args, kwargs))
-        node = _Node(module, self._names[id(module)], self._numbers[id(module)], parent, self._ops, held_args, held_kwargs)
+        node = _Node(
+            module, self._names[id(module)], self._numbers[id(module)], parent, self._ops, held_args, held_kwargs
+        )
         self._numbers[id(module)] += 1
         (self.roots if parent is None else parent.children).append(node)
         before = {name: id(buffer) for name, buffer in module.named_buffers()}

@@ -47,26 +47,29 @@ def faked(module: torch.nn.Module, inputs: Any, device: torch.device | None = No
         for owner in module.modules():
             for members in (owner._parameters, owner._buffers):
                 members.update({name: fake(tensor) for name, tensor in members.items()})
-        with mode, _Statistics():
+        with mode, _Mixed():
             yield tree_map(fake, inputs)
 
 
-class _Statistics(TorchDispatchMode):
-    """Gives statistics of mixed normalisations the type that the CPU's kernels give them: that of the weights.
+class _Mixed(TorchDispatchMode):
+    """Gives what normalisations in mixed precision make the types that the CPU's kernels give it.
 
-    PyTorch's own fake ones have the type of the input there. All else is as it is.
+    These keep statistics in the type of the weights, and group normalisation gives a gradient in the type of the input;
+    PyTorch's own fake ones have it the other way round.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        at = _WEIGHTS.get(func)
-        if at is None:
-            return out
-        tensor, weight = args[0], next((a for a in args[at:] if isinstance(a, torch.Tensor)), None)
-        if tensor.device.type != "cpu" or weight is None or weight.dtype == tensor.dtype:
-            return out
-        normalised, *statistics = out
-        return (normalised, *(torch.empty_like(one, dtype=weight.dtype) for one in statistics))
+        if func in _WEIGHTS and args[0].device.type == "cpu":
+            weight = next((a for a in args[_WEIGHTS[func] :] if isinstance(a, torch.Tensor)), args[0])
+            return (out[0], *(_as(weight.dtype, statistic) for statistic in out[1:]))
+        if func is torch.ops.aten.native_group_norm_backward.default and args[0].device.type == "cpu":
+            return (_as(args[1].dtype, out[0]), *out[1:])
+        return out
+
+
+def _as(dtype: torch.dtype, tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return tensor if tensor is None or tensor.dtype == dtype else torch.empty_like(tensor, dtype=dtype)
 
 
 _WEIGHTS = {

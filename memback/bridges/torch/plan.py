@@ -407,8 +407,8 @@ class Planning:
         unknown = self.judge(self.everything).unknown
         if unknown:
             raise MembackError(
-                f"a dry run does not know the size of {'; '.join(sorted(unknown))}, so that no plan could be promised to"
-                " fit: apply a policy, and measure it"
+                f"a dry run does not know the size of {'; '.join(sorted(unknown))}, so that no plan can be sure to fit:"
+                " apply a policy, and measure it"
             )
 
     @property
@@ -618,7 +618,7 @@ def plan(
         MembackError: the step takes decisions on values, or has ops of which a dry run does not know what they take.
     """
     wanted = parse_bytes(budget) if isinstance(budget, str) else budget
-    step = Step(module, inputs, kwargs or {}, loss, autocast)
+    step = Step.of(module, inputs, kwargs, loss, autocast)
     return Planning(step, blocks, timed, progress).plan(wanted)
 
 
@@ -635,7 +635,7 @@ def frontier(
 
     Args and errors are those of :func:`plan`.
     """
-    step = Step(module, inputs, kwargs or {}, loss, autocast)
+    step = Step.of(module, inputs, kwargs, loss, autocast)
     return Planning(step, blocks, progress=progress).frontier()
 
 
@@ -677,7 +677,7 @@ def verify(
     autocast: torch.dtype | None = None,
 ) -> Verdict:
     """Run a module's step for real with a plan and without it, and compare."""
-    step = Step(module, inputs, kwargs or {}, loss, autocast)
+    step = Step.of(module, inputs, kwargs, loss, autocast)
     full = step.account(Mode("full"))
     with plan.apply(module):
         planned = step.account(Mode("full"))

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._pytree import tree_map
 
 from memback.bridges.torch.allocator import Allocated, allocated
 from memback.bridges.torch.fake import faked, is_dry
@@ -74,6 +75,17 @@ class Step:
     kwargs: Mapping[str, Any]
     loss: Loss = sum_of_outputs
     autocast: torch.dtype | None = None
+
+    @staticmethod
+    def of(
+        module: torch.nn.Module,
+        inputs: tuple[Any, ...],
+        kwargs: Mapping[str, Any] | None,
+        loss: Loss,
+        autocast: torch.dtype | None,
+    ) -> Step:
+        """A step whose backward ends at its inputs, whatever these were computed from."""
+        return Step(module, tree_map(_leaf, inputs), tree_map(_leaf, dict(kwargs or {})), loss, autocast)
 
     @property
     def dry(self) -> bool:
@@ -184,12 +196,15 @@ class Step:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """The block starts without gradients; afterwards they, buffers and random streams are as they were."""
+        """The block starts without gradients; afterwards they, buffers, inputs and random streams are as they were."""
         leaves = [tensor for _, tensor in self.arguments()]
         gradients = [tensor.grad for tensor in leaves]
-        changed = [] if self.dry else list(self.module.buffers())
-        copies = [tensor.clone() for tensor in changed]
-        with torch.random.fork_rng(enabled=not self.dry), _uncompiled():
+        inputs = [] if self.dry else list(tensors((self.args, self.kwargs)))
+        versions = [tensor._version for tensor in inputs]
+        changed = [] if self.dry else [*self.module.buffers(), *inputs]
+        copies = [tensor.detach().clone() for tensor in changed]
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices, enabled=not self.dry), _uncompiled():
             for tensor in leaves:
                 tensor.grad = None
             try:
@@ -197,12 +212,14 @@ class Step:
             finally:
                 for tensor, gradient in zip(leaves, gradients, strict=True):
                     tensor.grad = gradient
+                same = {id(t) for t, version in zip(inputs, versions, strict=True) if t._version == version}
                 with torch.no_grad():
                     for tensor, copy in zip(changed, copies, strict=True):
-                        tensor.copy_(copy)
+                        if id(tensor) not in same:
+                            tensor.copy_(copy)
 
     def _gradient_sha256(self) -> str:
-        """Over every parameter's gradient in the order of their names."""
+        """Over every parameter's gradient in the order of their names, each in row-major order."""
         digest = hashlib.sha256()
         for _, parameter in sorted(self.module.named_parameters(), key=lambda pair: pair[0]):
             if parameter.grad is not None:
@@ -210,6 +227,13 @@ class Step:
                 flat = dense.detach().cpu().contiguous().reshape(-1)
                 digest.update(flat.view(torch.uint8).numpy())
         return digest.hexdigest()
+
+
+def _leaf(value: Any) -> Any:
+    """Cut a tensor off from what it was computed from: backward ends there."""
+    if not isinstance(value, torch.Tensor) or value.is_leaf:
+        return value
+    return value.detach().requires_grad_(value.requires_grad)
 
 
 class _RecomputeClock:
