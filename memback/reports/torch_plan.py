@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from memback.plans.actions import Forward, Keep
 from memback.reports.folding import span
@@ -20,60 +20,47 @@ _MOST_ROWS = 24
 _LEGEND = "■ all kept  ▪ input kept  · nothing kept  ◂ reversed"
 
 
-class _Kind(NamedTuple):
-    """What a row of stages has in common."""
-
-    keeps: str
-    runs: int
-    glue: bool
-
-
 def blocks(plan: TorchPlan) -> Table:
-    """One row a run of neighbouring blocks treated alike, and one for code between blocks that keeps something."""
-    kept = _kept(plan)
-    kinds = [_kind(plan, stage, kept[stage]) for stage in range(len(plan.stages))]
+    """One row a run of neighbouring blocks treated alike, one for the code between blocks, and the sum."""
+    kinds = list(_kinds(plan))
     rows = []
-    for kind, group in groupby(range(len(kinds)), key=kinds.__getitem__):
-        stages = list(group)
-        held = sum(_held(plan, stage, kept[stage]) for stage in stages)
-        if kind.glue and not held:
-            continue
-        times = f"{kind.runs}×" if kind.runs else NONE
-        rows.append(Row([Cell(_layers(plan, stages)), Cell(kind.keeps), Cell(f"{held:,}"), Cell(times)]))
-    notes = ["Linked blocks of which nothing but the input is kept are one segment, which is run again as a whole."]
+    for (keeps, runs), group in groupby(range(len(kinds)), key=kinds.__getitem__):
+        units = list(group)
+        saved = sum(plan.unit_saved_bytes[unit] for unit in units)
+        times = f"{runs}×" if runs else NONE
+        rows.append(Row([Cell(_layers(plan, units)), Cell(keeps), Cell(f"{saved:,}"), Cell(times)]))
+    notes = [
+        "Saved bytes are charged to the block that has made them; so the input that a block keeps is in the row of the one"
+        " before it. It begins a segment, which is run again together with the blocks after it that keep nothing."
+    ]
     if len(rows) > _MOST_ROWS:
         notes.insert(0, f"{len(rows) - _MOST_ROWS} more rows are not shown; --save writes every block.")
-    columns = [Column("blocks", "key"), Column("forward keeps", "text"), Column("bytes kept"), Column("run again")]
-    return Table("Blocks", columns, rows[:_MOST_ROWS], notes=notes)
+        rows = rows[:_MOST_ROWS]
+    rest = plan.saved_bytes - sum(plan.unit_saved_bytes)
+    if rest:
+        rows.append(Row([Cell("(other code)"), Cell(_KEEPS[Keep.EVERYTHING]), Cell(f"{rest:,}"), Cell(NONE)]))
+    rows.append(Row([Cell("total"), Cell(""), Cell(f"{plan.saved_bytes:,}"), Cell("")]))
+    columns = [Column("blocks", "key"), Column("forward keeps", "text"), Column("saved bytes"), Column("run again")]
+    return Table("Blocks", columns, rows, notes=notes)
 
 
-def _kept(plan: TorchPlan) -> list[Keep]:
-    """What the forward pass, which comes first, keeps of each stage."""
+_KEEPS = {Keep.EVERYTHING: "all that backward needs", Keep.INPUT: "its input", Keep.NOTHING: "nothing"}
+
+
+def _kinds(plan: TorchPlan) -> Iterator[tuple[str, int]]:
+    """What the forward pass, which comes first, keeps of each unit, and how often that is run again."""
     first: dict[int, Keep] = {}
     for action in plan.actions:
         if isinstance(action, Forward):
             first.setdefault(action.stage, action.keep)
-    return [first[stage] for stage in range(len(plan.stages))]
+    runs = plan.runs
+    for stage, unit in enumerate(plan.units):
+        if unit is not None:
+            yield _KEEPS[first[stage]], runs.get(plan.bounds[unit], 0)
 
 
-def _kind(plan: TorchPlan, stage: int, keep: Keep) -> _Kind:
-    unit = plan.units[stage]
-    runs = 0 if unit is None else plan.runs.get(plan.bounds[unit], 0)
-    words = {Keep.EVERYTHING: "all that backward needs", Keep.INPUT: "its input", Keep.NOTHING: "nothing"}
-    return _Kind(words[keep], runs, unit is None)
-
-
-def _held(plan: TorchPlan, stage: int, keep: Keep) -> int:
-    if keep is Keep.EVERYTHING:
-        return plan.stages[stage].saved_bytes
-    return plan.stages[stage - 1].output_bytes if keep is Keep.INPUT and stage else 0
-
-
-def _layers(plan: TorchPlan, stages: list[int]) -> str:
-    """From which block to which some stages go."""
-    units = [unit for unit in (plan.units[stage] for stage in stages) if unit is not None]
-    if not units:
-        return "(code between blocks)"
+def _layers(plan: TorchPlan, units: list[int]) -> str:
+    """From which block to which some units go."""
     bounds = (*plan.bounds, len(plan.calls))
     first, last = plan.calls[bounds[units[0]]].path, plan.calls[bounds[units[-1] + 1] - 1].path
     same_list = first.rpartition(".")[0] == last.rpartition(".")[0] and "." in first

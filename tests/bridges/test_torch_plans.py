@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -21,8 +21,9 @@ from memback.bridges.torch.body import actions_of, blocks_in, body_of, every_bod
 from memback.bridges.torch.plan import Planning
 from memback.bridges.torch.step import Step
 from memback.errors import MembackError, UsageError
-from memback.plans import chain, simulate
+from memback.plans import simulate
 from memback.plans.stage import Stage
+from memback.reports import torch_plan
 from tests.bridges import torch_models as twins
 from tests.bridges.counts import storage_peak
 
@@ -220,36 +221,6 @@ def test_a_cut_segment_runs_the_same_blocks(body, at):
     cut = grouped(body, lambda before, number: number != at)
     assert list(blocks_in(cut)) == list(blocks_in(body))
     assert all(at not in list(blocks_in(item))[1:] for item in cut if not isinstance(item, int))
-
-
-stages = st.lists(
-    st.builds(
-        Stage,
-        forward_cost=st.integers(0, 9),
-        backward_cost=st.just(0),
-        output_bytes=st.integers(0, 9),
-        saved_bytes=st.integers(0, 20),
-        forward_workspace=st.integers(0, 5),
-        sweep_workspace=st.integers(0, 5),
-        sweeps=st.booleans(),
-    ),
-    min_size=1,
-    max_size=5,
-)
-
-
-@settings(deadline=None)
-@given(stages, st.integers(0, 120))
-def test_the_planner_of_chains_finds_the_cheapest_body_where_some_stages_have_to_be_kept(chain_of, budget):
-    found = every_body([True] * len(chain_of), [not stage.sweeps for stage in chain_of], 10_000)
-    legal = [body for body in found if isinstance(body[-1], int)]
-    truth = [simulate(chain_of, list(actions_of(body))) for body in legal]
-    fitting = [cost for cost, peak in truth if peak <= budget]
-    if fitting:
-        assert chain.solve(chain_of, budget).cost == min(fitting)
-    else:
-        with pytest.raises(MembackError):
-            chain.solve(chain_of, budget)
 
 
 # -- applying
@@ -568,6 +539,16 @@ def test_the_report_runs_policies_and_plans_as_a_mode():
         assert again.recomputed_flops > 0
     with pytest.raises(UsageError, match="there are none, every:k, sqrt and all"):
         bridge.profile(module, x, policy="selective")
+
+
+def test_the_rows_of_a_plan_add_up_to_what_is_saved():
+    planning = planned(unet)[2]
+    plan = planning.by_policy("every:3")
+    table = torch_plan.blocks(plan)
+    sizes = [int(row.cells[2].text.replace(",", "")) for row in table.rows]
+    assert table.rows[-1].cells[0].text == "total"
+    assert sum(sizes[:-1]) == sizes[-1] == plan.saved_bytes
+    assert sum(plan.unit_saved_bytes) < plan.saved_bytes
 
 
 def test_policies_cut_the_chain_of_blocks():

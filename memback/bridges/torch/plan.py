@@ -35,6 +35,7 @@ from memback.bridges.torch.planned import running, submodule
 from memback.bridges.torch.stages import Blocks, find_blocks, seconds, weighed
 from memback.bridges.torch.step import Loss, Step, explained, sum_of_outputs
 from memback.errors import MembackError, UsageError
+from memback.ledger import Row
 from memback.plans import chain
 from memback.plans.actions import Action
 from memback.plans.model import FrontierPoint
@@ -98,6 +99,7 @@ class TorchPlan:
         reserve_bytes: of the states of random streams beside that; both together are within the budget.
         full_peak_bytes: the peak without a plan.
         saved_bytes: at the end of the forward pass.
+        unit_saved_bytes: of these, what ops of each unit have made; the rest, other code has.
         flops: of one forward pass.
         extra_flops: of what is run again.
         extra_seconds: for what is run again, as predicted from timed stages; None where nothing was timed.
@@ -117,6 +119,7 @@ class TorchPlan:
     reserve_bytes: int
     full_peak_bytes: int
     saved_bytes: int
+    unit_saved_bytes: tuple[int, ...]
     flops: int
     extra_flops: int
     extra_seconds: float | None
@@ -289,6 +292,7 @@ class _Judged(NamedTuple):
 
     peak: Peak
     saved_bytes: int
+    unit_saved_bytes: tuple[int, ...]
     flops: int
     extra_flops: int
     unknown: frozenset[str]
@@ -344,11 +348,27 @@ class Planning:
             self._judged[body] = _Judged(
                 tracker.peak,
                 tracker.saved_at_end_of_forward or 0,
+                self._by_unit(tracker.rows),
                 tracker.flops,
                 tracker.recomputed_flops,
                 frozenset(tracker.unknown),
             )
         return self._judged[body]
+
+    def _by_unit(self, rows: Sequence[Row]) -> tuple[int, ...]:
+        """Saved bytes by the unit whose ops have made them; of one that is called several times, its first call's."""
+        unit_of: dict[str, int] = {}
+        for number, unit in enumerate(self.blocks.units):
+            for call in unit.calls:
+                unit_of.setdefault(self.blocks.calls[call].path, number)
+        saved = [0] * len(self.blocks.units)
+        for row in rows:
+            parts = row.path.split(".")
+            lineage = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+            unit_number = next((unit_of[path] for path in lineage if path in unit_of), None)
+            if unit_number is not None:
+                saved[unit_number] += row.saved_bytes
+        return tuple(saved)
 
     def takes(self, body: Body) -> int:
         """The budget that a body needs: its peak, and its reserve."""
@@ -537,6 +557,7 @@ class Planning:
             reserve_bytes=self.reserve(body),
             full_peak_bytes=self.judge(self.everything).peak.bytes,
             saved_bytes=judged.saved_bytes,
+            unit_saved_bytes=judged.unit_saved_bytes,
             flops=judged.flops,
             extra_flops=judged.extra_flops,
             extra_seconds=self.extra_cost(body) if self.timed else None,

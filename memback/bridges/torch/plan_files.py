@@ -56,6 +56,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     reserve_bytes: int
     full_peak_bytes: int
     saved_bytes: int
+    unit_saved_bytes: tuple[int, ...]
     flops: int
     extra_flops: int
     extra_seconds: float | None
@@ -143,6 +144,8 @@ def _check(plan: TorchPlan) -> None:
     rising = plan.bounds[:1] == (0,) and all(a < b for a, b in pairwise((*plan.bounds, len(plan.calls))))
     if not rising or [unit for unit in plan.units if unit is not None] != list(range(len(plan.bounds))):
         raise UsageError("this plan is malformed: its 'bounds' and 'stages' do not make units of its blocks")
+    if len(plan.unit_saved_bytes) != len(plan.bounds):
+        raise UsageError("this plan is malformed: its 'unit_saved_bytes' are not one a unit")
     _check_segments(plan, plan.body, top=True)
     try:
         simulate(plan.stages, list(actions_of(plan.staged)))
