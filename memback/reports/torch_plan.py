@@ -30,8 +30,8 @@ def blocks(plan: TorchPlan) -> Table:
         times = f"{runs}×" if runs else NONE
         rows.append(Row([Cell(_layers(plan, units)), Cell(keeps), Cell(f"{saved:,}"), Cell(times)]))
     notes = [
-        "Saved bytes are charged to the block that has made them; so the input that a block keeps is in the row of the one"
-        " before it. It begins a segment, which is run again together with the blocks after it that keep nothing."
+        "Saved bytes are charged to the block that has made them: the input that a block keeps, to the one before it. A"
+        " block that keeps its input begins a segment, which is run again with the blocks after it that keep nothing."
     ]
     if len(rows) > _MOST_ROWS:
         notes.insert(0, f"{len(rows) - _MOST_ROWS} more rows are not shown; --save writes every block.")

@@ -107,7 +107,7 @@ def test_less_than_the_least_is_refused_and_the_least_fits(make):
         planning.plan(planning.plan(least).peak_bytes - 1)
 
 
-@pytest.mark.parametrize("make", [resnet, gpt, unet])
+@pytest.mark.parametrize("make", [gpt, unet])
 def test_less_memory_costs_more_computation(make):
     _module, _x, planning = planned(make)
     points = planning.frontier()
@@ -295,6 +295,25 @@ def test_running_statistics_are_updated_once():
     assert all(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())
 
 
+def test_backward_can_run_twice():
+    module, x, planning = planned(resnet)
+    plan = planning.plan(planning.takes(planning.leanest))
+    step(module, x)
+    before = [buffer.clone() for buffer in module.buffers()]
+    module.zero_grad()
+    with plan.apply(module):
+        loss = twins.cross_entropy(module(x))
+        after = [buffer.clone() for buffer in module.buffers()]
+        loss.backward(retain_graph=True)
+        once = [parameter.grad.clone() for parameter in module.parameters()]
+        loss.backward()
+    assert all(torch.equal(parameter.grad, 2 * grad) for parameter, grad in zip(module.parameters(), once, strict=True))
+    assert all(map(torch.equal, module.buffers(), after))
+    with torch.no_grad():
+        for buffer, was in zip(module.buffers(), before, strict=True):
+            buffer.copy_(was)
+
+
 class Counting(nn.Module):
     """What it gives depends on a buffer that it changes, and that another replaces."""
 
@@ -333,7 +352,7 @@ def test_existing_hooks_stay_at_work():
     hooks = [
         block.register_forward_hook(lambda m, args, out: out * 2),
         block.register_forward_pre_hook(lambda m, args: seen.append(args[0].shape)),
-        block.register_full_backward_hook(lambda m, gave, got: (got[0] * 3,) if False else seen.append(got[0].shape)),
+        block.register_full_backward_hook(lambda m, gave, got: seen.append(got[0].shape)),
     ]
     try:
         plain, once = step(module, x), len(seen)
@@ -351,7 +370,12 @@ def convolutions():
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 3)), torch.randn(32, 4, 8, 8)
 
 
-@pytest.mark.parametrize("make", [convolutions, resnet, gpt])
+def small_resnet():
+    torch.manual_seed(0)
+    return twins.ResNet((1, 2), width=8, classes=10), torch.randn(2, 3, 48, 48)
+
+
+@pytest.mark.parametrize("make", [convolutions, small_resnet, gpt])
 def test_under_mixed_precision_it_fits_and_gives_the_same_bits(make):
     module, x = make()
     step_of = Step(module, (x,), {}, twins.cross_entropy, torch.bfloat16)

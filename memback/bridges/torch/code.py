@@ -14,7 +14,7 @@ __all__ = ["code"]
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 _IMPORTS = """\
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 """
 
@@ -30,15 +30,19 @@ SEGMENTS = [
 """
 
 _KEPT = '''\
-@contextmanager
-def statistics_kept(modules):
+class StatisticsKept:
     """Running statistics are not updated a second time by what is run again."""
-    kept = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in kept:
+
+    def __init__(self, modules):
+        self.buffers = [buffer for module in modules for buffer in module.buffers()]
+
+    def __enter__(self):
+        self.values = [buffer.clone() for buffer in self.buffers]
+
+    def __exit__(self, *_):
+        for buffer, value in zip(self.buffers, self.values):
             buffer.data.copy_(value)
+        del self.values
 
 
 '''
@@ -76,7 +80,7 @@ def checkpointed(model):
 _MODULES = """
 
         def contexts():
-            return nullcontext(), statistics_kept([model.get_submodule(block) for block in blocks(item)])"""
+            return nullcontext(), StatisticsKept([model.get_submodule(block) for block in blocks(item)])"""
 
 
 def code(plan: TorchPlan) -> str:

@@ -183,10 +183,6 @@ class TorchPlan:
             raise UsageError(f"this {type(module).__name__} does not run this plan, so there is nothing to revert")
         stack.close()
 
-    def run(self, forward: Callable[..., Any], *args: Any) -> Any:
-        """Not for a function: a plan is a module's."""
-        raise UsageError("a plan for a PyTorch module is applied to the module: with plan.apply(module): …")
-
     def check(self, module: torch.nn.Module) -> None:
         """Raise unless a module has the blocks and the parameters that the plan was made for.
 
@@ -419,7 +415,7 @@ class Planning:
         if self._every is not None:
             cheapest, proved = self._cheapest_of_all(proposed, budget)
             if proved:
-                return self.realise(cheapest, budget, "optimal: every cheaper way to run these blocks was run dry")
+                return self.realise(cheapest, budget, "optimal: of all ways to run these blocks, no cheaper one fits")
             proposed = cheapest
         return self.realise(self._bettered(proposed, budget), budget, self._claim)
 
@@ -678,13 +674,16 @@ class Verdict:
 
     Attributes:
         predicted_peak_bytes: what the plan says.
-        measured_peak_bytes: of the planned step, for real: that of its storages; on CUDA that of the allocator.
+        measured_peak_bytes: of the storages of the planned step, for real.
+        allocator_peak_bytes: what PyTorch's allocator gave out at most in it, scratch memory of kernels included, which
+            is in no storage; None where it does not tell.
         full_peak_bytes: measured of the step without the plan.
         same_gradients: whether the gradients of all parameters have the same bits with and without it.
     """
 
     predicted_peak_bytes: int
     measured_peak_bytes: int
+    allocator_peak_bytes: int | None
     full_peak_bytes: int
     same_gradients: bool
 
@@ -701,10 +700,11 @@ def verify(
     step = Step.of(module, inputs, kwargs, loss, autocast)
     full = step.account(Mode("full"))
     with plan.apply(module):
-        planned = step.account(Mode("full"))
+        planned, allocated = step.account(Mode("full")), step.allocated(Mode("full"))
     return Verdict(
-        plan.peak_bytes,
-        planned.tracker.peak.bytes,
-        full.tracker.peak.bytes,
-        full.gradient_sha256 == planned.gradient_sha256,
+        predicted_peak_bytes=plan.peak_bytes,
+        measured_peak_bytes=planned.tracker.peak.bytes,
+        allocator_peak_bytes=None if allocated is None else allocated.peak_bytes,
+        full_peak_bytes=full.tracker.peak.bytes,
+        same_gradients=full.gradient_sha256 == planned.gradient_sha256,
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -221,43 +221,51 @@ class Running:
         finally:
             self._local.inside -= 1
 
-    # -- buffers
-
     def _contexts(self, changes: Sequence[str]) -> tuple[Any, Any]:
         """For the forward pass, and for what is run again."""
-        if not changes:
-            return nullcontext(), nullcontext()
-        before = {path: self._buffer(path, copy=True) for path in changes if not self._is_statistic(path)}
-        return nullcontext(), self._as_before(changes, before)
+        return nullcontext(), _AsBefore({path: self._owners[path] for path in changes}) if changes else nullcontext()
 
-    def _is_statistic(self, path: str) -> bool:
-        """Whether a buffer is of those of a normalisation, on which nothing depends while it trains."""
-        return isinstance(self._owners[path], _NormBase)
 
-    def _buffer(self, path: str, copy: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """A buffer, and its content."""
-        buffer = self._owners[path]._buffers[path.rpartition(".")[2]]
+@dataclass(frozen=True)
+class _Content:
+    """A buffer, and what was in it."""
+
+    buffer: torch.Tensor
+    content: torch.Tensor
+
+    @staticmethod
+    def of(path: str, owner: nn.Module) -> _Content:
+        buffer = owner._buffers[path.rpartition(".")[2]]
         assert buffer is not None
-        return buffer, buffer.detach().clone() if copy else buffer
+        return _Content(buffer, buffer.detach().clone())
 
-    @contextmanager
-    def _as_before(
-        self, changes: Sequence[str], before: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-    ) -> Iterator[None]:
-        """In the block buffers are as before the forward pass, afterwards as they were."""
-        after = {path: self._buffer(path, copy=True) for path in changes}
-        for path, state in before.items():
-            self._put(path, *state)
-        try:
-            yield
-        finally:
-            for path, state in after.items():
-                self._put(path, *state)
-
-    def _put(self, path: str, buffer: torch.Tensor, content: torch.Tensor) -> None:
+    def put(self, path: str, owner: nn.Module) -> None:
         with torch.no_grad():
-            buffer.data.copy_(content)  # a change that autograd need not know of: it is undone
-        self._owners[path]._buffers[path.rpartition(".")[2]] = buffer
+            self.buffer.data.copy_(self.content)  # a change that autograd need not know of: it is undone
+        owner._buffers[path.rpartition(".")[2]] = self.buffer
+
+
+class _AsBefore(AbstractContextManager[None]):
+    """While it is entered, once or several times, buffers are as when it was made; afterwards as when it was entered.
+
+    Statistics of a normalisation are not put back for that time: while it trains, nothing depends on them.
+    """
+
+    def __init__(self, owners: Mapping[str, nn.Module]) -> None:
+        self._owners = owners
+        read = {path: owner for path, owner in owners.items() if not isinstance(owner, _NormBase)}
+        self._before = {path: _Content.of(path, owner) for path, owner in read.items()}
+        self._after: dict[str, _Content] = {}
+
+    def __enter__(self) -> None:
+        self._after = {path: _Content.of(path, owner) for path, owner in self._owners.items()}
+        for path, content in self._before.items():
+            content.put(path, self._owners[path])
+
+    def __exit__(self, *_: object) -> None:
+        for path, content in self._after.items():
+            content.put(path, self._owners[path])
+        self._after = {}
 
 
 def _positions(leaves: Sequence[Any], outer: Mapping[int, Any]) -> dict[int, int]:
@@ -281,13 +289,10 @@ def submodule(module: nn.Module, path: str) -> nn.Module:
         ) from None
 
 
-@contextmanager
-def running(module: nn.Module, calls: Sequence[Call], body: Body) -> Iterator[None]:
+def running(module: nn.Module, calls: Sequence[Call], body: Body) -> AbstractContextManager[None]:
     """In the block a module runs its blocks as a body says; afterwards it is as it was.
 
     Raises:
         UsageError: it has not these blocks, is compiled, or runs a plan already.
     """
-    with ExitStack() as stack:
-        stack.enter_context(Running(module, calls, body).applied())
-        yield
+    return Running(module, calls, body).applied()

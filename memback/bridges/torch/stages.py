@@ -140,10 +140,10 @@ class _Weigher(Tracker):
         self.most = {phase: [0] * n for phase in ("forward", "backward", "recompute")}
         self.start = [0] * n
         self.cost = [0] * n
-        self.given: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        """By stage: (key of a storage, bytes of a gradient) of each tensor that goes on from it."""
+        self.given: dict[int, list[tuple[Account, int]]] = defaultdict(list)
+        """By stage: (account of a storage, bytes of a gradient) of each tensor that goes on from it."""
         self.born: dict[int, tuple[int, Account]] = {}
-        """By key of a living storage, or one of the forward pass: the stage that made it, and its account."""
+        """By number: the stage that made it, and the account of each storage."""
         self.kept: list[list[Account]] = [[] for _ in range(n)]
         """By stage: what it has made that is alive at the end of the forward pass."""
         self.made: dict[int, tuple[int, Account]] = {}
@@ -163,7 +163,9 @@ class _Weigher(Tracker):
         for tensor in tensors(values):
             gradient = tensor.numel() * tensor.element_size() if tensor.requires_grad else 0
             for storage in storages(tensor):
-                self.given[stage].append((key(storage), gradient))
+                account = self._accounts.get(key(storage))
+                if account is not None:
+                    self.given[stage].append((account, gradient))
 
     def forward_ended(self, result: Any = None) -> None:
         super().forward_ended(result)
@@ -181,7 +183,8 @@ class _Weigher(Tracker):
 
     def _birth(self, storage: Any, size: int, row: Any) -> None:
         super()._birth(storage, size, row)
-        self.born[key(storage)] = self.stage, self._accounts[key(storage)]
+        account = self._accounts[key(storage)]
+        self.born[account.number] = self.stage, account
 
     def _look(self) -> None:
         super()._look()
@@ -259,22 +262,21 @@ def weighed(step: Step, blocks: Blocks) -> list[Stage]:
     n = len(blocks.stages)
     full = _weigh(step, blocks, Mode("full"))
     swept = _weigh(step, blocks, Mode("inference"))
-    outputs, counted = [0] * n, set()
+    outputs, counted = [0] * n, set[int]()
     gradients = [0] * n
     saved = [0] * n
     for stage in range(n):
-        for storage, gradient in full.given[stage]:
+        for account, gradient in full.given[stage]:
             gradients[stage] += gradient
-            made = full.made.get(storage)
-            if made is not None and made[1].number not in counted:
-                counted.add(made[1].number)
-                outputs[stage] += made[1].bytes
+            if account.number in full.made and account.number not in counted:
+                counted.add(account.number)
+                outputs[stage] += account.bytes
+    for stage in range(n):
         saved[stage] = sum(account.bytes for account in full.kept[stage] if account.number not in counted)
     owed = [0] * n
-    for storage, _ in full.given[-1]:
-        made = full.born.get(storage)
-        if made is not None:
-            owed[made[0]] += made[1].bytes
+    for account, _ in full.given[-1]:
+        if account.number in full.born:
+            owed[full.born[account.number][0]] += account.bytes
     return [
         Stage(
             forward_cost=full.cost[i],
