@@ -99,7 +99,9 @@ def test_a_plan_fits_and_gives_the_same_bits(make, share):
 @pytest.mark.parametrize("make", [resnet, gpt, unet])
 def test_less_than_the_least_is_refused_and_the_least_fits(make):
     _module, _x, planning = planned(make)
-    with pytest.raises(bridge.NoPlanError, match="the leanest needs [0-9,]+ B .* Raise the budget to that") as refused:
+    with pytest.raises(
+        bridge.NoPlanError, match="the leanest found needs [0-9,]+ B .* Raise the budget to that"
+    ) as refused:
         planning.plan(10_000)
     least = refused.value.minimum_bytes
     assert planning.plan(least).peak_bytes < least

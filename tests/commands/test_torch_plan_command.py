@@ -85,7 +85,7 @@ def test_a_policy_is_a_mode_of_the_report(capsys):
 def test_a_budget_that_nothing_fits_is_a_failure(capsys):
     code, message = refusal(capsys, "--budget", "1KiB")
     assert code == 1
-    assert message.startswith("no plan fits 1,024 B (0.000977 MiB): the leanest needs ")
+    assert message.startswith("no plan fits 1,024 B (0.000977 MiB): the leanest found needs ")
 
 
 @pytest.mark.parametrize(

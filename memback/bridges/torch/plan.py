@@ -67,7 +67,7 @@ _Progress = Callable[[str, int, int], None]
 
 
 class NoPlanError(MembackError):
-    """No plan fits the budget; ``minimum_bytes`` is the least for which there is one."""
+    """No plan fits the budget; ``minimum_bytes`` is the least for which one was found."""
 
     def __init__(self, budget: int, leanest: TorchPlan) -> None:
         self.budget = budget
@@ -77,7 +77,7 @@ class NoPlanError(MembackError):
         parts |= {"reserve": leanest.reserve_bytes} if leanest.reserve_bytes else {}
         made_of = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items())
         super().__init__(
-            f"no plan fits {format_bytes(budget)}: the leanest needs {format_bytes(self.minimum_bytes)}, which is"
+            f"no plan fits {format_bytes(budget)}: the leanest found needs {format_bytes(self.minimum_bytes)}, which is"
             f" {made_of} (in {peak['phase']}, {peak['op']} of layer {peak['path'] or '(top)'!r}). Raise the budget to"
             " that, name smaller blocks, or make the step smaller (its batch, its model)"
         )
