@@ -85,10 +85,10 @@ def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def report_options(function: Callable[..., Report]) -> Callable[..., Any]:
+def report_options(function: Callable[..., Report | None]) -> Callable[..., Any]:
     """Give a subcommand that returns a report ``--layers``, ``-o`` and the options of :func:`output_options`.
 
-    The report is shown, and written to where these say.
+    The report is shown, and written to where these say. A command that returns none has shown something else.
     """
 
     @click.option("--layers", is_flag=True, help="Show the per-layer table of every mode, no rows folded.")
@@ -103,6 +103,8 @@ def report_options(function: Callable[..., Report]) -> Callable[..., Any]:
         for file in files:
             reports.check(file, output.force)
         report = function(*args, output=output, **kwargs)
+        if report is None:
+            return
         _show(report, layers, output)
         for file in files:
             report.save(file, output.force)

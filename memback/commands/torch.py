@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import rich_click as click
 
 from memback.commands.inputs import progress_bar
 from memback.commands.options import Output, report_options
+from memback.commands.torch_plans import Again, again_options
 from memback.errors import MembackError
 
 if TYPE_CHECKING:
@@ -25,10 +26,11 @@ __all__ = ["command"]
     "--input", "inputs", multiple=True, metavar="SHAPE", help="[NAME=]SHAPE[:DTYPE], as in 8x3x224x224 or 8x1024:int64."
 )
 @click.option("--loss", metavar="MODULE:FUNCTION", help="Gives the loss from the output. Default: the output's sum.")
-@click.option("--mode", "modes", multiple=True, metavar="MODE", help="retain-all, full or inference. Default: all.")
+@click.option("--mode", "modes", multiple=True, metavar="MODE", help="retain-all, full, checkpoint or inference.")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... Default: where the factory makes the module.")
 @click.option("--autocast", metavar="DTYPE", help="Automatic mixed precision in the forward pass: bfloat16 or float16.")
 @click.option("--eval", "evaluate", is_flag=True, help="Call module.eval() first.")
+@again_options
 @click.option("--dry", is_flag=True, help="Predict only: nothing is allocated or run.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Timed runs of each mode.")
 @report_options
@@ -40,16 +42,20 @@ def command(
     device: str | None,
     autocast: str | None,
     evaluate: bool,
+    again: Again,
     dry: bool,
     rounds: int,
     output: Output,
-) -> Report:
+) -> Report | None:
     """Run one training step of a PyTorch module in every mode, and show what each one keeps in memory.
 
     MODULE:FACTORY is called without arguments and gives a torch.nn.Module, or a pair of one and its inputs: a tensor, a
     tuple of arguments, or a dict of arguments by name. Otherwise give --input once for each argument: floating-point
     inputs are random, all others zeros. Nothing of the module is changed; checkpoints that it has are seen at work. A
     mode whose predicted peak does not fit into the free memory is refused before anything is run, unless --force.
+
+    Mode checkpoint runs parts of the module again in backward: what --policy says (sqrt, every:4, all), what is the
+    cheapest within --budget, or a saved plan. The parts are its Sequential's and ModuleList's members, or --blocks.
     """
     from memback.bridges import torch as bridge
     from memback.bridges.torch.guard import check_fits
@@ -60,8 +66,9 @@ def command(
     from memback.bridges.torch.step import Step, sum_of_outputs
     from memback.profiling.run import modes_of
 
+    again.check(output, dry)
     given = parse_inputs(inputs)
-    chosen = modes_of(modes or MODES, None)
+    modes_of(modes, None)
     kind = None if autocast is None else dtype_named(autocast)
     of_output = sum_of_outputs if loss is None else find(loss)
     loaded = load(factory, given, None if device is None else device_named(device), dry)
@@ -69,20 +76,27 @@ def command(
         loaded.module.eval()
     options: dict[str, Any] = {"kwargs": loaded.kwargs, "loss": of_output, "autocast": kind}
     about = {"name": factory, "data": {"inputs": list(map(str, given))}}
-    with progress_bar(output) as progress, _notes(output):
+    step = Step(loaded.module, loaded.args, loaded.kwargs, of_output, kind)
+    with _notes(output):
         try:
-            if not (dry or output.force):
-                check_fits(Step(loaded.module, loaded.args, loaded.kwargs, of_output, kind), chosen)
-            return bridge.profile(
-                loaded.module,
-                *loaded.args,
-                **options,
-                modes=[mode.name for mode in chosen],
-                dry=dry,
-                rounds=rounds,
-                about=about,
-                progress=progress,
-            )
+            plan = again.plan(step, output)
+            if again.instead:
+                return None
+            chosen = modes_of(modes or MODES, cast(Any, plan))
+            with progress_bar(output) as progress:
+                if not (dry or output.force):
+                    check_fits(step, chosen)
+                return bridge.profile(
+                    loaded.module,
+                    *loaded.args,
+                    **options,
+                    modes=[mode.name for mode in chosen],
+                    dry=dry,
+                    rounds=rounds,
+                    policy=plan,
+                    about=about,
+                    progress=progress,
+                )
         except MembackError:
             raise
         except Exception as error:

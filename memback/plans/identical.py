@@ -31,7 +31,9 @@ _Ints = NDArray[np.int64]
 
 def applies(chain: Chain) -> bool:
     """Whether all stages are alike and no gradients pile up from stage to stage."""
-    return len(set(chain.stages)) == 1 and chain.stages[0].parameter_gradient_bytes == 0
+    one = chain.stages[0]
+    simple = one.sweeps and one.sweep_workspace is None and one.parameter_gradient_bytes == 0
+    return simple and len(set(chain.stages)) == 1
 
 
 class _Needs:

@@ -19,6 +19,9 @@ from memback.plans.stage import Stage
 
 __all__ = ["Figures", "Links"]
 
+_NEVER = 2**61
+"""Bytes that are never free: what can't be swept takes so many."""
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -41,10 +44,15 @@ class Figures:
         self.kept: Ints = self.activation[1:] + np.asarray([stage.saved_bytes for stage in stages], np.int64)
         backward_workspace = np.asarray([stage.backward_workspace for stage in stages], np.int64)
         self.reverse: Ints = gradient[1:] + gradient[:-1] + owed[:-1] + backward_workspace
-        self.step: Ints = self.activation[:-1] + self.activation[1:] + self.forward_workspace
+        sweep_workspace = np.asarray([stage.workspace_of_sweep for stage in stages], np.int64)
+        self.step: Ints = self.activation[:-1] + self.activation[1:] + sweep_workspace
+        self.step[[not stage.sweeps for stage in stages]] = _NEVER
         self.beside: Ints = np.append(gradient[:-1], 0) + owed
         self.forward, self.both = _ticks(stages)
-        sizes = (self.activation, self.kept, gradient, owed, self.forward_workspace, backward_workspace)
+        sizes = (
+            *(self.activation, self.kept, gradient, owed),
+            *(self.forward_workspace, sweep_workspace, backward_workspace),
+        )
         self.unit = int(np.gcd.reduce(np.concatenate(sizes))) or 1
         """The largest size, in bytes, of which every size is a multiple."""
 

@@ -124,6 +124,16 @@ class ModelPlan:
         return f"plan:{format_bytes_short(self.budget).replace(' ', '')}"
 
     @property
+    def reserve_bytes(self) -> int:
+        """Bytes of the budget that are left free ..."""
+        return RESERVE
+
+    @property
+    def reserve_for(self) -> str:
+        """... for this."""
+        return "Python's own small objects while an op runs, which are in no array"
+
+    @property
     def actions(self) -> tuple[Action, ...] | tuple[GraphAction, ...]:
         """The schedule."""
         return self.region.actions

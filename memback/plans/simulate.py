@@ -190,6 +190,8 @@ class Chain:
             return f"the output of stage {i} is held already; drop it first"
         if keep is Keep.EVERYTHING and state.saved(i):
             return f"the saves of stage {i} are held already; drop them first"
+        if keep is not Keep.EVERYTHING and not self.stages[i].sweeps:
+            return f"stage {i} can't be run again, so it has to keep everything"
         if keep is Keep.NOTHING and i == 0:
             return "the chain's input belongs to its caller and can't be dropped; keep it"
         return None
@@ -217,7 +219,8 @@ class Chain:
         if isinstance(action, Forward):
             activations += self.activation_bytes[i + 1]
             saves += self.stages[i].saved_bytes if action.keep is Keep.EVERYTHING else 0
-            workspace = self.stages[i].forward_workspace
+            whole = action.keep is Keep.EVERYTHING
+            workspace = self.stages[i].forward_workspace if whole else self.stages[i].workspace_of_sweep
         elif isinstance(action, Backward):
             gradients = self.gradient_bytes[r] + self.gradient_bytes[i]
             made = self.parameter_gradient_bytes[i]

@@ -16,6 +16,7 @@ _SIZES = (
     "gradient_bytes",
     "forward_workspace",
     "backward_workspace",
+    "sweep_workspace",
     "parameter_gradient_bytes",
 )
 
@@ -31,9 +32,12 @@ class Stage:
         saved_bytes: what the stage's tape keeps besides its input and its output.
         gradient_bytes: of dL/d(output); None stands for ``output_bytes``.
         forward_workspace: the most that forward holds at once besides its input, its output and, when they are
-            kept, its saves; the larger of the two ways to run it.
+            kept, its saves; the larger of the two ways to run it, unless ``sweep_workspace`` tells them apart.
         backward_workspace: the most that backward holds at once besides its input, output, saves and gradients.
         parameter_gradient_bytes: of the parameter gradients that the backward makes; they live on to the end.
+        sweep_workspace: the most that a forward holds at once which keeps no saves, besides its input and its output;
+            None stands for ``forward_workspace``.
+        sweeps: whether it can be run again, and so need not keep everything.
 
     Raises:
         UsageError: a cost is not a finite number from 0 up, or a size is not a whole number from 0 up.
@@ -47,6 +51,8 @@ class Stage:
     forward_workspace: int = 0
     backward_workspace: int = 0
     parameter_gradient_bytes: int = 0
+    sweep_workspace: int | None = None
+    sweeps: bool = True
 
     def __post_init__(self) -> None:
         for name in ("forward_cost", "backward_cost"):
@@ -56,7 +62,7 @@ class Stage:
             object.__setattr__(self, name, int(cost) if isinstance(cost, Integral) else float(cost))
         for name in _SIZES:
             size = getattr(self, name)
-            if name == "gradient_bytes" and size is None:
+            if name in ("gradient_bytes", "sweep_workspace") and size is None:
                 continue
             if not isinstance(size, Integral) or size < 0:
                 raise UsageError(f"{name} of a stage must be a whole number of bytes from 0 up, not {size!r}")
@@ -66,3 +72,8 @@ class Stage:
     def output_gradient_bytes(self) -> int:
         """Bytes of dL/d(output)."""
         return self.output_bytes if self.gradient_bytes is None else self.gradient_bytes
+
+    @property
+    def workspace_of_sweep(self) -> int:
+        """Bytes of the workspace of a forward that keeps no saves."""
+        return self.forward_workspace if self.sweep_workspace is None else self.sweep_workspace

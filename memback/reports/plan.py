@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from memback.plans.actions import Backward, Forward, Keep
+from memback.plans.actions import Action, Backward, Forward, Keep
 from memback.plans.graph_region import GraphRegion
-from memback.plans.model import RESERVE, FrontierPoint, ModelPlan, knee
+from memback.plans.model import FrontierPoint, ModelPlan, knee
 from memback.plans.region import Region
 from memback.profiling.report import Report
 from memback.reports import graph_plan
@@ -17,15 +17,14 @@ from memback.reports.folding import span
 from memback.reports.tables import NONE, Cell, Column, Row, Table
 from memback.units import MIB, format_bytes, format_flops, format_seconds
 
-__all__ = ["frontier", "frontier_of", "memory", "picture", "sentences", "stages"]
+__all__ = ["drawn", "frontier", "frontier_of", "memory", "picture", "sentences", "stages", "sweeps"]
 
-_RESERVE_NOTE = "Reserve: for Python's own small objects while an op runs, which are in no array."
 _PARTS = ("saved", "recomputed", "gradients", "outputs", "workspace")
 _MOST_ROWS = 24
 _MOST_POINTS = 16
 
 
-def sentences(plan: ModelPlan, full_peak: int, seconds: tuple[float, float] | None = None) -> list[str]:
+def sentences(plan: Costed, full_peak: int, seconds: tuple[float, float] | None = None) -> list[str]:
     """What a plan costs and what is proved of it; ``seconds`` are those computed again (predicted) and a step's."""
     share = plan.extra_flops / max(plan.flops, 1)
     lines = [
@@ -40,20 +39,62 @@ def sentences(plan: ModelPlan, full_peak: int, seconds: tuple[float, float] | No
     return lines
 
 
-def memory(plan: ModelPlan) -> Table:
+class Budgeted(Protocol):
+    """A plan for a budget; sizes in bytes."""
+
+    @property
+    def budget(self) -> int:
+        """The largest peak that was allowed."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """The peak of the planned step."""
+
+    @property
+    def reserve_bytes(self) -> int:
+        """What is left of the budget for ..."""
+
+    @property
+    def reserve_for(self) -> str:
+        """... this."""
+
+    @property
+    def peak(self) -> Mapping[str, Any]:
+        """What the peak is made of, and where it is."""
+
+
+class Costed(Protocol):
+    """A plan that computes some things again."""
+
+    @property
+    def flops(self) -> int:
+        """Of one forward pass."""
+
+    @property
+    def extra_flops(self) -> int:
+        """Of what is computed again."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """The peak of the planned step, in bytes."""
+
+    @property
+    def optimality(self) -> str:
+        """What is known of the plan."""
+
+
+def memory(plan: Budgeted) -> Table:
     """The budget, and what the peak is made of."""
     where = f"{plan.peak['phase']}, {plan.peak['op']}" + (f" of {plan.peak['path']}" if plan.peak["path"] else "")
     parts = [(name, int(plan.peak[name])) for name in _PARTS]
     rows = [_size_row("budget", plan.budget, plan.budget), _size_row("peak", plan.peak_bytes, plan.budget)]
     rows += [_size_row(f"  {name}", size, plan.budget) for name, size in parts if size]
-    rows.append(_size_row("reserve", RESERVE, plan.budget))
+    notes = [f"The peak is in {where}; predicted, exactly."]
+    if plan.reserve_bytes:
+        rows.append(_size_row("reserve", plan.reserve_bytes, plan.budget))
+        notes.append(f"Reserve: for {plan.reserve_for}.")
     columns = [Column("", "key"), Column("bytes"), Column("MiB"), Column("", "bar"), Column("of budget")]
-    return Table(
-        "Memory above the arguments",
-        columns,
-        rows,
-        notes=[f"The peak is in {where}; predicted, exactly.", _RESERVE_NOTE],
-    )
+    return Table("Memory above the arguments", columns, rows, notes=notes)
 
 
 def _size_row(name: str, size: int, budget: int) -> Row:
@@ -128,32 +169,42 @@ def _layers(plan: ModelPlan, first: int, last: int) -> str:
 def picture(plan: ModelPlan, width: int) -> Iterator[str]:
     """A column for each stage (or several, where there are more than ``width``), a line for each sweep over them."""
     region = plan.region
-    sweeps = list(graph_plan.sweeps(region) if isinstance(region, GraphRegion) else _sweeps(region))
-    n = len(sweeps[0][1])
+    if isinstance(region, GraphRegion):
+        yield from drawn(list(graph_plan.sweeps(region)), width, graph_plan.LEGEND, "nodes")
+    else:
+        marks = {i: "▣" for i, kept in enumerate(region.kept) if kept is not None}
+        yield from drawn(list(sweeps(region.actions, region.stages, marks)), width, _LEGEND)
+
+
+def drawn(marked: list[tuple[str, list[str]]], width: int, legend: str, columns: str = "stages") -> Iterator[str]:
+    """Lines of marks with their names, narrowed to ``width`` columns, and what the marks mean."""
+    n = len(marked[0][1])
     per = -(-n // max(width, 1))
-    for label, marks in _condensed(sweeps):
-        columns = [marks[i : i + per] for i in range(0, n, per)]
-        yield f"{label:>9}  " + "".join(max(column, key=_ORDER.index) for column in columns)
+    for label, marks in _condensed(marked):
+        parts = [marks[i : i + per] for i in range(0, n, per)]
+        yield f"{label:>9}  " + "".join(max(part, key=_ORDER.index) for part in parts)
     yield ""
-    yield graph_plan.LEGEND if isinstance(region, GraphRegion) else _LEGEND
+    yield legend
     if per > 1:
-        yield f"A column stands for {per} {'nodes' if isinstance(region, GraphRegion) else 'stages'}."
+        yield f"A column stands for {per} {columns}."
 
 
 _LEGEND = "■ all kept  ▣ dear ops kept  ▪ input kept  · nothing kept  ◂ reversed"
 _ORDER = " ·▪◂▣■"
 
 
-def _sweeps(region: Region) -> Iterator[tuple[str, list[str]]]:
-    """(name, a mark for each stage) of each run over stages: the forward pass, then each recomputation and reversal."""
-    n = region.stages
+def sweeps(actions: Iterable[Action], n: int, whole: Mapping[int, str]) -> Iterator[tuple[str, list[str]]]:
+    """(name, a mark for each of n stages) of each run over them: the forward pass, then each time some are run again.
+
+    ``whole`` gives the marks of stages of which something else than all is kept, where everything is said to be.
+    """
     marks, name, reversing = [" "] * n, "forward", False
-    for action in region.actions:
+    for action in actions:
         if isinstance(action, Forward):
             if reversing:
                 yield name, marks
                 marks, name, reversing = [" "] * n, "again", False
-            marks[action.stage] = _mark(region, action)
+            marks[action.stage] = _mark(action, whole)
         elif isinstance(action, Backward):
             if not reversing and name == "forward":
                 yield name, marks
@@ -163,9 +214,9 @@ def _sweeps(region: Region) -> Iterator[tuple[str, list[str]]]:
     yield name, marks
 
 
-def _mark(region: Region, action: Forward) -> str:
+def _mark(action: Forward, whole: Mapping[int, str]) -> str:
     if action.keep is Keep.EVERYTHING:
-        return "■" if region.kept[action.stage] is None else "▣"
+        return whole.get(action.stage, "■")
     return "▪" if action.keep is Keep.INPUT else "·"
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import random
 from itertools import pairwise
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memback.plans import BudgetError, Stage, chain, exact, simulate
+from memback.plans import BudgetError, Forward, Keep, Stage, chain, exact, simulate
 from memback.plans.simulate import Chain
 from memback.plans.tabled import Tabled
 from tests.plans.chains import chains, mixed, schedules
@@ -53,6 +54,26 @@ def test_it_is_the_best_of_all_persistent_schedules(part: int) -> None:
         with pytest.raises(BudgetError) as raised:
             chain.solve(stages, best[0][0] - 1, input_bytes, save_everything)
         assert raised.value.minimum_bytes == best[0][0]
+
+
+def test_it_is_the_best_of_those_that_keep_everything_of_stages_that_cannot_be_run_again() -> None:
+    for seed in range(300):
+        r = random.Random(seed)
+        stages, input_bytes = random_chain(seed)
+        stages = [
+            dataclasses.replace(stage, sweeps=r.random() < 0.6, sweep_workspace=r.choice([None, 0, r.randint(0, 9)]))
+            for stage in stages
+        ]
+        points = set()
+        for actions in schedules(0, len(stages)):
+            if all(stages[a.stage].sweeps for a in actions if isinstance(a, Forward) and a.keep is not Keep.EVERYTHING):
+                cost, peak = simulate(stages, actions, input_bytes)
+                points.add((peak, cost))
+        best = pareto(points)
+        assert chain.frontier(stages, input_bytes) == best, seed
+        assert chain.solve(stages, best[0][0], input_bytes).cost == best[0][1]
+        with pytest.raises(BudgetError):
+            chain.solve(stages, best[0][0] - 1, input_bytes)
 
 
 def test_no_schedule_at_all_is_costlier_than_the_best_persistent_one_and_some_are_cheaper() -> None:

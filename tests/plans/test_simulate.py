@@ -44,6 +44,20 @@ def test_a_forward_counts_its_output_its_saves_and_its_workspace() -> None:
     assert peak([Forward(0, EVERYTHING), Backward(0)], wide) == 10 + 100 + 9000
 
 
+def test_a_sweep_can_have_a_workspace_of_its_own() -> None:
+    stages = [Stage(1, 1, 10, saved_bytes=100, forward_workspace=30, sweep_workspace=9000), Stage(1, 1, 10)]
+    assert peak([Forward(0, EVERYTHING), Forward(1, EVERYTHING), Backward(1), Backward(0)], stages) == 10 + 100 + 30
+    swept = [Forward(0, INPUT), Forward(1, EVERYTHING), Backward(1), Forward(0, EVERYTHING), Backward(0)]
+    assert peak(swept, stages) == 10 + 9000
+
+
+def test_a_stage_that_cannot_be_run_again_keeps_everything() -> None:
+    stages = [Stage(1, 1, 10, sweeps=False), Stage(1, 1, 10)]
+    with pytest.raises(IllegalActionError, match="stage 0 can't be run again, so it has to keep everything"):
+        peak([Forward(0, INPUT), Forward(1, EVERYTHING), Backward(1), Forward(0, EVERYTHING), Backward(0)], stages)
+    assert peak([Forward(0, EVERYTHING), Forward(1, EVERYTHING), Backward(1), Backward(0)], stages) == 40
+
+
 def test_the_input_is_an_argument_unless_it_has_a_size_and_then_it_has_a_gradient_too() -> None:
     first = [Stage(1, 1, 10, saved_bytes=100)]
     actions = [Forward(0, EVERYTHING), Backward(0)]

@@ -3,6 +3,8 @@
     import memback.bridges.torch as bridge
 
     report = bridge.profile(module, x, loss=lambda y: y.square().mean())
+    plan = bridge.plan(module, x, loss=lambda y: y.square().mean(), budget="2GiB")
+    with plan.apply(module): ...
 
 needs PyTorch, which ``pip install 'memback[torch]'`` brings; nothing else of memback does.
 """
@@ -18,6 +20,7 @@ except ImportError as error:
         f"PyTorch can't be imported ({error}); models of it need it: pip install 'memback[torch]'"
     ) from error
 
+from memback.bridges.torch.plan import NoPlanError, TorchPlan, Verdict, frontier, plan, verify
 from memback.bridges.torch.profile import DryRunWarning, profile
 
-__all__ = ["DryRunWarning", "profile"]
+__all__ = ["DryRunWarning", "NoPlanError", "TorchPlan", "Verdict", "frontier", "plan", "profile", "verify"]

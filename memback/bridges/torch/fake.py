@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from memback.bridges.torch.storages import tensors
@@ -49,8 +50,37 @@ def faked(module: torch.nn.Module, inputs: Any, device: torch.device | None = No
         for owner in module.modules():
             for members in (owner._parameters, owner._buffers):
                 members.update({name: fake(tensor) for name, tensor in members.items()})
-        with mode:
+        with mode, _Mixed():
             yield tree_map(fake, inputs)
+
+
+class _Mixed(TorchDispatchMode):
+    """Gives what normalisations in mixed precision make the types that the CPU's kernels give it.
+
+    These keep statistics in the type of the weights, and group normalisation gives a gradient in the type of the input;
+    PyTorch's own fake ones have it the other way round.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in _WEIGHTS and args[0].device.type == "cpu":
+            weight = next((a for a in args[_WEIGHTS[func] :] if isinstance(a, torch.Tensor)), args[0])
+            return (out[0], *(_as(weight.dtype, statistic) for statistic in out[1:]))
+        if func is torch.ops.aten.native_group_norm_backward.default and args[0].device.type == "cpu":
+            return (_as(args[1].dtype, out[0]), *out[1:])
+        return out
+
+
+def _as(dtype: torch.dtype, tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return tensor if tensor is None or tensor.dtype == dtype else torch.empty_like(tensor, dtype=dtype)
+
+
+_WEIGHTS = {
+    torch.ops.aten.native_batch_norm.default: 1,
+    torch.ops.aten.native_group_norm.default: 1,
+    torch.ops.aten.native_layer_norm.default: 2,
+}
+"""Normalisations, and from which argument on their weights, biases and running statistics are."""
 
 
 @contextmanager

@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from msgspec.structs import replace
-from torch.utils._pytree import tree_map
 
 from memback._version import __version__
+from memback.bridges.torch.calls import is_compiled
+from memback.bridges.torch.plan import TorchPlan, planned_by
 from memback.bridges.torch.step import DryRunError, Loss, Step, sum_of_outputs
 from memback.bridges.torch.storages import distinct_bytes
 from memback.errors import UsageError
@@ -37,6 +38,7 @@ def profile(
     dry: bool = False,
     autocast: torch.dtype | None = None,
     rounds: int = 3,
+    policy: str | TorchPlan | None = None,
     about: Mapping[str, Any] | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
@@ -49,11 +51,14 @@ def profile(
         loss: gives the loss, a tensor of one number, from what the module gives; by default the sum of its numbers.
         kwargs: what it is called with by name.
         modes: of ``retain-all`` (whatever an op of the forward pass gives is kept), ``full`` (the module as it is, with
-            the checkpoints that it has itself) and ``inference`` (no gradients).
+            the checkpoints that it has itself), ``checkpoint`` (with those of a policy) and ``inference`` (no
+            gradients).
         dry: whether to predict only: nothing is allocated or run. So it is, too, where parameters or inputs hold no
             memory (fake tensors, the device ``meta``).
         autocast: the dtype of automatic mixed precision in the forward pass.
         rounds: how often each mode is timed; the median is reported.
+        policy: what is run again in mode ``checkpoint``, which it adds: ``"sqrt"``, ``"every:k"`` or ``"all"``, or a
+            plan that :func:`memback.bridges.torch.plan` made. Which blocks these are about, that function says.
         about: what the report says of the profile (``name``, ``model``, ``data``, ``dtype``).
         progress: called with (what is done now, steps done, steps in all).
 
@@ -72,8 +77,8 @@ def profile(
             then no prediction.
     """
     _check(module)
-    step = Step(module, tree_map(_leaf, inputs), tree_map(_leaf, dict(kwargs or {})), loss, autocast)
-    chosen = modes_of(modes, None)
+    step = Step.of(module, inputs, kwargs, loss, autocast)
+    chosen = modes_of(modes, None if policy is None else cast(Any, planned_by(step, policy)))
     work = _dry(step, chosen, progress) if dry or step.dry else _real(step, chosen, rounds, progress)
     runs, input_bytes = zip(*work, strict=True)
     report = Report(
@@ -97,7 +102,7 @@ def _check(module: torch.nn.Module) -> None:
     if not isinstance(module, torch.nn.Module):
         raise UsageError(f"{module!r:.80} is no torch.nn.Module")
     for name, owner in module.named_modules():
-        if hasattr(owner, "_orig_mod") or getattr(owner, "_compiled_call_impl", None) is not None:
+        if is_compiled(owner):
             raise UsageError(
                 f"{f'submodule {name}' if name else 'the module'} is compiled: the compiler arranges memory anew, in"
                 " kernels that cannot be looked into; profile it as it was before torch.compile (module._orig_mod)"
@@ -105,13 +110,6 @@ def _check(module: torch.nn.Module) -> None:
     lazy = [name for name, tensor in module.named_parameters() if torch.nn.parameter.is_lazy(tensor)]
     if lazy:
         raise UsageError(f"parameter {lazy[0]} has no shape yet: call the module once before it is profiled")
-
-
-def _leaf(value: Any) -> Any:
-    """Cut a tensor off from what it was computed from: backward ends there."""
-    if not isinstance(value, torch.Tensor) or value.is_leaf:
-        return value
-    return value.detach().requires_grad_(value.requires_grad)
 
 
 def _dry(step: Step, modes: Sequence[Mode], progress: Progress) -> list[tuple[Run, int]]:

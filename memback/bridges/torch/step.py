@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._pytree import tree_map
 
 from memback.bridges.torch.allocator import Allocated, allocated
 from memback.bridges.torch.fake import faked, is_dry
@@ -23,7 +24,7 @@ from memback.bridges.torch.tracking import Tracker
 from memback.errors import MembackError, UsageError
 from memback.profiling.passes import Mode, RssSampler, Seconds
 
-__all__ = ["Account", "DryRunError", "Step", "sum_of_outputs"]
+__all__ = ["Account", "DryRunError", "Step", "explained", "sum_of_outputs"]
 
 Loss = Callable[[Any], torch.Tensor]
 
@@ -75,6 +76,17 @@ class Step:
     loss: Loss = sum_of_outputs
     autocast: torch.dtype | None = None
 
+    @staticmethod
+    def of(
+        module: torch.nn.Module,
+        inputs: tuple[Any, ...],
+        kwargs: Mapping[str, Any] | None,
+        loss: Loss,
+        autocast: torch.dtype | None,
+    ) -> Step:
+        """A step whose backward ends at its inputs, whatever these were computed from."""
+        return Step(module, tree_map(_leaf, inputs), tree_map(_leaf, dict(kwargs or {})), loss, autocast)
+
     @property
     def dry(self) -> bool:
         """Whether it holds no memory to begin with."""
@@ -109,9 +121,16 @@ class Step:
     def run(self, mode: Mode, between: Callable[[torch.Tensor], None] = lambda loss: None) -> torch.Tensor:
         """Run once, and give the loss; ``between`` is told of it between forward and backward.
 
+        A mode's plan (of :mod:`memback.bridges.torch.plan`, a policy's too) is applied for as long.
+
         Raises:
-            UsageError: the loss is not one number, or does not depend on anything that is trained.
+            UsageError: the loss is not one number, or does not depend on anything that is trained; or the plan is for
+                another model.
         """
+        with nullcontext() if mode.policy is None else cast(Any, mode.policy).apply(self.module):
+            return self._run(mode, between)
+
+    def _run(self, mode: Mode, between: Callable[[torch.Tensor], None]) -> torch.Tensor:
         if not mode.trains:
             with torch.no_grad():
                 loss = self.forward()
@@ -130,9 +149,9 @@ class Step:
 
     # -- one run for each question
 
-    def watch(self, mode: Mode) -> tuple[Tracker, torch.Tensor]:
-        """Run under a tracker, and give it and the loss."""
-        with Tracker(self.arguments(), self.module, retain_all=mode.name == "retain-all") as tracker:
+    def watch(self, mode: Mode, events: bool = True) -> tuple[Tracker, torch.Tensor]:
+        """Run under a tracker, which keeps a timeline of ``events`` or none, and give it and the loss."""
+        with Tracker(self.arguments(), self.module, mode.name == "retain-all", events) as tracker:
             loss = self.run(mode, tracker.forward_ended if mode.trains else lambda loss: None)
         tracker.finish()
         return tracker, loss
@@ -153,7 +172,7 @@ class Step:
         """
         with faked(self.module, (self.args, dict(self.kwargs))) as (args, kwargs):
             step = replace(self, args=args, kwargs=kwargs)
-            with step.unchanged(), _explained():
+            with step.unchanged(), explained():
                 return step.watch(mode)[0]
 
     def allocated(self, mode: Mode) -> Allocated | None:
@@ -163,13 +182,14 @@ class Step:
 
     def time(self, mode: Mode) -> Seconds:
         """Run for the time alone."""
-        with self.unchanged(), _RecomputeClock(self._now) as clock:
-            times = [self._now()]
-            self.run(mode, lambda loss: times.append(self._now()))
-            times.append(self._now())
+        with self.unchanged(), _RecomputeClock(self.now) as clock:
+            times = [self.now()]
+            self.run(mode, lambda loss: times.append(self.now()))
+            times.append(self.now())
         return Seconds(times[1] - times[0], times[2] - times[1] - clock.seconds, clock.seconds)
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Seconds on a clock, once the device has done what it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
@@ -209,12 +229,19 @@ class Step:
         return digest.hexdigest()
 
 
+def _leaf(value: Any) -> Any:
+    """Cut a tensor off from what it was computed from: backward ends there."""
+    if not isinstance(value, torch.Tensor) or value.is_leaf:
+        return value
+    return value.detach().requires_grad_(value.requires_grad)
+
+
 class _RecomputeClock:
     """The seconds for which modules run in the midst of backward, as checkpoints have them run again."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.seconds = 0.0
-        self._now = now
+        self.now = now
         self._depth = 0
         self._began = 0.0
 
@@ -233,7 +260,7 @@ class _RecomputeClock:
         if torch._C._current_graph_task_id() == -1:
             return
         if self._depth == 0:
-            self._began = self._now()
+            self._began = self.now()
         self._depth += 1
 
     def _ended(self, module: Any, inputs: Any, output: Any) -> None:
@@ -241,7 +268,7 @@ class _RecomputeClock:
             return
         self._depth -= 1
         if self._depth == 0:
-            self.seconds += self._now() - self._began
+            self.seconds += self.now() - self._began
 
 
 @contextmanager
@@ -255,7 +282,7 @@ def _uncompiled() -> Iterator[None]:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Tell what goes wrong in a dry run as a :class:`DryRunError`, which is enough: PyTorch logs it as well."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     level = log.level

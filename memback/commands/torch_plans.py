@@ -1,0 +1,164 @@
+"""What ``memback torch`` has to do with plans: its options for them, and what it shows of one."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from memback.commands.inputs import plan_options, progress_bar
+from memback.commands.options import Output
+from memback.errors import UsageError
+
+if TYPE_CHECKING:
+    from memback.bridges.torch.plan import TorchPlan
+    from memback.bridges.torch.step import Step
+    from memback.plans.model import FrontierPoint
+
+__all__ = ["Again", "again_options"]
+
+
+@dataclass(frozen=True)
+class Again:
+    """What is to be run again in backward, and how that is shown."""
+
+    policy: str | None
+    budget: str | None
+    plan_file: str | None
+    blocks: tuple[str, ...]
+    timed: bool
+    curve: bool
+    save: str | None
+    code: bool
+
+    @property
+    def instead(self) -> bool:
+        """Whether what is asked for is shown in place of a report."""
+        return self.curve or self.code
+
+    def check(self, output: Output, dry: bool) -> None:
+        """Refuse what contradicts itself, before anything is run.
+
+        Raises:
+            UsageError: the message says what does.
+        """
+        if self.save is not None:
+            if self.budget is None:
+                raise UsageError("--save needs --budget: there is no other plan to be saved")
+            output.check(self.save)
+        if self.code and self.policy is None and self.budget is None and self.plan_file is None:
+            raise UsageError("--code needs a plan: give --budget BYTES, --policy NAME or --plan FILE")
+        if self.curve and (self.policy is not None or self.plan_file is not None):
+            raise UsageError("--frontier shows what there is to choose from: leave out --policy and --plan")
+        if self.timed and self.budget is None:
+            raise UsageError("--time needs --budget: it says by what the plan for that is chosen")
+        if self.timed and dry:
+            raise UsageError("--time runs blocks for real and --dry runs nothing: leave out one of them")
+        if self.blocks and self.budget is None and self.policy is None and not self.curve:
+            raise UsageError("--blocks says what is planned: give --budget BYTES, --policy NAME or --frontier, too")
+
+    def plan(self, step: Step, output: Output) -> TorchPlan | None:
+        """The plan that is asked for, if any, after what is to be shown of it has been shown, and saved.
+
+        Raises:
+            NoPlanError: nothing fits the budget.
+            UsageError: the module has no blocks, the file is no plan for it, or the budget no size.
+        """
+        from memback.bridges.torch.plan import Planning, TorchPlan
+        from memback.units import parse_bytes
+
+        if self.plan_file is not None:
+            loaded = TorchPlan.load(self.plan_file)
+            loaded.check(step.module)
+            return self._shown(loaded, None, output)
+        if self.policy is None and self.budget is None and not self.curve:
+            return None
+        wanted = None if self.budget is None else parse_bytes(self.budget)
+        with progress_bar(output) as progress:
+            planning = Planning(step, self.blocks or None, self.timed, progress)
+            plan = planning.by_policy(self.policy) if self.policy is not None else None
+            plan = planning.plan(wanted) if wanted is not None else plan
+            points = planning.frontier() if self.curve else None
+            everything = planning.realise(planning.everything, 0, "")
+        plan = self._shown(plan, points, output, everything)
+        if plan is not None and self.save is not None:
+            plan.save(self.save, output.force)
+            output.console.print(f"Saved {self.save}", highlight=False, soft_wrap=True)
+        return plan
+
+    def _shown(
+        self,
+        plan: TorchPlan | None,
+        points: list[FrontierPoint] | None,
+        output: Output,
+        everything: TorchPlan | None = None,
+    ) -> TorchPlan | None:
+        from memback.reports import plan as tables
+        from memback.reports import text
+
+        if plan is not None and self.code:
+            if not output.to_stdout:
+                click.echo(plan.code(), nl=False)
+        elif plan is not None and (self.budget is not None or self.curve):
+            _show(plan, output)
+        if points is not None and everything is not None:
+            full = everything.peak_bytes
+            output.console.print(text.table(tables.frontier(points, everything.flops, full)))
+        if self.instead:
+            output.write_json(_data(plan, points, everything, self.code))
+        return plan
+
+
+def _show(plan: TorchPlan, output: Output) -> None:
+    from rich.text import Text
+
+    from memback.reports import plan as tables
+    from memback.reports import text, torch_plan
+    from memback.units import format_seconds
+
+    console = output.console
+    console.print(text.line(plan.name, "bold"))
+    for sentence in tables.sentences(plan, plan.full_peak_bytes):
+        console.print(text.line(sentence))
+    if plan.extra_seconds is not None:
+        console.print(text.line(f"Predicted time: {format_seconds(plan.extra_seconds)} more a step."))
+    console.print(Text(), text.table(tables.memory(plan)), Text(), text.table(torch_plan.blocks(plan)), sep="\n")
+    if plan.runs:
+        console.print(Text(), text.line("What is kept and run again, sweep by sweep", "bold"), sep="\n")
+        for row in torch_plan.picture(plan, console.width - 12):
+            console.print(text.line(row))
+    console.print()
+
+
+def _data(
+    plan: TorchPlan | None, points: list[FrontierPoint] | None, everything: TorchPlan | None, code: bool
+) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    if everything is not None:
+        data["full_peak_bytes"] = everything.peak_bytes
+    if plan is not None:
+        data["plan"] = plan.to_dict()
+        data |= {"code": plan.code()} if code else {}
+    if points is not None:
+        data["frontier"] = [point._asdict() for point in points]
+    return data
+
+
+def again_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a subcommand the options that say what is run again: it gets them as ``again``, an :class:`Again`."""
+
+    @plan_options
+    @click.option("--blocks", multiple=True, metavar="PATTERN", help="Plan these submodules, as in encoder.layer.*")
+    @click.option("--time", "timed", is_flag=True, help="Plan for the least time, of blocks run for real.")
+    @click.option("--frontier", "curve", is_flag=True, help="Show the curve of peak against computation instead.")
+    @click.option("--save", metavar="FILE", help="Write the plan for --budget as JSON, for --plan and for Python.")
+    @click.option("--code", is_flag=True, help="Print the plan as lines of torch.utils.checkpoint instead.")
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        again = Again(**{name: kwargs.pop(name) for name in Again.__dataclass_fields__})
+        return function(*args, again=again, **kwargs)
+
+    return wrapper

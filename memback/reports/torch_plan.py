@@ -1,0 +1,72 @@
+"""A plan for a PyTorch module, for people: what is kept of each block, and a picture of what is run again when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from memback.plans.actions import Forward, Keep
+from memback.reports.folding import span
+from memback.reports.plan import drawn, sweeps
+from memback.reports.tables import NONE, Cell, Column, Row, Table
+
+if TYPE_CHECKING:
+    from memback.bridges.torch.plan import TorchPlan
+
+__all__ = ["blocks", "picture"]
+
+_MOST_ROWS = 24
+_LEGEND = "■ all kept  ▪ input kept  · nothing kept  ◂ reversed"
+
+
+def blocks(plan: TorchPlan) -> Table:
+    """One row a run of neighbouring blocks treated alike, one for the code between blocks, and the sum."""
+    kinds = list(_kinds(plan))
+    rows = []
+    for (keeps, runs), group in groupby(range(len(kinds)), key=kinds.__getitem__):
+        units = list(group)
+        saved = sum(plan.unit_saved_bytes[unit] for unit in units)
+        times = f"{runs}×" if runs else NONE
+        rows.append(Row([Cell(_layers(plan, units)), Cell(keeps), Cell(f"{saved:,}"), Cell(times)]))
+    notes = [
+        "Saved bytes are charged to the block that has made them: the input that a block keeps, to the one before it. A"
+        " block that keeps its input begins a segment, which is run again with the blocks after it that keep nothing."
+    ]
+    if len(rows) > _MOST_ROWS:
+        notes.insert(0, f"{len(rows) - _MOST_ROWS} more rows are not shown; --save writes every block.")
+        rows = rows[:_MOST_ROWS]
+    rest = plan.saved_bytes - sum(plan.unit_saved_bytes)
+    if rest:
+        rows.append(Row([Cell("(other code)"), Cell(_KEEPS[Keep.EVERYTHING]), Cell(f"{rest:,}"), Cell(NONE)]))
+    rows.append(Row([Cell("total"), Cell(""), Cell(f"{plan.saved_bytes:,}"), Cell("")]))
+    columns = [Column("blocks", "key"), Column("forward keeps", "text"), Column("saved bytes"), Column("run again")]
+    return Table("Blocks", columns, rows, notes=notes)
+
+
+_KEEPS = {Keep.EVERYTHING: "all that backward needs", Keep.INPUT: "its input", Keep.NOTHING: "nothing"}
+
+
+def _kinds(plan: TorchPlan) -> Iterator[tuple[str, int]]:
+    """What the forward pass, which comes first, keeps of each unit, and how often that is run again."""
+    first: dict[int, Keep] = {}
+    for action in plan.actions:
+        if isinstance(action, Forward):
+            first.setdefault(action.stage, action.keep)
+    runs = plan.runs
+    for stage, unit in enumerate(plan.units):
+        if unit is not None:
+            yield _KEEPS[first[stage]], runs.get(plan.bounds[unit], 0)
+
+
+def _layers(plan: TorchPlan, units: list[int]) -> str:
+    """From which block to which some units go."""
+    bounds = (*plan.bounds, len(plan.calls))
+    first, last = plan.calls[bounds[units[0]]].path, plan.calls[bounds[units[-1] + 1] - 1].path
+    same_list = first.rpartition(".")[0] == last.rpartition(".")[0] and "." in first
+    return span(first, last) if same_list or first == last else f"{first} – {last}"
+
+
+def picture(plan: TorchPlan, width: int) -> Iterator[str]:
+    """A column for each stage (or several, where there are more than ``width``), a line for each sweep over them."""
+    yield from drawn(list(sweeps(plan.actions, len(plan.stages), {})), width, _LEGEND)
