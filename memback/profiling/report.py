@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from memback.errors import MembackError, UsageError
-from memback.ledger import Buffer, Event
+from memback.ledger import CATEGORIES, Buffer, Event
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,6 +35,9 @@ __all__ = [
 
 SCHEMA: Final = "memback.report/1"
 
+PARTS: Final = (*CATEGORIES, "workspace")
+"""What a peak is made up of."""
+
 Count = Annotated[int, Meta(ge=0)]
 Duration = Annotated[float, Meta(ge=0)]
 
@@ -50,17 +53,34 @@ class Profile(Struct, frozen=True, kw_only=True):
 
 
 class Arguments(Struct, frozen=True, kw_only=True):
-    """Memory that exists before the step begins; never counted as an activation, nor in a peak."""
+    """Memory that exists before the step begins; never counted as an activation, nor in a peak.
+
+    Of a model that several ranks train, this rank's: ``sharded_parameter_bytes`` are its shards, with their padding,
+    and no part of ``parameter_bytes``; ``bucket_bytes`` the buckets in which gradients are reduced.
+    """
 
     parameter_bytes: Count
     buffer_bytes: Count
     input_bytes: Count
     optimizer_bytes: Count = 0
+    sharded_parameter_bytes: Count = 0
+    bucket_bytes: Count = 0
 
     @property
     def total_bytes(self) -> int:
         """All of them."""
-        return self.parameter_bytes + self.buffer_bytes + self.input_bytes + self.optimizer_bytes
+        return sum(self.by_name().values())
+
+    def by_name(self) -> dict[str, int]:
+        """All of them, by what they are called in tables, in bytes."""
+        return {
+            "parameters": self.parameter_bytes,
+            "sharded parameters": self.sharded_parameter_bytes,
+            "buffers": self.buffer_bytes,
+            "inputs": self.input_bytes,
+            "optimiser state": self.optimizer_bytes,
+            "gradient buckets": self.bucket_bytes,
+        }
 
 
 class Seconds(Struct, frozen=True, kw_only=True):
@@ -72,7 +92,11 @@ class Seconds(Struct, frozen=True, kw_only=True):
 
 
 class Peak(Struct, frozen=True, kw_only=True):
-    """When the most bytes were live (above the arguments), and what they were."""
+    """When the most bytes were live (above the arguments), and what they were.
+
+    ``gathered`` and ``buckets`` are there where a model is trained by several ranks: parameters gathered from their
+    shards, and buckets in which gradients are reduced, as far as the step has made them.
+    """
 
     phase: Literal["forward", "backward", "recompute", "update"]
     path: str
@@ -82,11 +106,13 @@ class Peak(Struct, frozen=True, kw_only=True):
     recomputed: Count
     workspace: Count
     outputs: Count
+    gathered: Count = 0
+    buckets: Count = 0
 
     @property
     def total_bytes(self) -> int:
         """The peak: the sum of its parts."""
-        return self.saved + self.gradients + self.recomputed + self.workspace + self.outputs
+        return sum(getattr(self, part) for part in PARTS)
 
 
 class SavedValue(Struct, frozen=True, kw_only=True):
@@ -253,16 +279,15 @@ class Report(Struct, frozen=True, kw_only=True):
 
     def training_memory(self, run: Run) -> dict[str, int]:
         """What memory consists of at the run's peak, arguments included, in bytes; the total is their sum."""
-        arguments, peak = self.arguments, run.peak
+        peak = run.peak
         return {
-            "parameters": arguments.parameter_bytes,
-            "buffers": arguments.buffer_bytes,
-            "inputs": arguments.input_bytes,
-            "optimiser state": arguments.optimizer_bytes,
+            **self.arguments.by_name(),
             "gradients": peak.gradients,
             "saved activations": peak.saved,
             "recomputed activations": peak.recomputed,
             "outputs": peak.outputs,
+            "gathered parameters": peak.gathered,
+            "buckets made in the step": peak.buckets,
             "workspace": peak.workspace,
         }
 

@@ -7,12 +7,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from memback.bridges.torch.fake import faked, is_dry
-from memback.bridges.torch.storages import tensors
+from memback.bridges.torch.exchanges import exchanges_told
+from memback.bridges.torch.fake import is_dry
+from memback.bridges.torch.sharding import reshard, strategy_of
+from memback.bridges.torch.standing_in import standing_in
+from memback.bridges.torch.storages import tensors, unwrapped
 from memback.bridges.torch.tracking import Tracker
 from memback.errors import UsageError
 from memback.profiling.passes import Mode, RssSampler, Seconds
@@ -70,6 +74,11 @@ class Step:
         """Whether it holds no memory to begin with."""
         return is_dry(self.module, self.args, self.kwargs)
 
+    @cached_property
+    def strategy(self) -> str | None:
+        """How several ranks train the module, if they do."""
+        return strategy_of(self.module)
+
     @property
     def device(self) -> torch.device:
         """Where the parameters are, or the inputs of a module that has none."""
@@ -122,13 +131,15 @@ class Step:
 
     def watch(self, mode: Mode) -> tuple[Tracker, torch.Tensor]:
         """Run under a tracker, and give it and the loss."""
-        with Tracker(self.arguments(), self.module, retain_all=mode.name == "retain-all") as tracker:
+        tracker = Tracker(self.arguments(), self.module, retain_all=mode.name == "retain-all")
+        with exchanges_told(tracker), tracker:
             loss = self.run(mode)
         tracker.finish()
         return tracker, loss
 
     def account(self, mode: Mode) -> Account:
         """Run for real, under a tracker."""
+        self.run_in(mode)
         with self.unchanged():
             with RssSampler() as rss:
                 tracker, loss = self.watch(mode)
@@ -141,10 +152,18 @@ class Step:
         Raises:
             MembackError: the step takes decisions on values.
         """
-        with faked(self.module, (self.args, dict(self.kwargs))) as (args, kwargs):
-            step = replace(self, args=args, kwargs=kwargs)
+        with standing_in(self.module, (self.args, dict(self.kwargs))) as (module, (args, kwargs)):
+            step = replace(self, module=module, args=args, kwargs=kwargs)
+            if not (self.strategy == "ddp" and mode.trains):  # as DDP's stand-in is good for one step
+                step.run_in(mode)
             with step.unchanged():
                 return step.watch(mode)[0]
+
+    def run_in(self, mode: Mode) -> None:
+        """Have what a strategy makes in its first steps, and keeps: DDP's buckets as rebuilt, FSDP2's whole parameters."""
+        for _ in range(2 if self.strategy == "ddp" else 1 if self.strategy else 0):
+            with self.unchanged():
+                self.run(mode)
 
     def time(self, mode: Mode) -> Seconds:
         """Run for the time alone."""
@@ -162,9 +181,10 @@ class Step:
     @contextmanager
     def unchanged(self) -> Iterator[None]:
         """The block starts without gradients; afterwards they, buffers and random streams are as they were."""
+        reshard(self.module)
         leaves = [tensor for _, tensor in self.arguments()]
         gradients = [tensor.grad for tensor in leaves]
-        changed = [] if self.dry else list(self.module.buffers())
+        changed = [] if self.dry else [*self.module.buffers(), *self._gradients_in_buckets()]
         copies = [tensor.clone() for tensor in changed]
         with torch.random.fork_rng(enabled=not self.dry):
             for tensor in leaves:
@@ -172,18 +192,26 @@ class Step:
             try:
                 yield
             finally:
+                reshard(self.module)
                 for tensor, gradient in zip(leaves, gradients, strict=True):
                     tensor.grad = gradient
                 with torch.no_grad():
                     for tensor, copy in zip(changed, copies, strict=True):
                         tensor.copy_(copy)
 
+    def _gradients_in_buckets(self) -> list[torch.Tensor]:
+        """Gradients whose memory is DDP's buckets, which the next step writes into."""
+        if not getattr(self.module, "gradient_as_bucket_view", False):
+            return []
+        return [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+
     def _gradient_sha256(self) -> str:
         """Over every parameter's gradient in the order of their names."""
         digest = hashlib.sha256()
         for _, parameter in sorted(self.module.named_parameters(), key=lambda pair: pair[0]):
             if parameter.grad is not None:
-                dense = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
-                flat = dense.detach().cpu().contiguous().reshape(-1)
-                digest.update(flat.view(torch.uint8).numpy())
+                for part in unwrapped(parameter.grad):
+                    dense = part.to_dense() if part.is_sparse else part
+                    flat = dense.detach().cpu().contiguous().reshape(-1)
+                    digest.update(flat.view(torch.uint8).numpy())
         return digest.hexdigest()

@@ -20,8 +20,9 @@ a checkpoint runs again is recomputed. A kernel's own scratch memory is in no st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -46,6 +47,9 @@ _NOWHERE = Interval("forward", "", "", (), ())
 
 _SEED = torch.ops.aten.ones_like.default
 """What backward begins with where it is given no gradient."""
+
+_SETTLED_AFTER = 0.25
+"""Seconds for which a backend may keep what it has been given, once it is done."""
 
 _START = Row("", "backward", 0, (), "", None)
 """Stands for the call of backward, before the first node."""
@@ -73,6 +77,14 @@ class _Packed:
 
     def __del__(self) -> None:
         self._tracker._released(self.held)
+
+
+@dataclass(frozen=True, slots=True)
+class _Exchange:
+    """Ranks are exchanging something: what is made for it has this category, and this row has made it."""
+
+    category: Category
+    row: Row
 
 
 @dataclass(slots=True)
@@ -130,6 +142,8 @@ class Tracker(Accounts):
         self._base = 0
         self._own = False
         self._over = False
+        self._exchange: _Exchange | None = None
+        self._in_flight: list[torch.Tensor] = []
         self._gradient_bytes = 0
         for name, tensor in pairs:
             for storage in storages(tensor):
@@ -199,6 +213,11 @@ class Tracker(Accounts):
         if self._own or self._over or func.namespace == "prim":
             return func(*args, **kwargs)
         inputs = list(tensors((args, kwargs)))
+        if self._exchange is not None:
+            if any(key(s) not in self._accounts and s.nbytes() for tensor in inputs for s in storages(tensor)):
+                return func(*args, **kwargs)  # on memory of the backend's own
+            if func.namespace == "c10d":
+                self._in_flight += inputs
         row = self._begins(func, inputs)
         self._meet_inputs(func, inputs, row)
         out = func(*args, **kwargs)
@@ -212,6 +231,8 @@ class Tracker(Accounts):
         return out
 
     def _begins(self, func: Any, inputs: list[torch.Tensor]) -> Row:
+        if self._exchange is not None:
+            return self._exchange.row
         task = torch._C._current_graph_task_id()
         if task == -1:
             if func is _SEED and in_file(torch.autograd.__file__):
@@ -312,7 +333,7 @@ class Tracker(Accounts):
         """An op of forward, or a node of backward, is done: what it has made and is still there has its category."""
         if self._phase == "backward":
             for account in self._fresh:
-                if account.ref is not None and account.ref() is not None and not account.gradient:
+                if account.ref is not None and account.ref() is not None and not account.gradient and not account.role:
                     account.gradient = True
                     self._sort(account, "gradient")
         self._fresh.clear()
@@ -389,12 +410,73 @@ class Tracker(Accounts):
             self._look()
 
     def _category(self, account: Account) -> Category | None:
+        if self._exchange is not None and account.category is None and not account.argument:
+            account.role = self._exchange.category  # for as long as it lives
+        if account.role is not None:
+            return account.role
         if self._phase == "recompute" and account.category is None and not account.argument:
             account.recomputed_holders += 1  # for as long as it lives
         category = super()._category(account)
         if category == "outputs" and self._phase == "backward" and account.category is None:
             return None  # workspace, unless it outlives its node
         return category
+
+    # -- what ranks exchange
+
+    @contextmanager
+    def exchanging(self, category: Category, op: str, module: torch.nn.Module | None) -> Iterator[None]:
+        """What is made in the block is in ``category`` for as long as it lives, and stands in a row ``op`` of its own.
+
+        Args:
+            category: ``gathered`` or ``buckets``.
+            op: what is done, as the row says it.
+            module: for whose parameters; None at the top.
+        """
+        task = torch._C._current_graph_task_id()
+        if task == -1 and self._phase != "recompute":
+            self._enter_forward()
+        self._boundary()
+        path = self._paths.path if module is None else self._paths.name_of(module)
+        before, where = self._exchange, self._where
+        self._exchange = _Exchange(category, Row(path, op, 0, (), "", None))
+        self._where = (path, op)
+        try:
+            yield
+        finally:
+            self._boundary()
+            self._exchange, self._where = before, where
+
+    def resized(self, storage: Any) -> None:
+        """A storage has been given memory, or has given it back, without any op."""
+        if self._own or self._over:
+            return
+        account, size = self._accounts.get(key(storage)), storage.nbytes()
+        if account is None or size:
+            self._meet(storage, _START if self._exchange is None else self._exchange.row)
+        else:
+            account.ref = None  # the storage lives on, and may be given memory anew
+            self._died(key(storage), account)
+
+    def settle(self) -> None:
+        """The collectives begun so far are done: have the backend let go of the buffers made for them.
+
+        Its threads do so a moment later, which would make the account another one each time.
+        """
+        flying, self._in_flight = self._in_flight, []
+        until = time.monotonic() + _SETTLED_AFTER
+        for tensor in flying:
+            accounts = (self._accounts.get(key(storage)) for storage in storages(tensor))
+            if any(account is not None and account.role is not None for account in accounts):
+                while tensor._use_count() > 1 and time.monotonic() < until:
+                    time.sleep(0)
+
+    def is_gradient(self, tensor: torch.Tensor) -> None:
+        """What ranks have exchanged is a gradient from now on."""
+        for storage in storages(tensor):
+            account = self._accounts.get(key(storage))
+            if account is not None and account.role is not None:
+                account.role, account.gradient = None, True
+                self._sort(account, "gradient")
 
     def _died(self, key: int, account: Account) -> None:
         if not account.argument and not self._over:
