@@ -24,7 +24,9 @@ TERMS: Final = {
     " recomputed + outputs + workspace.",
     "predicted": "from a dry run: the same code on arrays that hold no memory.",
     "measured": "`tracemalloc`'s peak in a real run, less Python's own small objects, which are a row of their own:"
-    " *bookkeeping*.",
+    " *bookkeeping*. Of a PyTorch module: the highest sum of its living storages in a real run.",
+    "allocator": "what PyTorch's own allocator gave out at most, scratch memory of kernels included. Shown, never mixed"
+    " with the others.",
     "RSS": "the operating system's view of the process, with allocator and interpreter overhead. Shown, never mixed"
     " with the others.",
 }

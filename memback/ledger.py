@@ -37,6 +37,7 @@ from memback.tape import Call, Edge, Node, Observer, Site, Tensor, short_path
 
 __all__ = [
     "CATEGORIES",
+    "EXCHANGED",
     "Account",
     "Accounts",
     "Buffer",
@@ -54,6 +55,10 @@ Category: TypeAlias = Literal["saved", "gradients", "recomputed", "outputs", "ga
 Phase: TypeAlias = Literal["forward", "backward", "recompute", "update"]
 
 CATEGORIES: tuple[Category, ...] = ("saved", "gradients", "recomputed", "outputs", "gathered", "buckets")
+
+
+EXCHANGED: tuple[Category, ...] = ("gathered", "buckets")
+"""Those that are there only where several ranks train a model."""
 
 
 @lru_cache

@@ -25,6 +25,7 @@ REGISTRY = {
     "fit": "What to change so that a training step fits into a budget of memory, the fastest first.",
     "notes": "The lecture notes on a real network: every step with its bytes, every claim checked.",
     "report": "A stored report, shown or written in any other format.",
+    "torch": "The same report for a PyTorch module: what it keeps, layer by layer, measured or predicted.",
     "diff": "What changed between two reports, layer by layer; with a limit, a guard for CI.",
     "list": "What there is to run: shipped profiles, models, data, ops and policies.",
 }

@@ -6,14 +6,17 @@ import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 from rich.console import Console
 
 from memback.files import check_target, write_atomically
 
-__all__ = ["Output", "output_options"]
+if TYPE_CHECKING:
+    from memback.profiling.report import Report
+
+__all__ = ["Output", "output_options", "report_options"]
 
 
 @dataclass(frozen=True)
@@ -80,3 +83,38 @@ def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, output=output, **kwargs)
 
     return wrapper
+
+
+def report_options(function: Callable[..., Report]) -> Callable[..., Any]:
+    """Give a subcommand that returns a report ``--layers``, ``-o`` and the options of :func:`output_options`.
+
+    The report is shown, and written to where these say.
+    """
+
+    @click.option("--layers", is_flag=True, help="Show the per-layer table of every mode, no rows folded.")
+    @click.option(
+        "-o", "--output", "files", multiple=True, metavar="FILE", help="Write the report; FILE's suffix says how."
+    )
+    @output_options
+    @functools.wraps(function)
+    def wrapper(*args: Any, layers: bool, files: tuple[str, ...], output: Output, **kwargs: Any) -> None:
+        from memback import reports
+
+        for file in files:
+            reports.check(file, output.force)
+        report = function(*args, output=output, **kwargs)
+        _show(report, layers, output)
+        for file in files:
+            report.save(file, output.force)
+            output.console.print(f"Wrote {file}", highlight=False, soft_wrap=True)
+        output.write_json(report.to_dict())
+
+    return wrapper
+
+
+def _show(report: Report, layers: bool, output: Output) -> None:
+    from memback.reports import text
+
+    output.console.print(report)
+    for run in report.runs if layers else ():
+        output.console.print(text.layers(run, fold=False))

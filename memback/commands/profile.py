@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from memback.commands.inputs import plan_options, profile_argument, progress_bar, recomputation
-from memback.commands.options import Output, output_options
+from memback.commands.options import Output, report_options
 from memback.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,11 +30,7 @@ __all__ = ["command"]
 @plan_options
 @click.option("--dry", is_flag=True, help="Predict only: nothing is allocated or run.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Timed runs of each mode.")
-@click.option("--layers", is_flag=True, help="Show the per-layer table of every mode, no rows folded.")
-@click.option(
-    "-o", "--output", "files", multiple=True, metavar="FILE", help="Write the report; FILE's suffix says how."
-)
-@output_options
+@report_options
 def command(
     profile: Profile,
     modes: tuple[str, ...],
@@ -43,10 +39,8 @@ def command(
     plan_file: str | None,
     dry: bool,
     rounds: int,
-    layers: bool,
-    files: tuple[str, ...],
     output: Output,
-) -> None:
+) -> Report:
     """Run one training step of PROFILE in every mode, and show what each one keeps in memory.
 
     PROFILE is the name of a shipped profile (`memback list`) or the path of a TOML file. A mode whose predicted peak
@@ -54,17 +48,8 @@ def command(
     what --policy, --budget or --plan say, or by default the profile's own policy. The suffix of FILE is the report's
     format: .html .json .md .csv .txt .svg .png .trace.json .speedscope.json.
     """
-    from memback import reports
-
-    for file in files:
-        reports.check(file, output.force)
     again = recomputation(profile, policy, budget, plan_file)
-    report = _report(profile, modes, again, dry or profile.dry, rounds, output)
-    _show(report, layers, output)
-    for file in files:
-        report.save(file, output.force)
-        output.console.print(f"Wrote {file}", highlight=False, soft_wrap=True)
-    output.write_json(report.to_dict())
+    return _report(profile, modes, again, dry or profile.dry, rounds, output)
 
 
 def _report(
@@ -109,11 +94,3 @@ def _report(
             about=work.about(),
             progress=progress,
         )
-
-
-def _show(report: Report, layers: bool, output: Output) -> None:
-    from memback.reports import text
-
-    output.console.print(report)
-    for run in report.runs if layers else ():
-        output.console.print(text.layers(run, fold=False))

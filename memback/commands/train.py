@@ -15,6 +15,7 @@ from memback.commands.options import Output, output_options
 from memback.units import format_bytes_short
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
     from memback.plans.model import ModelPlan
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _REFRESH_SECONDS = 0.2
+
+_COLOURS = {
+    "parameters": "cyan",
+    "optimiser state": "magenta",
+    "gradients": "yellow",
+    "saved activations": "blue",
+}
+"""A colour for each kind of memory of the live display."""
 
 
 @click.command("train", epilog="Example: memback train digits --steps 200")
@@ -202,19 +211,29 @@ def _picture(training: Training, history: list[StepResult], until: int) -> Table
     import psutil
     from rich.progress_bar import ProgressBar
     from rich.table import Table
+    from rich.text import Text
+
+    from memback.reports.text import bar
 
     last = history[-1]
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold")
     grid.add_column()
-    bar = Table.grid(padding=(0, 1))
-    bar.add_row(ProgressBar(until, last.step + 1, width=40), f"{last.step + 1}/{until}")
-    grid.add_row("step", bar)
-    grid.add_row("loss", f"{_smooth(history):.4f}")
-    grid.add_row("speed", f"{_speed(history):,.0f} samples/s, {last.seconds * 1e3:.1f} ms a step")
-    for name, size in _memory(training, last).items():
-        grid.add_row(name, format_bytes_short(size))
-    grid.add_row("process (RSS)", format_bytes_short(psutil.Process().memory_info().rss))
+
+    def beside(name: str, amount: str, rest: RenderableType) -> None:
+        cells = Table.grid(padding=(0, 1))
+        cells.add_column(width=10, justify="right")
+        cells.add_row(amount, rest)
+        grid.add_row(name, cells)
+
+    beside("step", f"{last.step + 1}/{until}", ProgressBar(until, last.step + 1, width=40))
+    beside("loss", f"{_smooth(history):.4f}", "")
+    beside("speed", f"{_speed(history):,.0f}", f"samples/s, {last.seconds * 1e3:.1f} ms a step")
+    sizes = _memory(training, last)
+    most = max(sizes.values())
+    for name, size in sizes.items():
+        beside(name, format_bytes_short(size), Text(bar(size / most, 40), _COLOURS[name]))
+    beside("process (RSS)", format_bytes_short(psutil.Process().memory_info().rss), "")
     return grid
 
 

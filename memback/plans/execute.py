@@ -13,12 +13,12 @@ from collections.abc import Container
 from typing import Any
 
 from memback.plans.actions import Backward, Drop, Forward, Keep
-from memback.plans.recipes import LEAN, CallShape, PlannedCall, keeps_its_own, saved_places
-from memback.plans.region import Region, Selection
-from memback.plans.running import Run, run_region
+from memback.plans.recipes import LEAN, keeps_its_own, saved_places
+from memback.plans.region import Region
+from memback.plans.running import Run
 from memback.state import State
 
-__all__ = ["CallShape", "Execution", "PlannedCall", "Region", "Selection", "run_region"]
+__all__ = ["Execution"]
 
 
 class Execution(Run):

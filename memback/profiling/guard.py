@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from memback.profiling.passes import Mode, Step
 from memback.shape_array import NoValuesError
 from memback.units import KIB, format_bytes_short
 
-__all__ = ["Available", "available_memory", "check_fits"]
+__all__ = ["Available", "available_memory", "check_fits", "modes_that_fit", "refuse_too_large"]
 
 _CANDIDATES = ("sqrt", "all", "selective", "selective:attention")
 
@@ -123,13 +123,21 @@ def check_fits(
         needs = {mode: step.predict(mode).peak.bytes + extra_bytes for mode in modes}
     except NoValuesError:
         return  # a step that takes decisions on values can't be predicted
+    refuse_too_large(needs, available, lambda: _remedy(step, needs, extra_bytes, available, option))
+
+
+def refuse_too_large(needs: Mapping[Mode, int], available: Available, remedy: Callable[[], str]) -> None:
+    """Refuse modes that need more bytes than are available; ``remedy`` says what to do about it.
+
+    Raises:
+        MembackError: there are some.
+    """
     too_large = {mode: need for mode, need in needs.items() if need > available.bytes}
-    if not too_large:
-        return
-    raise MembackError(
-        f"The peak would be {_listed(too_large)}, but there are {_size(available.bytes)}: {available.limit}."
-        f" {_remedy(step, needs, extra_bytes, available, option)}, or go ahead with --force"
-    )
+    if too_large:
+        raise MembackError(
+            f"The peak would be {_listed(too_large)}, but there are {_size(available.bytes)}: {available.limit}."
+            f" {remedy()}, or go ahead with --force"
+        )
 
 
 def _listed(needs: Mapping[Mode, int]) -> str:
@@ -148,14 +156,15 @@ def _remedy(step: Step, needs: Mapping[Mode, int], extra_bytes: int, available: 
         except MembackError:
             continue  # the policy finds nothing in this model
     fitting = [f"{option} {name} with {_size(n)}" for name, n in policies.items() if n <= available.bytes]
-    modes = [
-        f"--mode {mode.name} with {_size(n)}" for mode, n in needs.items() if n <= available.bytes and not mode.policy
-    ]
     found = []
     if fitting:
         found.append(f"Policies that would fit: {', '.join(fitting)}")
     elif policies:
         found.append("No checkpoint policy makes it fit")
-    if modes:
-        found.append(f"Modes that would fit: {', '.join(modes)}")
-    return ". ".join([*found, "Use a smaller --batch or model"])
+    return ". ".join([*found, *modes_that_fit(needs, available), "Use a smaller --batch or model"])
+
+
+def modes_that_fit(needs: Mapping[Mode, int], available: Available) -> list[str]:
+    """A sentence about them, if there are any."""
+    modes = [f"--mode {m.name} with {_size(n)}" for m, n in needs.items() if n <= available.bytes and not m.policy]
+    return [f"Modes that would fit: {', '.join(modes)}"] if modes else []

@@ -14,19 +14,23 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from memback.errors import MembackError, UsageError
-from memback.ledger import CATEGORIES, Buffer, Event
+from memback.ledger import CATEGORIES, EXCHANGED, Buffer, Event
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 __all__ = [
+    "PARTS",
     "SCHEMA",
     "Arguments",
     "Buffer",
+    "Distributed",
     "Event",
     "FrontierPoint",
     "Layer",
     "Peak",
+    "Rank",
+    "RankRun",
     "Report",
     "Run",
     "SavedValue",
@@ -162,7 +166,8 @@ class Run(Struct, frozen=True, kw_only=True):
     ``peak`` is made up of the predicted peak's bytes, or of the measured one's where nothing was predicted.
     ``gradient_bytes`` are the parameters' gradients at the end of the step, ``bookkeeping_bytes`` Python's
     own small objects at the measured peak (and no part of it), ``rss_peak_bytes`` the growth of the process
-    as the operating system sees it. ``seconds`` is the median of ``steps_timed`` steps. ``loss`` is null in
+    as the operating system sees it, ``allocator_peak_bytes`` and ``reserved_peak_bytes`` the growth of what PyTorch's
+    allocator gave out and had from the device. ``seconds`` is the median of ``steps_timed`` steps. ``loss`` is null in
     JSON where it is not finite. ``buffers`` says of the timeline's buffers what they are.
     """
 
@@ -173,6 +178,8 @@ class Run(Struct, frozen=True, kw_only=True):
     measured_peak_bytes: Count | None
     rss_peak_bytes: Count | None
     bookkeeping_bytes: Count | None = None
+    allocator_peak_bytes: Count | None = None
+    reserved_peak_bytes: Count | None = None
     gradient_bytes: Count = 0
     seconds: Seconds | None
     steps_timed: Count = 0
@@ -252,6 +259,78 @@ class Run(Struct, frozen=True, kw_only=True):
             )
 
 
+class RankRun(Struct, frozen=True, kw_only=True):
+    """What one rank's run of a mode comes to; as in :class:`Run`."""
+
+    mode: str
+    policy: str | None
+    saved_bytes: Count
+    gradient_bytes: Count
+    predicted_peak_bytes: Count | None
+    measured_peak_bytes: Count | None
+    gradient_sha256: str | None
+    peak: Peak
+
+    @classmethod
+    def of(cls, run: Run) -> RankRun:
+        """The totals of a run."""
+        return cls(**{name: getattr(run, name) for name in cls.__struct_fields__})
+
+
+class Rank(Struct, frozen=True, kw_only=True):
+    """What one rank's report comes to. ``stopped`` says why it is not whole, where it is not."""
+
+    rank: Count
+    arguments: Arguments
+    runs: tuple[RankRun, ...]
+    stopped: str | None = None
+
+    @property
+    def memory_bytes(self) -> int:
+        """The most memory that this rank needs in any mode: its arguments, and the peak above them."""
+        return self.arguments.total_bytes + max((run.peak.total_bytes for run in self.runs), default=0)
+
+
+class Distributed(Struct, frozen=True, kw_only=True):
+    """How several ranks train the model, and which of them a report is of.
+
+    ``rank`` is the one whose arguments and runs the report has. Where reports of several ranks have been merged it is
+    the one that needs the most memory, and ``ranks`` are all that left a report, those that need the most first.
+    ``stopped`` says why the rank's report is not whole, where it is not; ``gradient_as_bucket_view`` whether parameter
+    gradients are in DDP's buckets, so that they need no memory besides.
+    """
+
+    strategy: str
+    backend: str
+    world_size: Annotated[int, Meta(ge=1)]
+    rank: Count
+    gradient_as_bucket_view: bool = False
+    stopped: str | None = None
+    ranks: tuple[Rank, ...] = ()
+
+    @property
+    def missing(self) -> list[int]:
+        """The ranks of a merged report that have left none."""
+        present = {rank.rank for rank in self.ranks}
+        return [rank for rank in range(self.world_size) if rank not in present] if self.ranks else []
+
+    def validate(self) -> None:
+        """Raise unless ranks are there once, below the number of them, and the report's own leads.
+
+        Raises:
+            MembackError: they are not.
+        """
+        numbers = [self.rank, *(rank.rank for rank in self.ranks)]
+        if max(numbers) >= self.world_size:
+            raise MembackError(f"there is a rank {max(numbers)}, of {self.world_size} ranks from 0 on")
+        if not self.ranks:
+            return
+        if len(set(numbers)) != len(self.ranks):
+            raise MembackError(f"its ranks {', '.join(map(str, numbers[1:]))} are not all different, or lack its own")
+        if self.ranks[0].rank != self.rank or self.ranks[0].memory_bytes < max(r.memory_bytes for r in self.ranks):
+            raise MembackError(f"rank {self.rank} is not the first of its ranks, the one that needs the most memory")
+
+
 class FrontierPoint(NamedTuple):
     """A plan that no other beats: its peak in bytes, and what it costs more than keeping everything, in FLOPs."""
 
@@ -270,12 +349,18 @@ class Report(Struct, frozen=True, kw_only=True):
     arguments: Arguments
     runs: tuple[Run, ...]
     frontier: tuple[FrontierPoint, ...] = ()
+    distributed: Distributed | None = None
 
     @property
     def reference(self) -> Run | None:
         """The run that the others are compared with: ``full``, else the first that has gradients."""
         trained = [run for run in self.runs if run.gradient_sha256 is not None]
         return next((run for run in self.runs if run.mode == "full"), trained[0] if trained else None)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What peaks of this report can be made up of: what ranks exchange only where there are several."""
+        return tuple(part for part in PARTS if part not in EXCHANGED or self.distributed is not None)
 
     def training_memory(self, run: Run) -> dict[str, int]:
         """What memory consists of at the run's peak, arguments included, in bytes; the total is their sum."""
@@ -292,13 +377,18 @@ class Report(Struct, frozen=True, kw_only=True):
         }
 
     def validate(self) -> None:
-        """Raise unless every run's numbers add up; see :meth:`Run.validate`.
+        """Raise unless every run's numbers add up; see :meth:`Run.validate` and :meth:`Distributed.validate`.
 
         Raises:
             MembackError: they do not.
         """
         for run in self.runs:
             run.validate()
+        if self.distributed is not None:
+            self.distributed.validate()
+            for rank in self.distributed.ranks[:1]:
+                if rank.arguments != self.arguments or rank.runs != tuple(map(RankRun.of, self.runs)):
+                    raise MembackError(f"what it says of rank {rank.rank} is not what its runs say")
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON has it: dicts, lists, strings, numbers and None."""

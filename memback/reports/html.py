@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from memback import glossary
-from memback.ledger import CATEGORIES
-from memback.profiling.report import Layer, Report, Run
+from memback.profiling.report import PARTS, Layer, Report, Run
 from memback.reports import tables, words
 from memback.reports.folding import fold
 from memback.reports.timeline import BANDS, Timeline
@@ -64,7 +63,9 @@ def _overview(report: Report) -> dict[str, Any]:
     return {
         "title": tables.printable(report.profile.name),
         "headline": tables.printable(tables.headline(report)),
+        "warnings": [tables.printable(warning) for warning in tables.warnings(report)],
         "sentences": [tables.printable(sentence) for sentence in words.sentences(report)],
+        "parts": report.parts,
         "modes": _modes(report),
         "tables": _tables(report),
     }
@@ -86,7 +87,7 @@ def _modes(report: Report) -> list[dict[str, Any]]:
             "place": tables.printable(tables.place(run)),
             "parts": [
                 {"name": name, "bytes": size, "width": 100 * size / most}
-                for name in (*CATEGORIES, "workspace")
+                for name in PARTS
                 if (size := getattr(run.peak, name))
             ],
         }
@@ -96,6 +97,8 @@ def _modes(report: Report) -> list[dict[str, Any]]:
 
 def _tables(report: Report) -> list[tables.Table]:
     shown = [tables.comparison(report), tables.peaks(report)] if report.runs else []
+    if report.distributed is not None and report.distributed.ranks:
+        shown.insert(0, tables.ranks(report))
     if report.reference is not None:
         shown.append(tables.composition(report, report.reference))
     return shown
@@ -107,13 +110,7 @@ def _cells(row: tables.Row, table: tables.Table) -> list[tables.Cell]:
 
 
 def _arguments(report: Report) -> list[tuple[str, int]]:
-    arguments = report.arguments
-    return [
-        ("parameters", arguments.parameter_bytes),
-        ("buffers", arguments.buffer_bytes),
-        ("inputs", arguments.input_bytes),
-        ("optimiser state", arguments.optimizer_bytes),
-    ]
+    return list(report.arguments.by_name().items())
 
 
 def _facts(machine: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from memback.profiling.report import Layer, Report, Run, SavedValue, Seconds
+from memback.profiling.report import PARTS, Layer, Rank, RankRun, Report, Run, SavedValue, Seconds
 from memback.reports.folding import Fold, fold, span
 from memback.units import KIB, MIB, format_flops, format_seconds
 
@@ -26,6 +26,8 @@ __all__ = [
     "peaks",
     "place",
     "printable",
+    "ranks",
+    "warnings",
 ]
 
 NONE = "–"
@@ -87,8 +89,31 @@ def headline(report: Report) -> str:
     profile = report.profile
     model = profile.model.get("name", profile.model.get("class", ""))
     batch = f"batch {profile.data['batch']}" if "batch" in profile.data else ""
-    about = [str(part) for part in (model, profile.dtype, batch) if part]
+    about = [str(part) for part in (model, profile.dtype, batch, _of_ranks(report)) if part]
     return f"{profile.name}: {', '.join(about)} (memback {report.memback}, {report.created})"
+
+
+def _of_ranks(report: Report) -> str:
+    of = report.distributed
+    if of is None:
+        return ""
+    which = f"the worst, rank {of.rank}" if of.ranks else f"rank {of.rank}"
+    return f"{of.strategy} on {of.world_size} ranks over {of.backend}: {which}"
+
+
+def warnings(report: Report) -> list[str]:
+    """What a reader must know before anything else: which ranks' figures are not there, or not whole."""
+    of = report.distributed
+    if of is None:
+        return []
+    if not of.ranks:
+        return [f"Rank {of.rank} stopped before its report was whole: {of.stopped}"] if of.stopped else []
+    said = []
+    if of.missing:
+        ranks = f"rank {of.missing[0]}" if len(of.missing) == 1 else f"ranks {', '.join(map(str, of.missing))}"
+        said.append(f"No report of {ranks}, of {of.world_size} ranks: the worst is the worst of the others.")
+    stopped = (rank for rank in of.ranks if rank.stopped)
+    return said + [f"Rank {rank.rank} stopped before its report was whole: {rank.stopped}" for rank in stopped]
 
 
 def printable(text: str) -> str:
@@ -122,6 +147,8 @@ def comparison(report: Report) -> Table:
 
 _PROCESS_NOTES = {
     "bookkeeping": "Bookkeeping: Python's own small objects at the measured peak, and no part of it.",
+    "allocator": "Allocator: what PyTorch's own allocator gave out at most, scratch memory of kernels included.",
+    "reserved": "Reserved: what that allocator had from the device, in pieces that it keeps.",
     "RSS growth": "RSS growth: the operating system's view of the process, allocator and interpreter included.",
 }
 
@@ -149,6 +176,8 @@ def _peak_columns(runs: Sequence[Run]) -> list[tuple[Column, list[Cell]]]:
 def _process_columns(runs: Sequence[Run]) -> list[tuple[Column, list[Cell]]]:
     return [
         (Column("bookkeeping", group=3), [_bytes(run.bookkeeping_bytes) for run in runs]),
+        (Column("allocator", group=3), [_bytes(run.allocator_peak_bytes) for run in runs]),
+        (Column("reserved", group=3), [_bytes(run.reserved_peak_bytes) for run in runs]),
         (Column("RSS growth", group=3), [_bytes(run.rss_peak_bytes) for run in runs]),
     ]
 
@@ -222,8 +251,7 @@ def _gradient_notes(report: Report) -> list[str]:
 
 def peaks(report: Report) -> Table:
     """What is alive at each mode's peak, and where that is."""
-    parts = ("saved", "gradients", "recomputed", "outputs", "workspace")
-    used = [part for part in parts if any(getattr(run.peak, part) for run in report.runs)]
+    used = [part for part in PARTS if any(getattr(run.peak, part) for run in report.runs)]
     columns = [
         Column("mode", "key"),
         Column("peak bytes", group=1),
@@ -250,6 +278,70 @@ def place(run: Run) -> str:
     """Where a run has its peak: ``backward of relu, layers.198``."""
     peak = run.peak
     return f"{peak.phase} of {peak.op}" + (f", {peak.path}" if peak.path else "")
+
+
+# -- one row a rank
+
+
+def ranks(report: Report) -> Table:
+    """The ranks of a merged report, those that need the most memory first, each by the run that needs the most of it."""
+    of = report.distributed
+    assert of is not None
+    shown = [(rank, max(rank.runs, key=lambda run: run.peak.total_bytes, default=None)) for rank in of.ranks]
+    columns = {
+        "parameters": [rank.arguments.parameter_bytes for rank, _ in shown],
+        "sharded parameters": [rank.arguments.sharded_parameter_bytes for rank, _ in shown],
+        "buffers": [rank.arguments.buffer_bytes for rank, _ in shown],
+        "inputs": [rank.arguments.input_bytes for rank, _ in shown],
+        "gradient buckets": [rank.arguments.bucket_bytes for rank, _ in shown],
+        "saved bytes": [_of_run(run, "saved_bytes") for _, run in shown],
+        "parameter gradients": [_of_run(run, "gradient_bytes") for _, run in shown],
+        "gathered at the peak": [run.peak.gathered if run else 0 for _, run in shown],
+        "buckets made by then": [run.peak.buckets if run else 0 for _, run in shown],
+        "predicted peak": [_of_run(run, "predicted_peak_bytes") for _, run in shown],
+        "measured peak": [_of_run(run, "measured_peak_bytes") for _, run in shown],
+        "memory at the peak": [rank.memory_bytes for rank, _ in shown],
+    }
+    used = {title: sizes for title, sizes in columns.items() if any(sizes)}
+    rows = [
+        Row([Cell(_rank_name(rank)), *(_bytes(sizes[i]) for sizes in used.values())]) for i, (rank, _) in enumerate(shown)
+    ]
+    notes = ["Memory at the peak: arguments, and the peak of the mode that needs the most."]
+    differing = [title for title, sizes in used.items() if len(set(sizes)) > 1]
+    if len(shown) > 1:
+        notes.append(f"The ranks differ in: {', '.join(differing)}." if differing else "All ranks have the same figures.")
+    if of.gradient_as_bucket_view:
+        notes.append("Parameter gradients are views of the gradient buckets, and need no memory besides.")
+    return Table(
+        f"Ranks, the worst first, in {max(report.runs, key=lambda run: run.peak.total_bytes).label}"
+        if report.runs
+        else "Ranks",
+        [Column("rank", "key"), *(Column(title, group=1 + (i > 6)) for i, title in enumerate(used))],
+        rows,
+        bad=_unequal(report),
+        notes=notes,
+    )
+
+
+def _rank_name(rank: Rank) -> str:
+    return f"{rank.rank} (not whole)" if rank.stopped else str(rank.rank)
+
+
+def _of_run(run: RankRun | None, name: str) -> int | None:
+    return None if run is None else getattr(run, name)
+
+
+def _unequal(report: Report) -> list[str]:
+    """Under DDP every rank has the same gradients, once they have been reduced."""
+    of = report.distributed
+    if of is None or of.strategy != "ddp":
+        return []
+    said = []
+    for number, run in enumerate(report.runs):
+        hashes = {rank.runs[number].gradient_sha256 for rank in of.ranks} - {None}
+        if len(hashes) > 1:
+            said.append(f"{run.label}: the gradients of the ranks DIFFER, though DDP has reduced them.")
+    return said
 
 
 # -- what training memory consists of

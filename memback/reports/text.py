@@ -18,7 +18,19 @@ from memback.reports import tables
 from memback.reports.tables import Cell, Column, Detail, Row, Table
 from memback.units import format_bytes, format_bytes_short
 
-__all__ = ["comparison", "composition", "layers", "line", "peaks", "plain", "render", "summary", "table", "to_ascii"]
+__all__ = [
+    "bar",
+    "comparison",
+    "composition",
+    "layers",
+    "line",
+    "peaks",
+    "plain",
+    "render",
+    "summary",
+    "table",
+    "to_ascii",
+]
 
 GAP = 2
 _FILE_WIDTH = 120
@@ -38,9 +50,12 @@ def summary(report: Report) -> RenderableType:
     """The whole at a glance: what was run, the modes side by side, and what training memory consists of."""
     parts: list[RenderableType] = [
         _Line(tables.headline(report), "bold"),
+        *(_Line(f"! {warning}", "bold red", 2) for warning in tables.warnings(report)),
         _Line(_machine(report), "dim"),
         _Line(_arguments(report)),
     ]
+    if report.distributed is not None and report.distributed.ranks:
+        parts += [Text(), _Sheet(tables.ranks(report))]
     if report.runs:
         parts += [Text(), comparison(report), Text(), peaks(report)]
     run = report.reference
@@ -105,13 +120,7 @@ def _fact(name: str, value: object) -> str:
 
 
 def _arguments(report: Report) -> str:
-    arguments = report.arguments
-    parts = {
-        "parameters": arguments.parameter_bytes,
-        "buffers": arguments.buffer_bytes,
-        "inputs": arguments.input_bytes,
-        "optimiser state": arguments.optimizer_bytes,
-    }
+    parts = report.arguments.by_name()
     sizes = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
     return f"Arguments, there before the step: {sizes or 'none'}."
 
@@ -283,7 +292,7 @@ class _Layout:
 
     def _cell(self, column: Column, cell: Cell, width: int) -> Iterator[Text]:
         if column.kind == "bar":
-            yield _text(_bar(cell.share, width), self.options, "blue")
+            yield _text(bar(cell.share, width), self.options, "blue")
         else:
             text = _text(cell.text, self.options, _STYLES[cell.mark])
             yield from _wrap(text, self.console, width, GAP if column.kind == "key" else 0)
@@ -312,8 +321,8 @@ class _Layout:
             yield from _wrap(text, self.console, self.width, min(len(start), self.width // 2))
 
 
-def _bar(share: float, width: int) -> str:
-    """A bar in eighths of a character; what is not zero shows."""
+def bar(share: float, width: int) -> str:
+    """A bar for a share from 0 to 1, in eighths of a character, ``width`` of them at most; what is not zero shows."""
     eighths = round(share * width * 8)
     if share > 0:
         eighths = max(1, eighths)

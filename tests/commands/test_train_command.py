@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -55,6 +58,26 @@ def test_training_shows_loss_accuracy_speed_and_memory(capsys):
     assert "samples/s" in out
     assert "saved activations" in out
     assert "optimiser state" in out
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_terminal_shows_each_kind_of_memory_with_a_bar_of_its_share(columns, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert main([*QUICK, "--steps", "2"]) == 0
+    first = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue()).splitlines()[:8]
+    assert all(len(line) <= columns for line in first)
+    bars = {line[:17].strip(): line.count("█") for line in first}
+    assert bars["optimiser state"] == 40
+    assert bars["parameters"] == bars["gradients"] == 20
+    assert 10 < bars["saved activations"] < 20
+    assert bars["process (RSS)"] == 0
 
 
 def test_micro_batches_and_offload_change_memory_and_hardly_the_losses(capsys):

@@ -72,6 +72,8 @@ def runs(draw: st.DrawFn) -> Run:
         measured_peak_bytes=draw(st.none() | (st.just(total) if predicted is None else sizes)),
         rss_peak_bytes=draw(st.none() | sizes),
         bookkeeping_bytes=draw(st.none() | sizes),
+        allocator_peak_bytes=draw(st.none() | sizes),
+        reserved_peak_bytes=draw(st.none() | sizes),
         gradient_bytes=draw(sizes),
         seconds=draw(st.none() | st.builds(Seconds, forward=durations, backward=durations, recompute=durations)),
         steps_timed=draw(st.integers(0, 9)),

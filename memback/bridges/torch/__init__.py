@@ -18,6 +18,6 @@ except ImportError as error:
         f"PyTorch can't be imported ({error}); models of it need it: pip install 'memback[torch]'"
     ) from error
 
-from memback.bridges.torch.profile import profile
+from memback.bridges.torch.profile import DryRunWarning, profile
 
-__all__ = ["profile"]
+__all__ = ["DryRunWarning", "profile"]

@@ -11,8 +11,13 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from memback.bridges.torch.storages import tensors, unwrapped
+from memback.errors import MembackError
 
-__all__ = ["fake_mode", "faked", "is_dry"]
+__all__ = ["DryRunError", "fake_mode", "faked", "is_dry"]
+
+
+class DryRunError(MembackError):
+    """A step can't be run on tensors without memory."""
 
 
 def is_dry(*values: Any) -> bool:
@@ -56,18 +61,32 @@ def faked(
             memo[id(value)] = _fake(mode, value, device)
         return memo[id(value)]
 
-    exchanged: list[tuple[dict[str, Any], str, Any]] = []
-    try:
+    with _as_it_was(module):
         for owner in module.modules():
             for members in (owner._parameters, owner._buffers):
-                for name, tensor in members.items():
-                    exchanged.append((members, name, tensor))
-                    members[name] = fake(tensor)
+                members.update({name: fake(tensor) for name, tensor in members.items()})
         with mode:
             yield tree_map(fake, inputs)
+
+
+@contextmanager
+def _as_it_was(module: torch.nn.Module) -> Iterator[None]:
+    """Put back every attribute of every submodule: some keep what they compute, which would have no memory."""
+    before = [(vars(owner), dict(vars(owner)), [dict(m) for m in _members(owner)]) for owner in module.modules()]
+    owners = list(module.modules())
+    try:
+        yield
     finally:
-        for members, name, tensor in exchanged:
-            members[name] = tensor
+        for owner, (attributes, were, members) in zip(owners, before, strict=True):
+            attributes.clear()
+            attributes.update(were)
+            for now, then in zip(_members(owner), members, strict=True):
+                now.clear()
+                now.update(then)
+
+
+def _members(owner: torch.nn.Module) -> tuple[dict[str, Any], ...]:
+    return owner._parameters, owner._buffers, owner._modules
 
 
 def _fake(mode: FakeTensorMode, tensor: torch.Tensor, device: torch.device | None) -> Any:

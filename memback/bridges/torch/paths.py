@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 import memback
 from memback.tape import Site
 
-__all__ = ["ModulePaths", "call_site", "in_file"]
+__all__ = ["ModulePaths", "call_site", "described", "in_file"]
 
 _INTERNAL = tuple(str(Path(package.__file__ or "").parent) for package in (torch, memback))
 
@@ -86,6 +86,16 @@ def in_file(file: str) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def described(error: BaseException) -> str:
+    """An error of somebody else's code: its kind, its message, and the line of that code that led to it."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        if not _is_internal(trace.tb_frame.f_code.co_filename):
+            place = f" (at {trace.tb_frame.f_code.co_filename.rpartition('/')[2]}:{trace.tb_lineno})"
+        trace = trace.tb_next
+    return f"{type(error).__name__}: {error}{place}"
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,15 +11,19 @@ import torch
 from msgspec.structs import replace
 
 from memback._version import __version__
-from memback.bridges.torch.step import Account, Loss, Step, sum_of_outputs
+from memback.bridges.torch.sharding import bucket_bytes, fsdp_params
+from memback.bridges.torch.step import DryRunError, Loss, Step, sum_of_outputs
 from memback.bridges.torch.storages import distinct_bytes
-from memback.bridges.torch.tracking import Tracker
+from memback.errors import UsageError
 from memback.profiling import report as plain
-from memback.profiling.passes import Mode, Seconds, median
+from memback.profiling.passes import Mode, Peak, Seconds, median
 from memback.profiling.report import Report, Run
 from memback.profiling.run import machine, modes_of, run_of
 
-__all__ = ["profile"]
+__all__ = ["MODES", "DryRunWarning", "profile"]
+
+MODES = ("retain-all", "full", "inference")
+"""The ways to run a module's step, from the most memory to the least."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -28,7 +33,7 @@ def profile(
     *inputs: Any,
     loss: Loss = sum_of_outputs,
     kwargs: Mapping[str, Any] | None = None,
-    modes: Sequence[str] = ("full", "inference"),
+    modes: Sequence[str] = MODES,
     dry: bool = False,
     autocast: torch.dtype | None = None,
     rounds: int = 3,
@@ -39,11 +44,13 @@ def profile(
 
     Args:
         module: any module, as it is: on a CPU or CUDA, in training mode or not, with parts frozen or tied or under
-            ``torch.utils.checkpoint``. Parameters, buffers, gradients and random streams are afterwards as before.
+            ``torch.utils.checkpoint``. Parameters, buffers, gradients and random streams are afterwards as before. Under
+            DDP or FSDP2 the report is this rank's, and every rank must call this with the same modes and rounds.
         inputs: what it is called with: tensors of any shape and dtype, and anything else.
         loss: gives the loss, a tensor of one number, from what the module gives; by default the sum of its numbers.
         kwargs: what it is called with by name.
-        modes: of ``full`` and ``inference``.
+        modes: of ``retain-all`` (whatever an op of the forward pass gives is kept), ``full`` (the module as it is, with
+            the checkpoints that it has itself) and ``inference`` (no gradients).
         dry: whether to predict only: nothing is allocated or run. So it is, too, where parameters or inputs hold no
             memory (fake tensors, the device ``meta``).
         autocast: the dtype of automatic mixed precision in the forward pass.
@@ -56,62 +63,94 @@ def profile(
         matrices, convolutions and attention. Measured is the peak of the storages that PyTorch makes.
 
     Raises:
-        UsageError: an unknown mode, or a loss that is none.
+        UsageError: an unknown mode, a loss that is none, or a module that is compiled or not yet made in full.
         MembackError: a dry run of a step that takes decisions on values.
+
+    Warns:
+        DryRunWarning: a dry run that met memory of unknown size: its figures are too low. Beside a real run there is
+            then no prediction.
     """
+    _check(module)
     step = Step(module, inputs, kwargs or {}, loss, autocast)
     chosen = modes_of(modes, None)
     runs = _dry(step, chosen, progress) if dry or step.dry else _real(step, chosen, rounds, progress)
     report = Report(
         memback=__version__,
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        machine={**machine(), "torch": torch.__version__, "device": _device(step)},
+        machine={**machine(), "torch": str(torch.__version__), "device": _device(step)},
         profile=plain.Profile(**{**_about(step), **(about or {})}),
         arguments=_arguments(step),
         runs=tuple(runs),
+        distributed=_distributed(step),
     )
     report.validate()
     return report
 
 
+class DryRunWarning(UserWarning):
+    """A dry run's figures are too low."""
+
+
+def _check(module: torch.nn.Module) -> None:
+    """Refuse what would give figures that are not the module's own."""
+    if not isinstance(module, torch.nn.Module):
+        raise UsageError(f"{module!r:.80} is no torch.nn.Module")
+    for name, owner in module.named_modules():
+        if hasattr(owner, "_orig_mod") or getattr(owner, "_compiled_call_impl", None) is not None:
+            raise UsageError(
+                f"{f'submodule {name}' if name else 'the module'} is compiled: the compiler arranges memory anew, in"
+                " kernels that cannot be looked into; profile it as it was before torch.compile (module._orig_mod)"
+            )
+    lazy = [name for name, tensor in module.named_parameters() if torch.nn.parameter.is_lazy(tensor)]
+    if lazy:
+        raise UsageError(f"parameter {lazy[0]} has no shape yet: call the module once before it is profiled")
+
+
 def _dry(step: Step, modes: Sequence[Mode], progress: Progress) -> list[Run]:
-    runs = []
+    runs, unknown = [], set()
     for done, mode in enumerate(modes):
         progress(f"dry run of {mode}", done, len(modes))
-        runs.append(_run(mode, step.predict(mode), predicted=True))
+        tracker = step.predict(mode)
+        unknown |= tracker.unknown
+        runs.append(run_of(mode, tracker, tracker.peak.bytes, tracker.peak))
+    if unknown:
+        what = "; ".join(sorted(unknown))
+        warnings.warn(f"A dry run does not know the size of {what}: its figures are too low", DryRunWarning, 3)
     return runs
 
 
 def _real(step: Step, modes: Sequence[Mode], rounds: int, progress: Progress) -> list[Run]:
-    total, done = len(modes) * (2 + rounds), 0
+    total, done = len(modes) * 3 + sum(mode.name != "retain-all" for mode in modes) * rounds, 0
     times: dict[Mode, list[Seconds]] = {mode: [] for mode in modes}
-    accounts: dict[Mode, Account] = {}
+    runs = []
 
     def tell(what: str) -> None:
         nonlocal done
         progress(what, done, total)
         done += 1
 
+    unwatched = [mode for mode in modes if mode.name != "retain-all"]  # which is what the tracker does
     for _ in range(rounds):
-        for mode in modes:
+        for mode in unwatched:
             tell(f"time of {mode}")
             times[mode].append(step.time(mode))
     for mode in modes:
+        tell(f"memory given out in {mode}")
+        allocated = step.allocated(mode) if mode in unwatched else None
         tell(f"account of {mode}")
-        accounts[mode] = step.account(mode)
-    runs = []
-    for mode in modes:
+        account = step.account(mode)
         tell(f"dry run of {mode}")
-        account, prediction = accounts[mode], step.predict(mode)
+        prediction = _prediction(step, mode)
+        tracker, peak = account.tracker, account.tracker.peak if prediction is None else prediction
         runs.append(
             replace(
-                _run(mode, account.tracker, predicted=False),
-                predicted_peak_bytes=prediction.peak.bytes,
-                peak=_run(mode, prediction, predicted=True).peak,
-                measured_peak_bytes=account.tracker.peak.bytes,
+                run_of(mode, tracker, None if prediction is None else prediction.bytes, peak),
+                measured_peak_bytes=tracker.peak.bytes,
                 rss_peak_bytes=account.rss_growth,
-                seconds=plain.Seconds(**vars(median(times[mode]))) if rounds else None,
-                steps_timed=rounds,
+                allocator_peak_bytes=None if allocated is None else allocated.peak_bytes,
+                reserved_peak_bytes=None if allocated is None else allocated.reserved_bytes,
+                seconds=plain.Seconds(**vars(median(times[mode]))) if times[mode] else None,
+                steps_timed=len(times[mode]),
                 loss=account.loss,
                 gradient_sha256=account.gradient_sha256,
             )
@@ -119,15 +158,36 @@ def _real(step: Step, modes: Sequence[Mode], rounds: int, progress: Progress) ->
     return runs
 
 
-def _run(mode: Mode, tracker: Tracker, predicted: bool) -> Run:
-    return run_of(mode, tracker, tracker.peak.bytes if predicted else None, tracker.peak)
+def _prediction(step: Step, mode: Mode) -> Peak | None:
+    try:
+        tracker = step.predict(mode)
+    except DryRunError:
+        return None
+    return None if tracker.unknown else tracker.peak
 
 
 def _arguments(step: Step) -> plain.Arguments:
+    parameters = list(step.module.parameters())
+    shards = [param.sharded_param for param in fsdp_params(step.module)]
+    apart = {id(shard) for shard in shards}
     return plain.Arguments(
-        parameter_bytes=distinct_bytes(step.module.parameters()),
+        parameter_bytes=distinct_bytes(param for param in parameters if id(param) not in apart),
+        sharded_parameter_bytes=distinct_bytes(shards),
+        bucket_bytes=bucket_bytes(step.module),
         buffer_bytes=distinct_bytes(step.module.buffers()),
         input_bytes=distinct_bytes((step.args, dict(step.kwargs))),
+    )
+
+
+def _distributed(step: Step) -> plain.Distributed | None:
+    if step.strategy is None:
+        return None
+    return plain.Distributed(
+        strategy=step.strategy,
+        backend=torch.distributed.get_backend(),
+        world_size=torch.distributed.get_world_size(),
+        rank=torch.distributed.get_rank(),
+        gradient_as_bucket_view=getattr(step.module, "gradient_as_bucket_view", False),
     )
 
 

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from memback.bridges.torch.fake import fake_mode, faked
+from memback.bridges.torch.fake import DryRunError, fake_mode, faked
 from memback.bridges.torch.sharding import fsdp_params, strategy_of
-from memback.errors import MembackError
 
 __all__ = ["standing_in"]
 
@@ -24,7 +23,7 @@ def standing_in(module: nn.Module, inputs: Any) -> Iterator[tuple[nn.Module, Any
     module: the first one's reducer would wait for gradients of parameters that have been exchanged.
 
     Raises:
-        MembackError: there is no telling what DDP would do, as it is around a part of the module only or casts by itself.
+        DryRunError: there is no telling what DDP would do, as it is around a part of the module only or casts by itself.
     """
     strategy = strategy_of(module)
     if strategy is None:
@@ -35,7 +34,7 @@ def standing_in(module: nn.Module, inputs: Any) -> Iterator[tuple[nn.Module, Any
 
     if strategy == "ddp":
         if not isinstance(module, nn.parallel.DistributedDataParallel):
-            raise MembackError("DDP is around a part of the module, which can't be run dry: put DDP around the whole")
+            raise DryRunError("DDP is around a part of the module, which can't be run dry: put DDP around the whole")
         with faked(module.module, inputs) as given:
             yield _like(module), given
     else:
@@ -51,7 +50,7 @@ def _like(ddp: Any) -> nn.Module:
     as many bytes before and after.
     """
     if ddp.mixed_precision is not None:
-        raise MembackError("DDP's own mixed precision can't be run dry: use autocast in its place")
+        raise DryRunError("DDP's own mixed precision can't be run dry: use autocast in its place")
     caps = ddp.bucket_bytes_cap_list
     twin = nn.parallel.DistributedDataParallel(
         ddp.module,

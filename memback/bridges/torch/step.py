@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -11,17 +13,21 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from memback.bridges.torch.allocator import Allocated, allocated
 from memback.bridges.torch.exchanges import exchanges_told
-from memback.bridges.torch.fake import is_dry
+from memback.bridges.torch.fake import DryRunError, is_dry
+from memback.bridges.torch.paths import described
 from memback.bridges.torch.sharding import reshard, strategy_of
 from memback.bridges.torch.standing_in import standing_in
 from memback.bridges.torch.storages import tensors, unwrapped
 from memback.bridges.torch.tracking import Tracker
-from memback.errors import UsageError
+from memback.errors import MembackError, UsageError
 from memback.profiling.passes import Mode, RssSampler, Seconds
 
-__all__ = ["Account", "Step", "sum_of_outputs"]
+__all__ = ["Account", "DryRunError", "Step", "sum_of_outputs"]
 
 Loss = Callable[[Any], torch.Tensor]
 
@@ -105,8 +111,8 @@ class Step:
             raise UsageError(f"the loss must be a tensor of one number, not {what}")
         return loss
 
-    def run(self, mode: Mode, between: Callable[[], None] = lambda: None) -> torch.Tensor:
-        """Run once, and give the loss; ``between`` is called between forward and backward.
+    def run(self, mode: Mode, between: Callable[[torch.Tensor], None] = lambda loss: None) -> torch.Tensor:
+        """Run once, and give the loss; ``between`` is told of it between forward and backward.
 
         Raises:
             UsageError: the loss is not one number, or does not depend on anything that is trained.
@@ -114,11 +120,11 @@ class Step:
         if not mode.trains:
             with torch.no_grad():
                 loss = self.forward()
-            between()
+            between(loss)
             return loss
         with torch.enable_grad():
             loss = self.forward()
-        between()
+        between(loss)
         if not loss.requires_grad:
             raise UsageError(
                 "the loss depends on no parameter or input that requires a gradient, so there is no backward pass;"
@@ -133,7 +139,7 @@ class Step:
         """Run under a tracker, and give it and the loss."""
         tracker = Tracker(self.arguments(), self.module, retain_all=mode.name == "retain-all")
         with exchanges_told(tracker), tracker:
-            loss = self.run(mode)
+            loss = self.run(mode, tracker.forward_ended if mode.trains else lambda loss: None)
         tracker.finish()
         return tracker, loss
 
@@ -150,9 +156,9 @@ class Step:
         """Run dry: the same ops on tensors that hold no memory.
 
         Raises:
-            MembackError: the step takes decisions on values.
+            DryRunError: the step can't be run so, such as one that takes decisions on values.
         """
-        with standing_in(self.module, (self.args, dict(self.kwargs))) as (module, (args, kwargs)):
+        with _explained(), standing_in(self.module, (self.args, dict(self.kwargs))) as (module, (args, kwargs)):
             step = replace(self, module=module, args=args, kwargs=kwargs)
             if not (self.strategy == "ddp" and mode.trains):  # as DDP's stand-in is good for one step
                 step.run_in(mode)
@@ -165,13 +171,19 @@ class Step:
             with self.unchanged():
                 self.run(mode)
 
+    def allocated(self, mode: Mode) -> Allocated | None:
+        """Run for what PyTorch's allocator gives out, unwatched."""
+        self.run_in(mode)
+        with self.unchanged():
+            return allocated(lambda: self.run(mode), self.device)
+
     def time(self, mode: Mode) -> Seconds:
         """Run for the time alone."""
-        with self.unchanged():
-            clock = [self._now()]
-            self.run(mode, lambda: clock.append(self._now()))
-            clock.append(self._now())
-        return Seconds(clock[1] - clock[0], clock[2] - clock[1], 0.0)
+        with self.unchanged(), _RecomputeClock(self._now) as clock:
+            times = [self._now()]
+            self.run(mode, lambda loss: times.append(self._now()))
+            times.append(self._now())
+        return Seconds(times[1] - times[0], times[2] - times[1] - clock.seconds, clock.seconds)
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -186,7 +198,7 @@ class Step:
         gradients = [tensor.grad for tensor in leaves]
         changed = [] if self.dry else [*self.module.buffers(), *self._gradients_in_buckets()]
         copies = [tensor.clone() for tensor in changed]
-        with torch.random.fork_rng(enabled=not self.dry):
+        with torch.random.fork_rng(enabled=not self.dry), _uncompiled():
             for tensor in leaves:
                 tensor.grad = None
             try:
@@ -215,3 +227,68 @@ class Step:
                     flat = dense.detach().cpu().contiguous().reshape(-1)
                     digest.update(flat.view(torch.uint8).numpy())
         return digest.hexdigest()
+
+
+class _RecomputeClock:
+    """The seconds for which modules run in the midst of backward, as checkpoints have them run again."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.seconds = 0.0
+        self._now = now
+        self._depth = 0
+        self._began = 0.0
+
+    def __enter__(self) -> _RecomputeClock:
+        self._hooks = [
+            register_module_forward_pre_hook(self._begins),
+            register_module_forward_hook(self._ended, always_call=True),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _begins(self, module: Any, inputs: Any) -> None:
+        if torch._C._current_graph_task_id() == -1:
+            return
+        if self._depth == 0:
+            self._began = self._now()
+        self._depth += 1
+
+    def _ended(self, module: Any, inputs: Any, output: Any) -> None:
+        if torch._C._current_graph_task_id() == -1:
+            return
+        self._depth -= 1
+        if self._depth == 0:
+            self.seconds += self._now() - self._began
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Have functions under torch.compile run as they are written: the compiler's kernels make memory unseen."""
+    if "torch._dynamo" not in sys.modules:  # nothing has been compiled
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Tell what goes wrong in a dry run as a :class:`DryRunError`, which is enough: PyTorch logs it as well."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except MembackError:
+        raise
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise DryRunError(
+            f"the module takes a decision on values ({error.func}), which a dry run does not have: run it for real"
+        ) from error
+    except Exception as error:
+        raise DryRunError(f"the module can't be run dry: {described(error)}") from error
+    finally:
+        log.setLevel(level)

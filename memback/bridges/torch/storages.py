@@ -18,6 +18,8 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
 
 def storages(tensor: torch.Tensor) -> list[Any]:
     """The untyped storages that a tensor looks into: one, but for sparse tensors and those that wrap others."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
     if tensor.layout is torch.strided:
         parts = _wrapped(tensor)
         return [tensor.untyped_storage()] if parts is None else [s for part in parts for s in storages(part)]

@@ -28,6 +28,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import checkpoint as _checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -45,14 +46,18 @@ _BIRTH = {torch.ops.aten.lift_fresh.default, torch.ops.aten.lift.default}
 
 _NOWHERE = Interval("forward", "", "", (), ())
 
+_OPAQUE = {
+    torch.ops.aten.mkldnn_rnn_layer: "what oneDNN's recurrent layer keeps for itself",
+    torch.ops.aten._cudnn_rnn: "what cuDNN's recurrent layer keeps for itself",
+    torch.ops.aten.miopen_rnn: "what MIOpen's recurrent layer keeps for itself",
+}
+"""Ops that give memory whose size only the library behind them knows: PyTorch's dry run takes it to be empty."""
+
 _SEED = torch.ops.aten.ones_like.default
 """What backward begins with where it is given no gradient."""
 
 _SETTLED_AFTER = 0.25
 """Seconds for which a backend may keep what it has been given, once it is done."""
-
-_START = Row("", "backward", 0, (), "", None)
-"""Stands for the call of backward, before the first node."""
 
 
 @dataclass(slots=True, eq=False)
@@ -111,6 +116,7 @@ class Tracker(Accounts):
     Attributes:
         rows, events, buffers, flops, recomputed_flops, saved_at_end_of_forward: as in
             :class:`~memback.ledger.Ledger`; FLOPs are those of products of matrices, convolutions and attention.
+        unknown: what it met that PyTorch gives no true size of without memory, in words: figures are then too low.
     """
 
     def __init__(
@@ -122,7 +128,7 @@ class Tracker(Accounts):
     ) -> None:
         super().__init__(events=events)
         pairs = list(arguments.items() if isinstance(arguments, Mapping) else arguments)
-        self._leaves = [tensor for _, tensor in pairs]
+        self._parameters = [tensor for name, tensor in pairs if name.startswith("parameter ")]
         self._leaf_names = {id(tensor): name for name, tensor in pairs}
         self._paths = ModulePaths(module)
         self._retained: list[Any] | None = [] if retain_all else None
@@ -137,7 +143,7 @@ class Tracker(Accounts):
         self._listed: set[int] = set()
         self._repeated: set[tuple[str, str]] = set()
         self._node: tuple[int, int, int] | None = None
-        self._node_row = _START
+        self._node_row = self._start = Row("", "backward", 0, (), "", None)
         self._task = -1
         self._base = 0
         self._own = False
@@ -145,6 +151,7 @@ class Tracker(Accounts):
         self._exchange: _Exchange | None = None
         self._in_flight: list[torch.Tensor] = []
         self._gradient_bytes = 0
+        self.unknown: set[str] = set()
         for name, tensor in pairs:
             for storage in storages(tensor):
                 if key(storage) not in self._accounts:
@@ -171,9 +178,9 @@ class Tracker(Accounts):
             return
         self._boundary()
         if self.saved_at_end_of_forward is None:
-            self._end_of_forward()
+            self.forward_ended()
         self._over, self._keep_events = True, False
-        grads = [tensor.grad for tensor in self._leaves if tensor.grad is not None]
+        grads = [tensor.grad for tensor in self._parameters if tensor.grad is not None]
         self._gradient_bytes = sum({key(s): s.nbytes() for grad in grads for s in storages(grad)}.values())
         for held in self._kept:
             held.row.saved.append(held.account.as_saved(held.name))
@@ -226,9 +233,15 @@ class Tracker(Accounts):
         if outputs and not row.dtype:
             row.output_shape, row.dtype = tuple(outputs[0].shape), _name(outputs[0].dtype)
         for tensor in outputs:
+            self._note_unknown(func, tensor)
             for storage in storages(tensor):
                 self._meet(storage, row)
         return out
+
+    def _note_unknown(self, func: Any, tensor: torch.Tensor) -> None:
+        if isinstance(tensor, FakeTensor) and (tensor.is_sparse or func._overloadpacket in _OPAQUE):
+            what = "a sparse tensor" if tensor.is_sparse else _OPAQUE[func._overloadpacket]
+            self.unknown.add(f"{what} ({self._where[1]}, layer {self._where[0] or '(top)'})")
 
     def _begins(self, func: Any, inputs: list[torch.Tensor]) -> Row:
         if self._exchange is not None:
@@ -294,7 +307,7 @@ class Tracker(Accounts):
     def _enter_forward(self) -> None:
         if self._phase != "forward":
             self._boundary()
-            self._phase, self._node, self._node_row = "forward", None, _START
+            self._phase, self._node, self._node_row = "forward", None, self._start
 
     def _enter_backward(self, task: int) -> None:
         """Backward is running: note which node."""
@@ -304,7 +317,7 @@ class Tracker(Accounts):
             self._task = -1
             self._again.clear()
             if self.saved_at_end_of_forward is None:
-                self._end_of_forward()
+                self.forward_ended()
         if self._task == -1:
             self._task = task
         node = torch._C._current_autograd_node()
@@ -342,12 +355,25 @@ class Tracker(Accounts):
                 self._highest.parts[account.category] += account.bytes
         self._highest.pending = []
 
-    def _end_of_forward(self) -> None:
+    def forward_ended(self, result: Any = None) -> None:
+        """Take note of what is saved now, as what the forward pass has saved.
+
+        To be told by who knows; else that moment is taken to be where backward first runs. With ``result``, whatever
+        else is alive now counts as saved, too, under the name ``kept``: what a checkpoint's policy has put aside, a
+        custom Function has in attributes, or other hooks have moved away is in no node of autograd's graph.
+        """
+        if result is not None:
+            self._keep_rest({key(storage) for tensor in tensors(result) for storage in storages(tensor)})
         self._kept = list(self._held.values())
         by_row: dict[int, tuple[Row, list[Account]]] = {}
         for held in self._kept:
             by_row.setdefault(id(held.row), (held.row, []))[1].append(held.account)
         self._charge(by_row.values())
+
+    def _keep_rest(self, given: set[int]) -> None:
+        for number, account in list(self._accounts.items()):
+            if account.owner is not None and not account.holders and number not in given:
+                self._hold(account, account.owner).name = "kept"
 
     # -- storages
 
@@ -392,7 +418,7 @@ class Tracker(Accounts):
         if self._bytes <= self._highest.bytes:
             return
         pending = [account for account in self._fresh if account.ref is not None and account.ref() is not None]
-        parts: dict[str, int] = {**self._totals}
+        parts: dict[str, int] = {str(category): size for category, size in self._totals.items()}
         for account in pending:
             if account.category is not None:
                 parts[account.category] -= account.bytes
@@ -433,8 +459,11 @@ class Tracker(Accounts):
             module: for whose parameters; None at the top.
         """
         task = torch._C._current_graph_task_id()
-        if task == -1 and self._phase != "recompute":
+        if task == -1:
             self._enter_forward()
+        else:
+            self._enter_backward(task)
+            self._phase = "recompute" if self._recomputes() else "backward"
         self._boundary()
         path = self._paths.path if module is None else self._paths.name_of(module)
         before, where = self._exchange, self._where
@@ -452,7 +481,7 @@ class Tracker(Accounts):
             return
         account, size = self._accounts.get(key(storage)), storage.nbytes()
         if account is None or size:
-            self._meet(storage, _START if self._exchange is None else self._exchange.row)
+            self._meet(storage, self._node_row if self._exchange is None else self._exchange.row)
         else:
             account.ref = None  # the storage lives on, and may be given memory anew
             self._died(key(storage), account)
@@ -500,7 +529,7 @@ class Tracker(Accounts):
             alias = tensor.detach()
         finally:
             self._own = False
-        if torch._C._current_graph_task_id() != -1:
+        if torch._C._current_graph_task_id() != -1 and self._recomputes():
             return _Packed(self, alias, [])  # of what runs again, all is recomputed
         row = self._keeper()
         held = []
@@ -525,6 +554,8 @@ class Tracker(Accounts):
     def _hold(self, account: Account, row: Row) -> _Held:
         held = _Held(account, row)
         self._held[id(held)] = held
+        if account.owner is not None:
+            self._list(account.owner)
         account.holders += 1
         self._sort(account, "hold")
         return held
@@ -558,7 +589,7 @@ class Tracker(Accounts):
 
     def _name_saved(self, node: Any) -> None:
         """Learn from autograd's node what the op calls the tensors that it keeps."""
-        for name in _saved_names(type(node)):
+        for name in _saved_names(node.__class__):
             found = getattr(node, f"_raw_saved_{name}")
             for saved in found if isinstance(found, (tuple, list)) else (found,):
                 packed = saved.data
@@ -571,6 +602,10 @@ class Tracker(Accounts):
 
 class _Dispatch(TorchDispatchMode):
     """Hands every op to the tracker."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to hide from PyTorch's compiler, it would be loaded first
 
     def __init__(self, tracker: Tracker) -> None:
         super().__init__()
