@@ -286,9 +286,16 @@ class Rank(Struct, frozen=True, kw_only=True):
     stopped: str | None = None
 
     @property
+    def leading(self) -> RankRun | None:
+        """The run that ranks are compared by: ``full``, else the last of all that train, else the first."""
+        trained = [run for run in self.runs if run.mode != "inference"]
+        full = (run for run in self.runs if run.mode == "full")
+        return next(full, next(reversed(trained), next(iter(self.runs), None)))
+
+    @property
     def memory_bytes(self) -> int:
-        """The most memory that this rank needs in any mode: its arguments, and the peak above them."""
-        return self.arguments.total_bytes + max((run.peak.total_bytes for run in self.runs), default=0)
+        """What this rank needs in all: its arguments, and the peak of its leading run above them."""
+        return self.arguments.total_bytes + (0 if self.leading is None else self.leading.peak.total_bytes)
 
 
 class Distributed(Struct, frozen=True, kw_only=True):

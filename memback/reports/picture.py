@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from memback.profiling.report import PARTS, Report, Run
 from memback.reports import tables
-from memback.reports.timeline import Timeline
+from memback.reports.timeline import BANDS, Timeline
 from memback.units import format_bytes, format_bytes_short
 
 __all__ = ["HEIGHT_OF_TEXT", "Area", "Picture", "Rectangle", "Text", "draw"]

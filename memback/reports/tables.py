@@ -284,10 +284,11 @@ def place(run: Run) -> str:
 
 
 def ranks(report: Report) -> Table:
-    """The ranks of a merged report, those that need the most memory first, each by the run that needs the most of it."""
+    """The ranks of a merged report, those that need the most memory first, in the mode that they are compared by."""
     of = report.distributed
     assert of is not None
-    shown = [(rank, max(rank.runs, key=lambda run: run.peak.total_bytes, default=None)) for rank in of.ranks]
+    shown = [(rank, rank.leading) for rank in of.ranks]
+    leading = of.ranks[0].leading
     columns = {
         "parameters": [rank.arguments.parameter_bytes for rank, _ in shown],
         "sharded parameters": [rank.arguments.sharded_parameter_bytes for rank, _ in shown],
@@ -306,16 +307,14 @@ def ranks(report: Report) -> Table:
     rows = [
         Row([Cell(_rank_name(rank)), *(_bytes(sizes[i]) for sizes in used.values())]) for i, (rank, _) in enumerate(shown)
     ]
-    notes = ["Memory at the peak: arguments, and the peak of the mode that needs the most."]
+    notes = ["Memory at the peak: what was there before the step, and the peak above it."]
     differing = [title for title, sizes in used.items() if len(set(sizes)) > 1]
     if len(shown) > 1:
         notes.append(f"The ranks differ in: {', '.join(differing)}." if differing else "All ranks have the same figures.")
     if of.gradient_as_bucket_view:
         notes.append("Parameter gradients are views of the gradient buckets, and need no memory besides.")
     return Table(
-        f"Ranks, the worst first, in {max(report.runs, key=lambda run: run.peak.total_bytes).label}"
-        if report.runs
-        else "Ranks",
+        "Ranks, the worst first" + ("" if leading is None else f": {leading.mode}"),
         [Column("rank", "key"), *(Column(title, group=1 + (i > 6)) for i, title in enumerate(used))],
         rows,
         bad=_unequal(report),

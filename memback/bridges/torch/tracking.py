@@ -405,7 +405,7 @@ class Tracker(Accounts):
             key(storage), storage, size, row, f"{what} {row.op}" + (f" ({row.path})" if row.path else "")
         )
         self._fresh.append(account)
-        if self._retained is not None and self._phase == "forward":
+        if self._retained is not None and self._phase == "forward" and account.role is None:
             self._retained.append(storage)
             account.holders += 1
             self._sort(account, "hold")
@@ -537,7 +537,7 @@ class Tracker(Accounts):
             account = self._accounts.get(key(storage))
             if account is None and storage.nbytes():
                 account = self._open(key(storage), storage, storage.nbytes(), None, "")
-            if account is not None and not account.argument:
+            if account is not None and not account.argument and account.role is None:
                 held.append(self._hold(account, row))
         return _Packed(self, alias, held)
 
