@@ -107,13 +107,13 @@ def warnings(report: Report) -> list[str]:
     if of is None:
         return []
     if not of.ranks:
-        return [f"Rank {of.rank} stopped before its report was whole: {of.stopped}"] if of.stopped else []
+        return [f"Rank {of.rank} stopped, and its figures are those of its dry run: {of.stopped}"] if of.stopped else []
     said = []
     if of.missing:
         ranks = f"rank {of.missing[0]}" if len(of.missing) == 1 else f"ranks {', '.join(map(str, of.missing))}"
         said.append(f"No report of {ranks}, of {of.world_size} ranks: the worst is the worst of the others.")
     stopped = (rank for rank in of.ranks if rank.stopped)
-    return said + [f"Rank {rank.rank} stopped before its report was whole: {rank.stopped}" for rank in stopped]
+    return said + [f"Rank {rank.rank} stopped, and its figures are those of its dry run: {rank.stopped}" for rank in stopped]
 
 
 def printable(text: str) -> str:

@@ -19,5 +19,6 @@ except ImportError as error:
     ) from error
 
 from memback.bridges.torch.profile import DryRunWarning, profile
+from memback.bridges.torch.ranks import predict
 
-__all__ = ["DryRunWarning", "profile"]
+__all__ = ["DryRunWarning", "predict", "profile"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from msgspec.structs import replace
+from torch.nn.parallel import DistributedDataParallel
 
 from memback._version import __version__
 from memback.bridges.torch.sharding import bucket_bytes, fsdp_params
@@ -193,7 +194,8 @@ def _distributed(step: Step) -> plain.Distributed | None:
 
 def _about(step: Step) -> dict[str, Any]:
     dtypes = dict.fromkeys(str(p.dtype).removeprefix("torch.") for p in step.module.parameters())
-    name = type(step.module).__name__
+    module = step.module.module if isinstance(step.module, DistributedDataParallel) else step.module
+    name = type(module).__name__.removeprefix("FSDP" if step.strategy == "fsdp2" else "")
     return {"name": name, "model": {"name": name}, "data": {}, "dtype": ", ".join(dtypes)}
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from memback.bridges.torch.fake import is_dry
+from memback.bridges.torch.fake import fake_mode, is_dry
 from memback.errors import UsageError
 
 __all__ = ["STRATEGIES", "bucket_bytes", "fsdp_params", "reshard", "strategy_of", "wrap"]
@@ -59,12 +59,15 @@ def wrap(module: nn.Module, strategy: str, shard: Sequence[str] = (), **options:
     if strategy == "ddp":
         if shard:
             raise UsageError("what is sharded belongs to fsdp2: under ddp every rank has all parameters")
-        return nn.parallel.DistributedDataParallel(module, **options)
+        with fake_mode(module) if is_dry(module) else nullcontext():
+            return nn.parallel.DistributedDataParallel(module, init_sync=not is_dry(module), **options)
     from torch.distributed.fsdp import fully_shard
 
-    for part in _parts(module, shard) if shard else _blocks(module):
-        fully_shard(part, **options)
-    fully_shard(module, **options)
+    device = next((parameter.device.type for parameter in module.parameters()), "cpu")
+    mesh = dist.device_mesh.init_device_mesh(device, (dist.get_world_size(),))
+    with fake_mode(module) if is_dry(module) else nullcontext():
+        for part in (*(_parts(module, shard) if shard else _blocks(module)), module):
+            fully_shard(part, **{"mesh": mesh, **options})
     return module
 
 

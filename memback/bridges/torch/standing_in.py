@@ -88,8 +88,8 @@ def _fake_shards(module: nn.Module, mode: Any) -> Iterator[dict[int, Any]]:
         yield known
     finally:
         for param, attributes in before:
-            vars(param).clear()
-            vars(param).update(attributes)
+            vars(param).pop("_unsharded_param", None)
+            vars(param).update(attributes)  # what it has noted besides, such as dtypes, may stay
 
 
 def _exchange(param: Any, mode: Any) -> Any:
