@@ -68,7 +68,7 @@ def load(reference: str, inputs: Sequence[Input], device: torch.device | None = 
         reference: of a module, or of what gives one (or a pair of one and its inputs: a tensor, a list or tuple of
             arguments, or a dict of arguments by name) when called without arguments.
         inputs: what the module is called with, where the factory does not say.
-        device: where the module and its inputs are moved; by default they stay where they were made.
+        device: where the module and its inputs are made, and moved to; by default they stay where they were made.
         dry: whether everything is made without memory.
 
     Raises:
@@ -77,17 +77,18 @@ def load(reference: str, inputs: Sequence[Input], device: torch.device | None = 
     """
     found = find(reference)
     with FakeTensorMode(allow_non_fake_inputs=True) if dry else nullcontext():
-        made = found if isinstance(found, torch.nn.Module) else _call(reference, found, dry)
+        made = found if isinstance(found, torch.nn.Module) else _call(reference, found, device, dry)
         module, given = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
         if not isinstance(module, torch.nn.Module):
             raise UsageError(
-                f"{reference} gives {made!r:.80}, neither a torch.nn.Module nor a pair of one and its inputs"
+                f"{reference} gives {made!r:.80}, which is no torch.nn.Module (nor a pair of one and inputs)"
             )
         if given is not None and inputs:
             raise UsageError(f"{reference} gives the inputs itself: leave out --input")
         if given is None and not inputs:
             raise UsageError(f"say what {reference} is called with: --input 8x3x224x224, --input 8x1024:int64, ...")
-        module = module if device is None else module.to(device)
+        if device is not None and not dry:
+            module = module.to(device)
         args, kwargs = _made(inputs, device or _device_of(module)) if given is None else _given(given, device)
     return Loaded(module, args, kwargs)
 
@@ -108,11 +109,12 @@ def device_named(name: str) -> torch.device:
     return device
 
 
-def _call(reference: str, factory: Any, dry: bool) -> Any:
+def _call(reference: str, factory: Any, device: torch.device | None, dry: bool) -> Any:
     if not callable(factory):
         raise UsageError(f"{reference} is {factory!r:.80}, which can't be called to give a module")
     try:
-        return factory()
+        with nullcontext() if device is None else device:
+            return factory()
     except MembackError:
         raise
     except Exception as error:

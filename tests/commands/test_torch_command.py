@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from memback.commands import REGISTRY, main
+
+MODELS = "tests.bridges.torch_models"
+GPT = [f"{MODELS}:small_gpt", "--input", "2x8:int64"]
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch")
+
+
+def run(capsys, *arguments):
+    code = main(["torch", *arguments])
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    return code, printed
+
+
+def report(capsys, *arguments):
+    code, printed = run(capsys, *arguments, "--rounds", "1", "--json", "-")
+    assert (code, printed.err) == (0, "")
+    return json.loads(printed.out)
+
+
+def refusal(capsys, *arguments):
+    code, printed = run(capsys, *arguments)
+    lines = printed.err.splitlines()
+    assert [line for line in lines if line.startswith("Error: ")] == lines[:1], printed.err
+    return code, lines[0].removeprefix("Error: ")
+
+
+@pytest.mark.torch
+def test_the_report_is_shown_and_written(torch, tmp_path, capsys):
+    files = [str(tmp_path / "report.html"), str(tmp_path / "report.json")]
+    assert main(["torch", *GPT, "--rounds", "1", "-o", files[0], "-o", files[1], "--layers"]) == 0
+    out = capsys.readouterr().out
+    for word in ("retain-all", "full", "inference", "h.1.attn", "native_layer_norm", f"Wrote {files[0]}"):
+        assert word in out
+    assert main(["diff", files[1], files[1], "--fail-above", "0%", "--quiet"]) == 0
+
+
+@pytest.mark.torch
+def test_a_real_run_measures_what_a_dry_one_predicts(torch, capsys):
+    real, dry = report(capsys, *GPT), report(capsys, *GPT, "--dry")
+    assert real["profile"]["name"] == f"{MODELS}:small_gpt"
+    assert real["profile"]["data"] == {"inputs": ["2x8:int64"]}
+    for found, predicted in zip(real["runs"], dry["runs"], strict=True):
+        assert found["saved_bytes"] == predicted["saved_bytes"]
+        assert found["measured_peak_bytes"] == found["predicted_peak_bytes"] == predicted["predicted_peak_bytes"]
+        assert predicted["measured_peak_bytes"] is predicted["loss"] is None
+
+
+@pytest.mark.torch
+def test_a_factory_may_give_the_inputs_and_a_function_the_loss(torch, capsys):
+    found = report(capsys, f"{MODELS}:with_inputs", "--loss", "torch:std", "--mode", "full", "--device", "cpu")
+    assert found["arguments"]["input_bytes"] == 2 * 4 * 4 + 2 * 5 * 4
+    assert [layer["op"] for layer in found["runs"][0]["layers"]][-1] == "std"
+    assert report(capsys, f"{MODELS}:ready", "--input", "input=2x4", "--mode", "full")["runs"][0]["loss"] is not None
+
+
+@pytest.mark.torch
+def test_mixed_precision_and_evaluation_can_be_chosen(torch, capsys):
+    cast = report(capsys, *GPT, "--autocast", "bfloat16", "--mode", "full", "--eval")
+    assert "bfloat16" in {layer["dtype"] for layer in cast["runs"][0]["layers"]}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["tests"], 2, "'tests' names nothing; write it as package.module:name"),
+        (["no.such:thing"], 2, "there is no module 'no' to be found from "),
+        ([f"{MODELS}:smal_gpt"], 2, "there is no factory 'smal_gpt' (did you mean 'small_gpt'?)"),
+        (
+            [f"{MODELS}:small_gpt"],
+            2,
+            "say what tests.bridges.torch_models:small_gpt is called with: --input 8x3x224x224",
+        ),
+        ([f"{MODELS}:with_inputs", "--input", "2x4"], 2, "gives the inputs itself: leave out --input"),
+        ([f"{MODELS}:no_module", "--input", "2"], 2, "gives 3, which is no torch.nn.Module"),
+        (
+            [f"{MODELS}:fails", "--input", "2"],
+            1,
+            "can't make its module: ValueError: no such weights (at torch_models.py:",
+        ),
+        (
+            [f"{MODELS}:wrong", "--input", "2x4"],
+            1,
+            "can't be run: RuntimeError: mat1 and mat2 shapes cannot be multiplied",
+        ),
+        ([f"{MODELS}:on_values", "--input", "2x4", "--dry"], 1, "the module takes a decision on values"),
+        ([*GPT, "--input", "8x"], 2, "input '8x' is no shape; write it as 8x3x224x224"),
+        ([*GPT, "--input", "8:int63"], 2, "there is no dtype 'int63' in PyTorch"),
+        ([*GPT, "--input", "a=8", "--input", "a=9"], 2, "input 'a' is given twice"),
+        ([*GPT, "--input", "9999999999x9999999999"], 2, "has more than 2**63 - 1 elements"),
+        ([*GPT, "--device", "toaster"], 2, "there is no device 'toaster'"),
+        ([*GPT, "--device", "cuda:99"], 2, "device cuda:99 is not there"),
+        ([*GPT, "--mode", "half"], 2, "unknown mode 'half'"),
+        ([*GPT, "-o", "report.doc"], 2, ".doc"),
+    ],
+)
+def test_wrong_requests_end_in_one_message(torch, arguments, code, message, capsys):
+    found, text = refusal(capsys, *arguments)
+    assert found == code
+    assert message in text
+
+
+@pytest.mark.torch
+def test_a_step_that_does_not_fit_is_refused_before_it_is_run(torch, monkeypatch, capsys):
+    from memback.bridges.torch import guard, step
+    from memback.profiling.guard import Available
+
+    def refuse(*_):
+        raise AssertionError("work began")
+
+    monkeypatch.setattr(guard, "available_memory", lambda: Available(30_000, "limit of the test"))
+    monkeypatch.setattr(step.Step, "time", refuse)
+    code, text = refusal(capsys, *GPT)
+    assert code == 1
+    assert "in mode full" in text
+    assert "limit of the test" in text
+    assert "Modes that would fit: --mode inference" in text
+
+
+@pytest.mark.torch
+def test_what_a_dry_run_does_not_know_is_a_note(torch, tmp_path, monkeypatch, capsys):
+    (tmp_path / "recurrent.py").write_text("import torch\ndef make():\n    return torch.nn.LSTM(8, 8)\n")
+    monkeypatch.chdir(tmp_path)
+    code, printed = run(capsys, "recurrent:make", "--input", "3x4x8", "--dry", "--mode", "full")
+    assert code == 0
+    assert printed.err.startswith("Note: A dry run does not know the size of")
+
+
+# -- without PyTorch
+
+
+OTHERS = {
+    "profile": ["notes", "--dry", "--quiet"],
+    "train": ["notes", "--steps", "1", "--quiet"],
+    "plan": ["notes", "--budget", "1MiB", "--quiet"],
+    "fit": ["notes", "--budget", "1MiB", "--quiet"],
+    "notes": ["--help"],
+    "list": ["--quiet"],
+    "report": ["--help"],
+    "diff": ["--help"],
+}
+
+
+@pytest.fixture
+def without_torch(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("memback.bridges.torch")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+
+def test_without_pytorch_the_command_says_what_to_install(without_torch, capsys):
+    code, message = refusal(capsys, *GPT)
+    assert code == 1
+    assert "pip install 'memback[torch]'" in message
+
+
+def test_without_pytorch_there_is_help(without_torch, capsys):
+    assert main(["torch", "--help"]) == 0
+    assert "MODULE:FACTORY" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", sorted(set(REGISTRY) - {"torch"}))
+def test_without_pytorch_every_other_command_works(without_torch, command):
+    assert main([command, *OTHERS[command]]) == 0
