@@ -172,7 +172,9 @@ class Step:
                 self.run(mode)
 
     def allocated(self, mode: Mode) -> Allocated | None:
-        """Run for what PyTorch's allocator gives out, unwatched."""
+        """Run for what PyTorch's allocator gives out, unwatched; None where others than this thread give it back."""
+        if self.strategy is not None and self.device.type == "cpu":
+            return None
         self.run_in(mode)
         with self.unchanged():
             return allocated(lambda: self.run(mode), self.device)

@@ -373,7 +373,7 @@ class Tracker(Accounts):
 
     def _keep_rest(self, given: set[int]) -> None:
         for number, account in list(self._accounts.items()):
-            if account.owner is not None and not account.holders and number not in given:
+            if account.owner is not None and not account.holders and not account.role and number not in given:
                 self._hold(account, account.owner).name = "kept"
 
     # -- storages
