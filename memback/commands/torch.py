@@ -120,7 +120,7 @@ def _on_ranks(
             return predict_loaded(loading, strategy, ranks, shard, progress=progress, **options)
     if ranks is not None:
         raise UsageError("--ranks belongs to --dry: a real run has as many ranks as torchrun starts processes")
-    files = click.get_current_context().params["files"]
+    files = click.get_current_context().params["files"]  # type: ignore[union-attr]
     if not files:
         raise UsageError("-o FILE is needed: each rank writes its own report beside it")
     first = at is None or at[0] == 0

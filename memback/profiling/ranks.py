@@ -50,9 +50,7 @@ def _rank(report: Report, first: Report) -> Rank:
             for a, b in ((report, of), (first, first.distributed))
         )
         raise UsageError(f"these reports are of different jobs: {this}; {that}")
-    return Rank(
-        rank=of.rank, arguments=report.arguments, runs=tuple(map(RankRun.of, report.runs)), stopped=of.stopped
-    )
+    return Rank(rank=of.rank, arguments=report.arguments, runs=tuple(map(RankRun.of, report.runs)), stopped=of.stopped)
 
 
 def _job(report: Report, of: Distributed) -> tuple[object, ...]:

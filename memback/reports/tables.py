@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from memback.profiling.report import PARTS, Layer, Rank, RankRun, Report, Run, SavedValue, Seconds
+from memback.profiling.report import PARTS, Layer, Rank, Report, Run, SavedValue, Seconds
 from memback.reports.folding import Fold, fold, span
 from memback.units import KIB, MIB, format_flops, format_seconds
 
@@ -107,13 +107,19 @@ def warnings(report: Report) -> list[str]:
     if of is None:
         return []
     if not of.ranks:
-        return [f"Rank {of.rank} stopped, and its figures are those of its dry run: {of.stopped}"] if of.stopped else []
+        return [_stopped(of.rank, of.stopped)] if of.stopped else []
     said = []
     if of.missing:
         ranks = f"rank {of.missing[0]}" if len(of.missing) == 1 else f"ranks {', '.join(map(str, of.missing))}"
         said.append(f"No report of {ranks}, of {of.world_size} ranks: the worst is the worst of the others.")
     stopped = (rank for rank in of.ranks if rank.stopped)
-    return said + [f"Rank {rank.rank} stopped, and its figures are those of its dry run: {rank.stopped}" for rank in stopped]
+    return said + [
+        f"Rank {rank.rank} stopped, and its figures are those of its dry run: {rank.stopped}" for rank in stopped
+    ]
+
+
+def _stopped(rank: int, why: str) -> str:
+    return f"Rank {rank} stopped, and its figures are those of its dry run: {why}"
 
 
 def printable(text: str) -> str:
@@ -287,47 +293,43 @@ def ranks(report: Report) -> Table:
     """The ranks of a merged report, those that need the most memory first, in the mode that they are compared by."""
     of = report.distributed
     assert of is not None
-    shown = [(rank, rank.leading) for rank in of.ranks]
     leading = of.ranks[0].leading
-    columns = {
-        "parameters": [rank.arguments.parameter_bytes for rank, _ in shown],
-        "sharded parameters": [rank.arguments.sharded_parameter_bytes for rank, _ in shown],
-        "buffers": [rank.arguments.buffer_bytes for rank, _ in shown],
-        "inputs": [rank.arguments.input_bytes for rank, _ in shown],
-        "gradient buckets": [rank.arguments.bucket_bytes for rank, _ in shown],
-        "saved bytes": [_of_run(run, "saved_bytes") for _, run in shown],
-        "parameter gradients": [_of_run(run, "gradient_bytes") for _, run in shown],
-        "gathered at the peak": [run.peak.gathered if run else 0 for _, run in shown],
-        "buckets made by then": [run.peak.buckets if run else 0 for _, run in shown],
-        "predicted peak": [_of_run(run, "predicted_peak_bytes") for _, run in shown],
-        "measured peak": [_of_run(run, "measured_peak_bytes") for _, run in shown],
-        "memory at the peak": [rank.memory_bytes for rank, _ in shown],
-    }
-    used = {title: sizes for title, sizes in columns.items() if any(sizes)}
+    sizes = [_rank_sizes(rank) for rank in of.ranks]
+    used = [title for title in sizes[0] if any(of_rank[title] for of_rank in sizes)]
     rows = [
-        Row([Cell(_rank_name(rank)), *(_bytes(sizes[i]) for sizes in used.values())]) for i, (rank, _) in enumerate(shown)
+        Row([Cell(_rank_name(rank)), *(_bytes(of_rank[title]) for title in used)])
+        for rank, of_rank in zip(of.ranks, sizes, strict=True)
     ]
     notes = ["Memory at the peak: what was there before the step, and the peak above it."]
-    differing = [title for title, sizes in used.items() if len(set(sizes)) > 1]
-    if len(shown) > 1:
-        notes.append(f"The ranks differ in: {', '.join(differing)}." if differing else "All ranks have the same figures.")
+    if len(sizes) > 1:
+        differing = ", ".join(title for title in used if len({of_rank[title] for of_rank in sizes}) > 1)
+        notes.append(f"The ranks differ in: {differing}." if differing else "All ranks have the same figures.")
     if of.gradient_as_bucket_view:
         notes.append("Parameter gradients are views of the gradient buckets, and need no memory besides.")
-    return Table(
-        "Ranks, the worst first" + ("" if leading is None else f": {leading.mode}"),
-        [Column("rank", "key"), *(Column(title, group=1 + (i > 6)) for i, title in enumerate(used))],
-        rows,
-        bad=_unequal(report),
-        notes=notes,
-    )
+    groups = dict.fromkeys(of.ranks[0].arguments.by_name(), 1)
+    columns = [Column("rank", "key"), *(Column(title, group=groups.get(title, 2)) for title in used)]
+    title = "Ranks, the worst first" + ("" if leading is None else f": {leading.mode}")
+    return Table(title, columns, rows, bad=_unequal(report), notes=notes)
+
+
+def _rank_sizes(rank: Rank) -> dict[str, int | None]:
+    """What a row says of a rank, by the column's title."""
+    sizes: dict[str, int | None] = {**rank.arguments.by_name()}
+    run = rank.leading
+    if run is not None:
+        sizes |= {
+            "saved bytes": run.saved_bytes,
+            "parameter gradients": run.gradient_bytes,
+            "gathered at the peak": run.peak.gathered,
+            "buckets made by then": run.peak.buckets,
+            "predicted peak": run.predicted_peak_bytes,
+            "measured peak": run.measured_peak_bytes,
+        }
+    return {**sizes, "memory at the peak": rank.memory_bytes}
 
 
 def _rank_name(rank: Rank) -> str:
     return f"{rank.rank} (not whole)" if rank.stopped else str(rank.rank)
-
-
-def _of_run(run: RankRun | None, name: str) -> int | None:
-    return None if run is None else getattr(run, name)
 
 
 def _unequal(report: Report) -> list[str]:

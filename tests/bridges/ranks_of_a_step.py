@@ -108,8 +108,8 @@ def rank_of_job(rank, ranks, folder):
     module = wrap(Net(), "ddp")
     uneven = bridge.profile(module, inputs(rank, BATCH * (1 + rank)), loss=loss, rounds=0, modes=("full",))
     uneven.save(folder / f"uneven.rank{rank}.json")
-    before = {name: parameter.grad for name, parameter in module.named_parameters()}
-    (folder / f"left.rank{rank}.json").write_text(json.dumps([name for name, grad in before.items() if grad is not None]))
+    left = [name for name, parameter in module.named_parameters() if parameter.grad is not None]
+    (folder / f"left.rank{rank}.json").write_text(json.dumps(left))
     dist.destroy_process_group()
 
 

@@ -64,8 +64,10 @@ def predicted(ranks, name):
 def without_lines(layers):
     """Rows but for the line of the source, which is the profile's own call where there is none in the model."""
     return [
-        (row.path, row.op, row.call, row.saved_bytes, row.shared_bytes, row.recomputed, row.flops)
-        + tuple((value.name, value.bytes, value.origin, value.buffer) for value in row.saved)
+        (
+            *(row.path, row.op, row.call, row.saved_bytes, row.shared_bytes, row.recomputed, row.flops),
+            *((value.name, value.bytes, value.origin, value.buffer) for value in row.saved),
+        )
         for row in layers
     ]
 
@@ -95,7 +97,7 @@ def test_what_is_predicted_in_one_process_is_what_every_rank_shows(ranks, name):
 @pytest.mark.parametrize("name", job.VARIANTS)
 @pytest.mark.parametrize("ranks", RANKS)
 def test_parameters_shards_and_buckets_are_as_pytorch_and_arithmetic_have_them(ranks, name):
-    _, make, options = job.VARIANTS[name]
+    make = job.VARIANTS[name][1]
     parameters = list(make().parameters())
     for report, known in zip(reports(ranks, name), told(ranks, name), strict=True):
         arguments = report.arguments

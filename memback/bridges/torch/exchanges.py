@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ def exchanges_told(tracker: Tracker) -> Iterator[None]:
     FSDP2 resizes the storages of whole parameters to give them memory and to take it back.
     """
     with ExitStack() as stack:
-        stack.enter_context(_wrapped(torch.UntypedStorage, "resize_", lambda original: _resizing(tracker, original)))
+        stack.enter_context(_wrapped(torch.UntypedStorage, "resize_", partial(_resizing, tracker)))
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             from torch.distributed.fsdp._fully_shard import _fsdp_param_group as fsdp
             from torch.nn.parallel import DistributedDataParallel
@@ -33,7 +33,7 @@ def exchanges_told(tracker: Tracker) -> Iterator[None]:
                 (fsdp, "foreach_reduce", _reducing),
                 (DistributedDataParallel, "_sync_buffers", _spreading),
             ):
-                stack.enter_context(_wrapped(owner, name, lambda original, wrap=wrap: wrap(tracker, original)))
+                stack.enter_context(_wrapped(owner, name, partial(wrap, tracker)))
         yield
 
 

@@ -45,8 +45,8 @@ def profile(
 
     Args:
         module: any module, as it is: on a CPU or CUDA, in training mode or not, with parts frozen or tied or under
-            ``torch.utils.checkpoint``. Parameters, buffers, gradients and random streams are afterwards as before. Under
-            DDP or FSDP2 the report is this rank's, and every rank must call this with the same modes and rounds.
+            ``torch.utils.checkpoint``. Parameters, buffers, gradients and random streams are afterwards as before.
+            Under DDP or FSDP2 the report is this rank's, and every rank must call this with the same modes and rounds.
         inputs: what it is called with: tensors of any shape and dtype, and anything else.
         loss: gives the loss, a tensor of one number, from what the module gives; by default the sum of its numbers.
         kwargs: what it is called with by name.

@@ -1,7 +1,7 @@
 """A step on several ranks: predicted for all of them in one process, or run by as many processes under torchrun.
 
-Every rank's report is written to a file of its own as soon as it is there: first its prediction, then, in its place, what
-was measured. So a rank that dies leaves what it had, and takes nothing from the others.
+Every rank's report is written to a file of its own as soon as it is there: first its prediction, then, in its place,
+what was measured. So a rank that dies leaves what it had, and takes nothing from the others.
 """
 
 from __future__ import annotations
@@ -135,8 +135,10 @@ def run_rank(
 
     Args:
         load: gives the module, as it is before it is put under the strategy, and its inputs.
+        strategy: ``ddp`` or ``fsdp2``.
         file: where the merged report will be; this rank's is written beside it (``out.rank0.json``).
         force: whether a file that is there is overwritten.
+        shard: as in :func:`predict`.
         backend: of the process group.
         wait: for how many seconds rank 0, when it is done, waits for the others' reports.
         named: for :func:`~memback.bridges.torch.profile`.

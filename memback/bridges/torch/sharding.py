@@ -1,8 +1,8 @@
 """Modules that several ranks train: which strategy they are under, and how they are put under one.
 
-A strategy is ``ddp`` (``torch.nn.parallel.DistributedDataParallel``: every rank has all parameters, gradients are reduced
-in buckets) or ``fsdp2`` (``torch.distributed.fsdp.fully_shard``: every rank has a shard of each parameter, whole ones are
-gathered when they are used).
+A strategy is ``ddp`` (``torch.nn.parallel.DistributedDataParallel``: every rank has all parameters, gradients are
+reduced in buckets) or ``fsdp2`` (``torch.distributed.fsdp.fully_shard``: every rank has a shard of each parameter,
+whole ones are gathered when they are used).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -40,6 +39,7 @@ def wrap(module: nn.Module, strategy: str, shard: Sequence[str] = (), **options:
     """Put a module under a strategy, unless it is under one already. The process group must have been initialised.
 
     Args:
+        module: on real tensors, or on such as hold no memory; it is changed in place.
         strategy: ``ddp`` or ``fsdp2``.
         shard: for ``fsdp2``, patterns of the paths of submodules (``blocks.*``) that are sharded, and gathered, each by
             itself; by default the parts of every ``ModuleList`` and ``Sequential`` that is in no other. What is left is

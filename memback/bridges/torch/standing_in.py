@@ -19,11 +19,12 @@ __all__ = ["standing_in"]
 def standing_in(module: nn.Module, inputs: Any) -> Iterator[tuple[nn.Module, Any]]:
     """In the block there is a module like this one, and inputs, that hold no memory; nothing is sent to other ranks.
 
-    The module itself has its parameters and buffers back afterwards. DDP's part is played by another DDP around the same
-    module: the first one's reducer would wait for gradients of parameters that have been exchanged.
+    The module itself has its parameters and buffers back afterwards. DDP's part is played by another DDP around the
+    same module: the first one's reducer would wait for gradients of parameters that have been exchanged.
 
     Raises:
-        DryRunError: there is no telling what DDP would do, as it is around a part of the module only or casts by itself.
+        DryRunError: DDP can't be run dry, as it is around a part of the module only, casts by itself, or looks for
+            parameters that are not used.
     """
     strategy = strategy_of(module)
     if strategy is None:
@@ -51,6 +52,11 @@ def _like(ddp: Any) -> nn.Module:
     """
     if ddp.mixed_precision is not None:
         raise DryRunError("DDP's own mixed precision can't be run dry: use autocast in its place")
+    if ddp.find_unused_parameters or ddp.static_graph:
+        raise DryRunError(
+            "DDP that looks for unused parameters (find_unused_parameters, static_graph) decides by values, which a dry"
+            " run does not have: run it for real"
+        )
     caps = ddp.bucket_bytes_cap_list
     twin = nn.parallel.DistributedDataParallel(
         ddp.module,
@@ -58,9 +64,7 @@ def _like(ddp: Any) -> nn.Module:
         process_group=ddp.process_group,
         bucket_cap_mb=None if ddp.bucket_bytes_cap_default or caps else ddp.bucket_bytes_cap / 2**20,
         bucket_cap_mb_list=[cap / 2**20 for cap in caps] or None,
-        find_unused_parameters=ddp.find_unused_parameters,
         gradient_as_bucket_view=ddp.gradient_as_bucket_view,
-        static_graph=ddp.static_graph,
         skip_all_reduce_unused_params=ddp.skip_all_reduce_unused_params,
         forward_sync_buffers=ddp.forward_sync_buffers,
     )

@@ -166,7 +166,7 @@ class Step:
                 return step.watch(mode)[0]
 
     def run_in(self, mode: Mode) -> None:
-        """Have what a strategy makes in its first steps, and keeps: DDP's buckets as rebuilt, FSDP2's whole parameters."""
+        """Run so often that a strategy has what it makes in its first steps, such as DDP's buckets, rebuilt."""
         for _ in range(2 if self.strategy == "ddp" else 1 if self.strategy else 0):
             with self.unchanged():
                 self.run(mode)
