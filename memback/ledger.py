@@ -221,9 +221,15 @@ class Accounts:
         self._calls[path, op] = number + 1
         return number
 
-    def _open(self, key: int, buffer: Any, size: int, owner: Row | None, origin: str) -> Account:
-        """Open the account of a buffer of ``size`` bytes that is met for the first time."""
+    def _open(
+        self, key: int, buffer: Any, size: int, owner: Row | None, origin: str, recomputed: bool = False
+    ) -> Account:
+        """Open the account of a buffer of ``size`` bytes that is met for the first time.
+
+        One that is ``recomputed`` counts as such for as long as it lives.
+        """
         account = Account(self._born, size, owner, origin or self._names.get(key, "input"))
+        account.recomputed_holders = int(recomputed)
         self._born += 1
         if account.argument and account.origin == "input":
             self._input_bytes += account.bytes

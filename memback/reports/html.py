@@ -66,6 +66,7 @@ def _overview(report: Report) -> dict[str, Any]:
         "warnings": [tables.printable(warning) for warning in tables.warnings(report)],
         "sentences": [tables.printable(sentence) for sentence in words.sentences(report)],
         "parts": report.parts,
+        "ranks": tables.ranks(report) if report.distributed is not None and report.distributed.ranks else None,
         "modes": _modes(report),
         "tables": _tables(report),
     }
@@ -97,8 +98,6 @@ def _modes(report: Report) -> list[dict[str, Any]]:
 
 def _tables(report: Report) -> list[tables.Table]:
     shown = [tables.comparison(report), tables.peaks(report)] if report.runs else []
-    if report.distributed is not None and report.distributed.ranks:
-        shown.insert(0, tables.ranks(report))
     if report.reference is not None:
         shown.append(tables.composition(report, report.reference))
     return shown

@@ -170,6 +170,29 @@ def test_gradients_of_gradients_are_saved_too():
     assert not any(layer.recomputed for layer in run.layers)
 
 
+def test_inputs_that_were_computed_are_inputs_all_the_same_and_stay_as_they_were():
+    x = torch.ones(4, 8, requires_grad=True).mul(2)
+    module = Calls(lambda m, x: m.first(x.detach().add_(1)))
+    run = full(module, x)
+    assert torch.equal(x, torch.full((4, 8), 2.0))
+    assert run.loss == pytest.approx(module(x).sum().item())
+
+
+def test_what_the_loss_compares_with_is_an_input_too():
+    y = torch.ones(4, 8)
+    report = profile(nn.Linear(8, 8), X, loss=lambda out: F.mse_loss(out, y))
+    assert report.arguments.input_bytes == 2 * BYTES
+    assert report.arguments.parameter_bytes == (8 * 8 + 8) * 4
+
+
+@pytest.mark.parametrize("loss", ["mse_loss", "smooth_l1_loss", "binary_cross_entropy", "soft_margin_loss"])
+def test_a_loss_that_was_many_numbers_has_room_for_all_of_them(loss):
+    run = full(nn.Sequential(nn.Linear(8, 8), nn.Sigmoid()), X, loss=lambda y: getattr(F, loss)(y, torch.ones(4, 8)))
+    made = {event.buffer: event.bytes for event in run.timeline}
+    assert made[next(buffer.buffer for buffer in run.buffers if buffer.op == loss)] == BYTES
+    assert run.layers[-1].output_shape == ()
+
+
 # -- checkpoints
 
 
@@ -190,6 +213,23 @@ def test_what_a_checkpoint_computes_again_is_told(reentrant):
     # The results of tanh; without reentrance it is there where the last one is being computed, from a third value.
     assert run.peak.recomputed == (200 if reentrant else 300) * BYTES
     assert run.seconds.recompute > 0
+
+
+def test_an_op_outside_of_a_checkpoint_does_not_run_again_for_one_inside_of_it():
+    def inside(x: Any) -> Any:
+        return x.sin().exp()
+
+    module = Calls(lambda m, x: checkpoint(inside, m.first(x).sin(), use_reentrant=False))
+    run = full(module, X)
+    assert saved(run)[-1] == ("", "checkpoint", "saved")
+    assert [(layer.op, layer.recomputed) for layer in run.layers] == [
+        ("addmm", False),
+        ("sin", False),
+        ("checkpoint", False),
+        ("sin", True),
+        ("exp", True),
+        ("sum", False),
+    ]
 
 
 def test_what_a_checkpoints_policy_puts_aside_counts_as_saved():

@@ -15,14 +15,15 @@ __all__ = ["exchanges_told"]
 
 
 @contextmanager
-def exchanges_told(tracker: Tracker) -> Iterator[None]:
+def exchanges_told(tracker: Tracker, strategy: str | None) -> Iterator[None]:
     """In the block a tracker is told of what ranks exchange, and of storages that get or lose memory without an op.
 
     FSDP2 resizes the storages of whole parameters to give them memory and to take it back.
     """
     with ExitStack() as stack:
+        tracker.reduces_in_buckets = strategy == "ddp"
         stack.enter_context(_wrapped(torch.UntypedStorage, "resize_", partial(_resizing, tracker)))
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if strategy is not None:
             from torch.distributed.fsdp._fully_shard import _fsdp_param_group as fsdp
             from torch.nn.parallel import DistributedDataParallel
 

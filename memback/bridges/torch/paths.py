@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -14,9 +15,14 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 import memback
 from memback.tape import Site
 
-__all__ = ["ModulePaths", "call_site", "described", "in_file"]
+__all__ = ["ModulePaths", "call_site", "called_from", "described", "in_file"]
 
-_INTERNAL = tuple(str(Path(package.__file__ or "").parent) for package in (torch, memback))
+_INTERNAL = (
+    *(f"{Path(package.__file__ or '').parent}{os.sep}" for package in (torch, memback)),
+    "<frozen ",
+    "<eval_with_key>",
+)
+"""How files begin that are PyTorch's, memback's or nobody's."""
 
 
 class ModulePaths:
@@ -78,6 +84,14 @@ def call_site() -> Site | None:
     return None
 
 
+def called_from(file: str) -> bool:
+    """Whether it is code of ``file`` that, by way of PyTorch's C++, called what calls this: our own code aside."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_INTERNAL[1]):
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_filename == file
+
+
 def in_file(file: str) -> bool:
     """Whether code of ``file`` is among what led here."""
     frame: FrameType | None = sys._getframe(1)
@@ -100,4 +114,4 @@ def described(error: BaseException) -> str:
 
 @cache
 def _is_internal(file: str) -> bool:
-    return file.startswith(_INTERNAL) or file.startswith("<")
+    return file.startswith(_INTERNAL)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from msgspec.structs import replace
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
 
 from memback._version import __version__
 from memback.bridges.torch.sharding import bucket_bytes, fsdp_params
@@ -47,7 +48,7 @@ def profile(
         module: any module, as it is: on a CPU or CUDA, in training mode or not, with parts frozen or tied or under
             ``torch.utils.checkpoint``. Parameters, buffers, gradients and random streams are afterwards as before.
             Under DDP or FSDP2 the report is this rank's, and every rank must call this with the same modes and rounds.
-        inputs: what it is called with: tensors of any shape and dtype, and anything else.
+        inputs: what it is called with: tensors of any shape and dtype, and anything else. They, too, are as before.
         loss: gives the loss, a tensor of one number, from what the module gives; by default the sum of its numbers.
         kwargs: what it is called with by name.
         modes: of ``retain-all`` (whatever an op of the forward pass gives is kept), ``full`` (the module as it is, with
@@ -61,7 +62,9 @@ def profile(
 
     Returns:
         the :class:`~memback.profiling.report.Report`; sizes in bytes, times in seconds. FLOPs are those of products of
-        matrices, convolutions and attention. Measured is the peak of the storages that PyTorch makes.
+        matrices, convolutions and attention. Measured is the peak of the storages that PyTorch makes. Gradients of two
+        modes can differ in their last bits where a kernel adds up in no fixed order, as some do on CUDA, and on a CPU
+        with several threads (``torch.use_deterministic_algorithms`` names them).
 
     Raises:
         UsageError: an unknown mode, a loss that is none, or a module that is compiled or not yet made in full.
@@ -72,16 +75,17 @@ def profile(
             then no prediction.
     """
     _check(module)
-    step = Step(module, inputs, kwargs or {}, loss, autocast)
+    step = Step(module, tree_map(_leaf, inputs), tree_map(_leaf, dict(kwargs or {})), loss, autocast)
     chosen = modes_of(modes, None)
-    runs = _dry(step, chosen, progress) if dry or step.dry else _real(step, chosen, rounds, progress)
+    work = _dry(step, chosen, progress) if dry or step.dry else _real(step, chosen, rounds, progress)
+    runs, input_bytes = zip(*work, strict=True)
     report = Report(
         memback=__version__,
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         machine={**machine(), "torch": str(torch.__version__), "device": _device(step)},
         profile=plain.Profile(**{**_about(step), **(about or {})}),
-        arguments=_arguments(step),
-        runs=tuple(runs),
+        arguments=_arguments(step, max(input_bytes)),
+        runs=runs,
         distributed=_distributed(step),
     )
     report.validate()
@@ -107,20 +111,29 @@ def _check(module: torch.nn.Module) -> None:
         raise UsageError(f"parameter {lazy[0]} has no shape yet: call the module once before it is profiled")
 
 
-def _dry(step: Step, modes: Sequence[Mode], progress: Progress) -> list[Run]:
+def _leaf(value: Any) -> Any:
+    """Cut a tensor off from what it was computed from: backward ends there."""
+    if not isinstance(value, torch.Tensor) or value.is_leaf:
+        return value
+    return value.detach().requires_grad_(value.requires_grad)
+
+
+def _dry(step: Step, modes: Sequence[Mode], progress: Progress) -> list[tuple[Run, int]]:
+    """Every mode's run, and the bytes of its inputs."""
     runs, unknown = [], set()
     for done, mode in enumerate(modes):
         progress(f"dry run of {mode}", done, len(modes))
         tracker = step.predict(mode)
         unknown |= tracker.unknown
-        runs.append(run_of(mode, tracker, tracker.peak.bytes, tracker.peak))
+        runs.append((run_of(mode, tracker, tracker.peak.bytes, tracker.peak), tracker.input_bytes))
     if unknown:
         what = "; ".join(sorted(unknown))
         warnings.warn(f"A dry run does not know the size of {what}: its figures are too low", DryRunWarning, 3)
     return runs
 
 
-def _real(step: Step, modes: Sequence[Mode], rounds: int, progress: Progress) -> list[Run]:
+def _real(step: Step, modes: Sequence[Mode], rounds: int, progress: Progress) -> list[tuple[Run, int]]:
+    """As :func:`_dry`."""
     total, done = len(modes) * 3 + sum(mode.name != "retain-all" for mode in modes) * rounds, 0
     times: dict[Mode, list[Seconds]] = {mode: [] for mode in modes}
     runs = []
@@ -143,19 +156,18 @@ def _real(step: Step, modes: Sequence[Mode], rounds: int, progress: Progress) ->
         tell(f"dry run of {mode}")
         prediction = _prediction(step, mode)
         tracker, peak = account.tracker, account.tracker.peak if prediction is None else prediction
-        runs.append(
-            replace(
-                run_of(mode, tracker, None if prediction is None else prediction.bytes, peak),
-                measured_peak_bytes=tracker.peak.bytes,
-                rss_peak_bytes=account.rss_growth,
-                allocator_peak_bytes=None if allocated is None else allocated.peak_bytes,
-                reserved_peak_bytes=None if allocated is None else allocated.reserved_bytes,
-                seconds=plain.Seconds(**vars(median(times[mode]))) if times[mode] else None,
-                steps_timed=len(times[mode]),
-                loss=account.loss,
-                gradient_sha256=account.gradient_sha256,
-            )
+        run = replace(
+            run_of(mode, tracker, None if prediction is None else prediction.bytes, peak),
+            measured_peak_bytes=tracker.peak.bytes,
+            rss_peak_bytes=account.rss_growth,
+            allocator_peak_bytes=None if allocated is None else allocated.peak_bytes,
+            reserved_peak_bytes=None if allocated is None else allocated.reserved_bytes,
+            seconds=plain.Seconds(**vars(median(times[mode]))) if times[mode] else None,
+            steps_timed=len(times[mode]),
+            loss=account.loss,
+            gradient_sha256=account.gradient_sha256,
         )
+        runs.append((run, tracker.input_bytes))
     return runs
 
 
@@ -167,7 +179,7 @@ def _prediction(step: Step, mode: Mode) -> Peak | None:
     return None if tracker.unknown else tracker.peak
 
 
-def _arguments(step: Step) -> plain.Arguments:
+def _arguments(step: Step, input_bytes: int) -> plain.Arguments:
     parameters = list(step.module.parameters())
     shards = [param.sharded_param for param in fsdp_params(step.module)]
     apart = {id(shard) for shard in shards}
@@ -176,7 +188,7 @@ def _arguments(step: Step) -> plain.Arguments:
         sharded_parameter_bytes=distinct_bytes(shards),
         bucket_bytes=bucket_bytes(step.module),
         buffer_bytes=distinct_bytes(step.module.buffers()),
-        input_bytes=distinct_bytes((step.args, dict(step.kwargs))),
+        input_bytes=input_bytes,
     )
 
 

@@ -138,7 +138,7 @@ class Step:
     def watch(self, mode: Mode) -> tuple[Tracker, torch.Tensor]:
         """Run under a tracker, and give it and the loss."""
         tracker = Tracker(self.arguments(), self.module, retain_all=mode.name == "retain-all")
-        with exchanges_told(tracker), tracker:
+        with exchanges_told(tracker, self.strategy), tracker:
             loss = self.run(mode, tracker.forward_ended if mode.trains else lambda loss: None)
         tracker.finish()
         return tracker, loss
@@ -194,13 +194,16 @@ class Step:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """The block starts without gradients; afterwards they, buffers and random streams are as they were."""
+        """The block starts without gradients; afterwards they, buffers, inputs and random streams are as they were."""
         reshard(self.module)
         leaves = [tensor for _, tensor in self.arguments()]
         gradients = [tensor.grad for tensor in leaves]
-        changed = [] if self.dry else [*self.module.buffers(), *self._gradients_in_buckets()]
-        copies = [tensor.clone() for tensor in changed]
-        with torch.random.fork_rng(enabled=not self.dry), _uncompiled():
+        inputs = [] if self.dry else list(tensors((self.args, self.kwargs)))
+        versions = [tensor._version for tensor in inputs]
+        changed = [] if self.dry else [*self.module.buffers(), *inputs, *self._gradients_in_buckets()]
+        copies = [tensor.detach().clone() for tensor in changed]
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices, enabled=not self.dry), _uncompiled():
             for tensor in leaves:
                 tensor.grad = None
             try:
@@ -209,9 +212,11 @@ class Step:
                 reshard(self.module)
                 for tensor, gradient in zip(leaves, gradients, strict=True):
                     tensor.grad = gradient
+                same = {id(t) for t, version in zip(inputs, versions, strict=True) if t._version == version}
                 with torch.no_grad():
                     for tensor, copy in zip(changed, copies, strict=True):
-                        tensor.copy_(copy)
+                        if id(tensor) not in same:
+                            tensor.copy_(copy)
 
     def _gradients_in_buckets(self) -> list[torch.Tensor]:
         """Gradients whose memory is DDP's buckets, which the next step writes into."""
@@ -220,7 +225,7 @@ class Step:
         return [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
 
     def _gradient_sha256(self) -> str:
-        """Over every parameter's gradient in the order of their names."""
+        """Over every parameter's gradient in the order of their names, each in row-major order."""
         digest = hashlib.sha256()
         for _, parameter in sorted(self.module.named_parameters(), key=lambda pair: pair[0]):
             if parameter.grad is not None:

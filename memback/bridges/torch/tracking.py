@@ -34,11 +34,12 @@ from torch.utils import checkpoint as _checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from memback.bridges.torch.paths import ModulePaths, call_site, in_file
+from memback.bridges.torch.paths import ModulePaths, call_site, called_from, in_file
 from memback.bridges.torch.storages import key, storages, tensors
 from memback.errors import MembackError
 from memback.ledger import CATEGORIES, Account, Accounts, Category, Interval, Row
 from memback.profiling.passes import Peak
+from memback.tape import Site
 
 __all__ = ["Tracker"]
 
@@ -53,6 +54,14 @@ _OPAQUE = {
     torch.ops.aten.miopen_rnn: "what MIOpen's recurrent layer keeps for itself",
 }
 """Ops that give memory whose size only the library behind them knows: PyTorch's dry run takes it to be empty."""
+
+_ELEMENTWISE = {
+    torch.ops.aten.mse_loss.default,
+    torch.ops.aten.smooth_l1_loss.default,
+    torch.ops.aten.binary_cross_entropy.default,
+    torch.ops.aten.soft_margin_loss.default,
+}
+"""Losses that are written into a storage that has held, and has room for, the loss of each element."""
 
 _SEED = torch.ops.aten.ones_like.default
 """What backward begins with where it is given no gradient."""
@@ -117,6 +126,8 @@ class Tracker(Accounts):
     Attributes:
         rows, events, buffers, flops, recomputed_flops, saved_at_end_of_forward: as in
             :class:`~memback.ledger.Ledger`; FLOPs are those of products of matrices, convolutions and attention.
+        reduces_in_buckets: whether storages that backward is the first to meet are buckets, in which DDP reduces
+            gradients; to be set before the step.
         unknown: what it met that PyTorch gives no true size of without memory, in words: figures are then too low.
     """
 
@@ -141,8 +152,9 @@ class Tracker(Accounts):
         self._nodes: dict[int, Row] = {}
         self._again: dict[int, Row] = {}
         self._unclaimed: int | None = None
+        self._checkpoint: Row | None = None
         self._listed: set[int] = set()
-        self._repeated: set[tuple[str, str]] = set()
+        self._repeated: set[tuple[str, str, Site | None]] = set()
         self._node: tuple[int, int, int] | None = None
         self._node_row = self._start = Row("", "backward", 0, (), "", None)
         self._task = -1
@@ -153,6 +165,7 @@ class Tracker(Accounts):
         self._in_flight: list[torch.Tensor] = []
         self._gradient_bytes = 0
         self.unknown: set[str] = set()
+        self.reduces_in_buckets = False
         for name, tensor in pairs:
             for storage in storages(tensor):
                 if key(storage) not in self._accounts:
@@ -185,11 +198,18 @@ class Tracker(Accounts):
         self._gradient_bytes = sum({key(s): s.nbytes() for grad in grads for s in storages(grad)}.values())
         for held in self._kept:
             held.row.saved.append(held.account.as_saved(held.name))
-        for row in self.rows:
-            row.recomputed = (row.path, row.op) in self._repeated
+        self._mark_recomputed()
         self._retained = None
         self._held.clear()
         self._fresh.clear()
+
+    def _mark_recomputed(self) -> None:
+        """Tell the rows whose ops have run again: from the same line, or where there is no such, in the same module."""
+        there = {(row.path, row.op, row.site) for row in self.rows}
+        elsewhere = {(path, op) for path, op, site in self._repeated if (path, op, site) not in there}
+        for row in self.rows:
+            again = (row.path, row.op, row.site) in self._repeated
+            row.recomputed = again or (row.path, row.op) in elsewhere
 
     # -- what is known
 
@@ -229,6 +249,7 @@ class Tracker(Accounts):
         row = self._begins(func, inputs)
         self._meet_inputs(func, inputs, row)
         out = func(*args, **kwargs)
+        _correct(func, args, out)
         self._count_flops(func, args, kwargs, out, row)
         outputs = list(tensors(out))
         if outputs and not row.dtype:
@@ -271,7 +292,7 @@ class Tracker(Accounts):
             row = Row(self._paths.path, op, 0, (), "", call_site())
             if differentiable:
                 self._nodes.setdefault(number, row)
-        self._unclaimed = None
+        self._unclaimed = self._checkpoint = None
         self._where = (row.path, op)
         return row
 
@@ -283,7 +304,7 @@ class Tracker(Accounts):
         row.recomputed = True
         if torch.is_grad_enabled():
             self._again.setdefault(torch._C._autograd._get_sequence_nr() - 1, row)
-        self._repeated.add((path, op))
+        self._repeated.add((path, op, row.site))
         self._where = (path, op)
         return row
 
@@ -384,7 +405,9 @@ class Tracker(Accounts):
             for storage in storages(tensor):
                 account = self._accounts.get(key(storage))
                 if account is None and func not in _BIRTH and storage.nbytes():
-                    account = self._open(key(storage), storage, storage.nbytes(), None, "")
+                    bucket = self.reduces_in_buckets and self._phase == "backward"
+                    origin = "gradient bucket" if bucket else ""
+                    account = self._open(key(storage), storage, storage.nbytes(), None, origin)
                 if account is not None and account.argument and account.origin.startswith("parameter"):
                     parameters[account.number] = account.bytes
         row.parameter_bytes = max(row.parameter_bytes, sum(parameters.values()))
@@ -402,9 +425,8 @@ class Tracker(Accounts):
         if self._phase == "forward":
             self._list(row)
         what = "gradient from" if self._phase == "backward" else "output of"
-        account = self._open(
-            key(storage), storage, size, row, f"{what} {row.op}" + (f" ({row.path})" if row.path else "")
-        )
+        origin = f"{what} {row.op}" + (f" ({row.path})" if row.path else "")
+        account = self._open(key(storage), storage, size, row, origin, recomputed=self._phase == "recompute")
         self._fresh.append(account)
         if self._retained is not None and self._phase == "forward" and account.role is None:
             self._retained.append(storage)
@@ -441,8 +463,6 @@ class Tracker(Accounts):
             account.role = self._exchange.category  # for as long as it lives
         if account.role is not None:
             return account.role
-        if self._phase == "recompute" and account.category is None and not account.argument:
-            account.recomputed_holders += 1  # for as long as it lives
         category = super()._category(account)
         if category == "outputs" and self._phase == "backward" and account.category is None:
             return None  # workspace, unless it outlives its node
@@ -533,6 +553,7 @@ class Tracker(Accounts):
         if torch._C._current_graph_task_id() != -1 and self._recomputes():
             return _Packed(self, alias, [])  # of what runs again, all is recomputed
         row = self._keeper()
+        self._where = (row.path, row.op or self._where[1])
         held = []
         for storage in storages(tensor):
             account = self._accounts.get(key(storage))
@@ -544,19 +565,27 @@ class Tracker(Accounts):
 
     def _keeper(self) -> Row:
         """The row of the op that is keeping something: autograd has made its node, and has often not yet run it."""
+        if called_from(_checkpoint.__file__):
+            return self._checkpoint_row()
         number = torch._C._autograd._get_sequence_nr() - 1
         row = self._nodes.get(number)
         if row is None:
             row = self._nodes[number] = Row(self._paths.path, "", 0, (), "", call_site())
             self._unclaimed = number
-        self._list(row)
         return row
+
+    def _checkpoint_row(self) -> Row:
+        """That of a checkpoint, which keeps its inputs itself, outside of any node, one after the other."""
+        if self._checkpoint is None:
+            self._checkpoint = Row(self._paths.path, "checkpoint", 0, (), "", call_site())
+        return self._checkpoint
 
     def _hold(self, account: Account, row: Row) -> _Held:
         held = _Held(account, row)
         self._held[id(held)] = held
         if account.owner is not None:
             self._list(account.owner)
+        self._list(row)
         account.holders += 1
         self._sort(account, "hold")
         return held
@@ -614,6 +643,14 @@ class _Dispatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self._tracker.run(func, args, kwargs or {})
+
+
+def _correct(func: Any, args: Any, out: Any) -> None:
+    """Have a fake loss the storage that the real one has, where PyTorch's dry run is wrong about it."""
+    if func in _ELEMENTWISE and isinstance(out, FakeTensor) and out.numel() == 1:
+        every = torch.broadcast_shapes(args[0].shape, args[1].shape).numel() * out.element_size()
+        if every > out.untyped_storage().nbytes():
+            out.untyped_storage().resize_(every)
 
 
 @cache
