@@ -56,9 +56,9 @@ def test_missing_and_stopped_ranks_are_named_at_the_top_of_every_format(one):
     missing, stopped = tables.warnings(merged)
     assert missing == "No report of ranks 1, 3, of 4 ranks: the worst is the worst of the others."
     assert stopped == "Rank 0 stopped, and its figures are those of its dry run: it fell over"
-    for render in (text, markdown, html):
+    for render, modes in ((text, "Modes"), (markdown, "#### Modes"), (html, 'id="modes-title"')):
         shown = " ".join(render(merged).split())
-        assert shown.index("No report of ranks 1, 3") < shown.index("retain-all")
+        assert shown.index("No report of ranks 1, 3") < shown.index(modes)
         assert "Ranks, the worst first" in shown
     single = of_rank(one, 0, 4, stopped="it fell over")
     assert tables.warnings(single) == [stopped]
