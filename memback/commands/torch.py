@@ -87,7 +87,8 @@ def command(
     options: dict[str, Any] = {"loss": of_output, "autocast": kind, "modes": [mode.name for mode in chosen]}
     options["about"] = {"name": factory, "data": {"inputs": list(map(str, given))}}
     if distributed is not None:
-        return _on_ranks(loading, distributed, ranks, shard, dry, output, {**options, "rounds": rounds})
+        with _explained(factory):
+            return _on_ranks(loading, distributed, ranks, shard, dry, output, {**options, "rounds": rounds})
     if ranks is not None or shard:
         raise UsageError("--ranks and --shard belong to --distributed ddp or fsdp2")
     loaded = loading()

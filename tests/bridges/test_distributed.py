@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("ranks")]
 
 import memback.bridges.torch as bridge
 from memback.commands import main
-from memback.errors import UsageError
+from memback.errors import MembackError, UsageError
 from memback.profiling.ranks import merge
 from memback.profiling.report import Report
 from tests.bridges import ranks_of_a_step as job
@@ -237,6 +237,7 @@ def test_the_command_predicts_for_many_ranks_in_one_process(tmp_path, capsys):
         (["--distributed", "ddp"], "-o FILE is needed"),
         (["--distributed", "ddp", "-o", "x.json"], "there is one process and no torchrun"),
         (["--ranks", "2"], "--ranks and --shard belong to --distributed"),
+        (["--distributed", "ddp", "--ranks", "2", "--dry", "--shard", "head"], "belongs to fsdp2"),
         (["--distributed", "zero", "--ranks", "2", "--dry"], "unknown strategy 'zero'"),
     ],
 )
@@ -258,6 +259,15 @@ def test_the_strategies_are_checked():
         bridge.predict(job.Net, job.inputs(0), strategy="fsdp2", ranks=2, shard=["layers.*"])
     with pytest.raises(UsageError, match="belongs to fsdp2"):
         bridge.predict(job.Net, job.inputs(0), strategy="ddp", ranks=2, shard=["blocks.*"])
+
+
+def test_ddp_of_what_is_not_trained_and_ddp_that_decides_by_values_are_refused_with_the_reason():
+    with pytest.raises(UsageError, match="no parameter of the module requires a gradient"):
+        bridge.predict(torch.nn.Identity, job.inputs(0), strategy="ddp", ranks=2)
+    for option in ("find_unused_parameters", "static_graph"):
+        with pytest.raises(MembackError, match="decides by values"):
+            bridge.predict(job.Net, job.inputs(0), strategy="ddp", ranks=2, options={option: True})
+    assert not torch.distributed.is_initialized()
 
 
 def test_what_is_sharded_by_itself_is_gathered_by_itself():

@@ -24,6 +24,7 @@ def test_its_python_runs(capsys):
     assert "gathered=" in peak
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch copies a Transformer's layers without memory
 def test_its_commands_run_and_those_for_torchrun_have_options_that_there_are(capsys):
     (line,) = re.findall(r"^\$ (memback .*)$", PAGE, flags=re.M)
     assert main(shlex.split(line)[1:]) == 0

@@ -47,7 +47,8 @@ def wrap(module: nn.Module, strategy: str, shard: Sequence[str] = (), **options:
         options: for PyTorch's own function.
 
     Raises:
-        UsageError: an unknown strategy, a pattern that no submodule has, or a module under another strategy.
+        UsageError: an unknown strategy, a pattern that no submodule has, a module under another strategy, or one for
+            DDP of which nothing is trained.
     """
     if strategy not in STRATEGIES:
         raise UsageError(f"unknown strategy {strategy!r}; there are {', '.join(STRATEGIES)}")
@@ -59,6 +60,8 @@ def wrap(module: nn.Module, strategy: str, shard: Sequence[str] = (), **options:
     if strategy == "ddp":
         if shard:
             raise UsageError("what is sharded belongs to fsdp2: under ddp every rank has all parameters")
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            raise UsageError("no parameter of the module requires a gradient: DDP has nothing to reduce")
         with fake_mode(module) if is_dry(module) else nullcontext():
             return nn.parallel.DistributedDataParallel(module, init_sync=not is_dry(module), **options)
     from torch.distributed.fsdp import fully_shard
