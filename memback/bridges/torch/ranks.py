@@ -19,7 +19,7 @@ import torch.distributed as dist
 from msgspec.structs import replace
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from memback.bridges.torch.fake import is_dry
+from memback.bridges.torch.fake import DryRunError
 from memback.bridges.torch.guard import check_fits
 from memback.bridges.torch.loading import Loaded
 from memback.bridges.torch.paths import described
@@ -137,7 +137,7 @@ def run_rank(
         load: gives the module, as it is before it is put under the strategy, and its inputs.
         strategy: ``ddp`` or ``fsdp2``.
         file: where the merged report will be; this rank's is written beside it (``out.rank0.json``).
-        force: whether a file that is there is overwritten.
+        force: whether a file that is there is overwritten, and what is predicted not to fit is run all the same.
         shard: as in :func:`predict`.
         backend: of the process group.
         wait: for how many seconds rank 0, when it is done, waits for the others' reports.
@@ -163,7 +163,7 @@ def run_rank(
     failure = None
     with _terminated():
         try:
-            _run(load, strategy, own, shard, backend, named)
+            _run(load, strategy, own, force, shard, backend, named)
         except UsageError:
             raise
         except Exception as error:
@@ -182,19 +182,27 @@ def run_rank(
 
 
 def _run(
-    load: Callable[[], Loaded], strategy: str, own: str, shard: Sequence[str], backend: str, named: dict[str, Any]
+    load: Callable[[], Loaded],
+    strategy: str,
+    own: str,
+    force: bool,
+    shard: Sequence[str],
+    backend: str,
+    named: dict[str, Any],
 ) -> None:
+    """Leave this rank's report: predicted, measured, or with the reason why it went no further."""
     report: Report | None = None
     dist.init_process_group(backend)
     try:
         loaded = load()
         module = wrap(loaded.module, strategy, shard)
-        report = profile(module, *loaded.args, kwargs=loaded.kwargs, dry=True, **named)
-        _leave(report, own, _PENDING)
-        if not is_dry(module):
-            step = Step(module, loaded.args, loaded.kwargs, named.get("loss", sum_of_outputs), named.get("autocast"))
+        with suppress(DryRunError):  # then there is no prediction to leave
+            report = profile(module, *loaded.args, kwargs=loaded.kwargs, dry=True, **named)
+            _leave(report, own, _PENDING)
+        step = Step(module, loaded.args, loaded.kwargs, named.get("loss", sum_of_outputs), named.get("autocast"))
+        if not force:
             check_fits(step, modes_of(named.get("modes", MODES), None))
-            report = profile(module, *loaded.args, kwargs=loaded.kwargs, **named)
+        report = profile(module, *loaded.args, kwargs=loaded.kwargs, **named)
         _leave(report, own, None)
     except Exception as error:
         if report is not None:

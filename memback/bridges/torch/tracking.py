@@ -66,8 +66,8 @@ _ELEMENTWISE = {
 _SEED = torch.ops.aten.ones_like.default
 """What backward begins with where it is given no gradient."""
 
-_SETTLED_AFTER = 0.25
-"""Seconds for which a backend may keep what it has been given, once it is done."""
+_SETTLED_AFTER = 5.0
+"""Seconds for which a backend is waited for, which keeps what it has been given, though it is done."""
 
 
 @dataclass(slots=True, eq=False)
