@@ -300,13 +300,13 @@ def ranks(report: Report) -> Table:
         Row([Cell(_rank_name(rank)), *(_bytes(of_rank[title]) for title in used)])
         for rank, of_rank in zip(of.ranks, sizes, strict=True)
     ]
-    notes = ["Memory at the peak: what was there before the step, and the peak above it."]
+    notes = ["Memory: what was there before the step, and the peak above it. Gradients: of parameters, at the step's end."]
     if len(sizes) > 1:
         differing = ", ".join(title for title in used if len({of_rank[title] for of_rank in sizes}) > 1)
         notes.append(f"The ranks differ in: {differing}." if differing else "All ranks have the same figures.")
     if of.gradient_as_bucket_view:
         notes.append("Parameter gradients are views of the gradient buckets, and need no memory besides.")
-    groups = dict.fromkeys(of.ranks[0].arguments.by_name(), 1)
+    groups = dict.fromkeys(["memory", *of.ranks[0].arguments.by_name()], 1)
     columns = [Column("rank", "key"), *(Column(title, group=groups.get(title, 2)) for title in used)]
     title = "Ranks, the worst first" + ("" if leading is None else f": {leading.mode}")
     return Table(title, columns, rows, bad=_unequal(report), notes=notes)
@@ -314,22 +314,22 @@ def ranks(report: Report) -> Table:
 
 def _rank_sizes(rank: Rank) -> dict[str, int | None]:
     """What a row says of a rank, by the column's title."""
-    sizes: dict[str, int | None] = {**rank.arguments.by_name()}
+    sizes: dict[str, int | None] = {"memory": rank.memory_bytes, **rank.arguments.by_name()}
     run = rank.leading
     if run is not None:
         sizes |= {
             "saved bytes": run.saved_bytes,
-            "parameter gradients": run.gradient_bytes,
-            "gathered at the peak": run.peak.gathered,
-            "buckets made by then": run.peak.buckets,
+            "gradients": run.gradient_bytes,
+            "gathered": run.peak.gathered,
+            "buckets": run.peak.buckets,
             "predicted peak": run.predicted_peak_bytes,
             "measured peak": run.measured_peak_bytes,
         }
-    return {**sizes, "memory at the peak": rank.memory_bytes}
+    return sizes
 
 
 def _rank_name(rank: Rank) -> str:
-    return f"{rank.rank} (not whole)" if rank.stopped else str(rank.rank)
+    return f"{rank.rank} (stopped)" if rank.stopped else str(rank.rank)
 
 
 def _unequal(report: Report) -> list[str]:

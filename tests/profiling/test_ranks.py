@@ -68,7 +68,7 @@ def test_the_table_says_in_what_ranks_differ(one):
     same = tables.ranks(merge([of_rank(one, 0, 2), of_rank(one, 1, 2)]))
     other = tables.ranks(merge([of_rank(one, 0, 2), of_rank(one, 1, 2, 5)]))
     assert "All ranks have the same figures." in same.notes
-    assert "The ranks differ in: parameters, memory at the peak." in other.notes
+    assert "The ranks differ in: memory, parameters." in other.notes
     assert [row.cells[0].text for row in other.rows] == ["1", "0"]
 
 
