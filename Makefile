@@ -11,7 +11,7 @@ MANIFEST := pyproject.toml constraints.txt
 PARALLEL := -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help profile test test-long test-torch test-browser lint benchmark clean
+.PHONY: help profile test test-long test-torch test-browser lint docs benchmark clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -41,6 +41,10 @@ lint: $(VENV)/.installed-test ## ruff, its formatter and mypy (strict)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed-docs ## run the documentation's code and build the site, warnings as errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(OUT)/docs
+	@printf 'The documentation: %s\n' "$(OUT)/docs/index.html"
+
 benchmark: $(BENCHMARK)/.installed ## compare with other engines, write benchmarks/RESULTS.md
 	$(BENCHMARK)/bin/python -m benchmarks.page
 
@@ -66,6 +70,10 @@ $(VENV)/.installed-test: $(VENV)/.created $(MANIFEST)
 $(VENV)/.installed-browser: $(VENV)/.installed-test
 	$(PIP) -e '.[test,browser]'
 	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.created $(MANIFEST)
+	$(PIP) -e '.[docs]'
+	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-torch: $(VENV)/.installed-test
 	$(PIP) torch==2.13.0

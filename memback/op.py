@@ -34,7 +34,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from memback.arrays import is_array
+from memback.arrays import Array, is_array
 from memback.errors import MembackError
 
 __all__ = ["REGISTRY", "Op", "OpDefinitionError", "OpError", "Saving"]
@@ -43,6 +43,10 @@ REGISTRY: dict[str, Op] = {}
 """Every op by its name."""
 
 _REQUIRED = inspect.Parameter.empty
+
+# Annotations of inputs are text in modules that postpone their evaluation, which all of memback's own do.
+_INPUT = ("Array", "Array | None", Array, Array | None)
+_INPUTS = ("Sequence[Array]", Sequence[Array])
 
 
 class OpDefinitionError(TypeError):
@@ -113,9 +117,9 @@ class Op:
         self.parameters = tuple(parameters)
         self.defaults = tuple(p.default for p in parameters.values())
         self._required = sum(default is _REQUIRED for default in self.defaults)
-        kinds = [str(p.annotation) for p in parameters.values()]
-        self.variadic = next((i for i, kind in enumerate(kinds) if kind == "Sequence[Array]"), None)
-        array_slots = [i for i, kind in enumerate(kinds) if kind in ("Array", "Array | None")]
+        kinds = [p.annotation for p in parameters.values()]
+        self.variadic = next((i for i, kind in enumerate(kinds) if kind in _INPUTS), None)
+        array_slots = [i for i, kind in enumerate(kinds) if kind in _INPUT]
         self.inputs = tuple(self.parameters[i] for i in array_slots)
         self.array_slots = tuple((1 << k, i) for k, i in enumerate(array_slots))
         if self.variadic is not None:

@@ -383,3 +383,33 @@ def test_a_sequence_of_arrays_is_looked_through_for_two_byte_types():
     assert ops.stack([narrow, narrow]).dtype == ml_dtypes.bfloat16
     assert ops.stack([wide, wide]).dtype == np.float32
     assert ops.concatenate([wide, wide]).dtype == np.float32
+
+
+def test_annotations_may_be_objects_as_in_modules_that_do_not_postpone_them():
+    class Shifted(Double):
+        """2 x + y; its annotations are no text."""
+
+        name = "test_shifted"
+        saves = {"x": (), "y": ()}
+
+        def forward(self, x, y=None, scale=2.0):
+            return np.multiply(x, scale) if y is None else np.add(np.multiply(x, scale), y)
+
+        forward.__annotations__ = {"x": Array, "y": Array | None, "scale": float}
+
+        def vjp(self, d_out):
+            return np.multiply(d_out, 2), d_out
+
+    class Gathered(Double):
+        """The first of several; its annotation is no text."""
+
+        name = "test_gathered"
+        saves = {"xs": ()}
+
+        def forward(self, xs):
+            return xs[0]
+
+        forward.__annotations__ = {"xs": Sequence[Array]}
+
+    assert Shifted().inputs == ("x", "y")
+    assert Gathered().variadic == 0

@@ -23,6 +23,7 @@ REGISTRY = {
     "train": "Train for real, with loss, accuracy, throughput and live memory.",
     "plan": "The cheapest way to fit a training step into a budget of memory: what to keep, what to compute again.",
     "fit": "What to change so that a training step fits into a budget of memory, the fastest first.",
+    "sweep": "Many variants at once: a grid over any keys, every point predicted, on all cores or on a cluster.",
     "notes": "The lecture notes on a real network: every step with its bytes, every claim checked.",
     "report": "A stored report, shown or written in any other format.",
     "torch": "The same report for a PyTorch module: what it keeps, layer by layer, measured or predicted.",

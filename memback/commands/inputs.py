@@ -14,10 +14,10 @@ from memback.commands.options import Output
 from memback.errors import UsageError
 
 if TYPE_CHECKING:
-    from memback.plans.model import ModelPlan
+    from memback.plans.model import ModelPlan, Planning
     from memback.profiling.definition import Profile
 
-__all__ = ["plan_options", "profile_argument", "progress_bar", "recomputation"]
+__all__ = ["plan_options", "planning_of", "profile_argument", "progress_bar", "recomputation"]
 
 
 def profile_argument(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,10 +61,24 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def planning_of(profile: Profile) -> Planning:
+    """The profile's step, measured by dry runs, so that plans can be made for it."""
+    from memback.plans.model import Planning
+    from memback.profiling.workload import Workload
+
+    return Planning(Workload.build(profile, dry=True).predicted_step())
+
+
 def recomputation(
-    profile: Profile, policy: str | None, budget: str | None, plan_file: str | None
+    profile: Profile,
+    policy: str | None,
+    budget: str | None,
+    plan_file: str | None,
+    planning: Planning | None = None,
 ) -> str | ModelPlan | None:
     """The policy, or the plan in its place, that :func:`plan_options` was given; a budget is planned for by dry runs.
+
+    ``planning`` is that of the profile, where it has been made already.
 
     Raises:
         NoPlanError: nothing fits the budget.
@@ -76,13 +90,10 @@ def recomputation(
         return ModelPlan.load(plan_file)
     if budget is None:
         return policy
-    from memback.plans.model import Planning
-    from memback.profiling.workload import Workload
     from memback.units import parse_bytes
 
     wanted = parse_bytes(budget)
-    work = Workload.build(profile, dry=True)
-    return Planning(work.predicted_step()).plan(wanted)
+    return (planning or planning_of(profile)).plan(wanted)
 
 
 def _split(setting: str) -> tuple[str, str]:
@@ -93,19 +104,35 @@ def _split(setting: str) -> tuple[str, str]:
 
 
 @contextmanager
-def progress_bar(output: Output) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for work that takes longer than a second; the block calls it with (what is done now, done, in all)."""
+def progress_bar(output: Output, counted: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for work that takes longer than a second; the block calls it with (what is done now, done, in all).
+
+    Where things are ``counted`` it shows how many are done, how many a second, and the time that is left.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True, quiet=output.quiet)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
+    if counted:
+        columns += [MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("left,")]
+    columns += [TimeElapsedColumn()]
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal or output.quiet)
-    task = bar.add_task("", total=None)
+    task = bar.add_task("", total=None, rate="")
     began = time.monotonic()
 
     def tell(what: str, done: int, total: int) -> None:
         bar.update(task, description=what, completed=done, total=total)
+        if counted and (speed := bar.tasks[0].speed):
+            bar.update(task, rate=f"{speed:.1f}/s")
         if time.monotonic() - began > 1 and not bar.live.is_started:
             bar.start()
 

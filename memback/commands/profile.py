@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import rich_click as click
+from msgspec.structs import replace
 
-from memback.commands.inputs import plan_options, profile_argument, progress_bar, recomputation
+from memback.commands.inputs import plan_options, planning_of, profile_argument, progress_bar, recomputation
 from memback.commands.options import Output, report_options
 from memback.errors import UsageError
 
 if TYPE_CHECKING:
-    from memback.plans.model import ModelPlan
+    from memback.plans.model import ModelPlan, Planning
     from memback.profiling.definition import Profile
-    from memback.profiling.report import Report
+    from memback.profiling.report import FrontierPoint, Report
 
 __all__ = ["command"]
 
@@ -28,6 +29,7 @@ __all__ = ["command"]
     help="retain-all, full, checkpoint or inference; give it again for several. Default: all four.",
 )
 @plan_options
+@click.option("--frontier", "curve", is_flag=True, help="Add what plans can trade: peak against computation.")
 @click.option("--dry", is_flag=True, help="Predict only: nothing is allocated or run.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Timed runs of each mode.")
 @report_options
@@ -37,19 +39,30 @@ def command(
     policy: str | None,
     budget: str | None,
     plan_file: str | None,
+    curve: bool,
     dry: bool,
     rounds: int,
     output: Output,
 ) -> Report:
     """Run one training step of PROFILE in every mode, and show what each one keeps in memory.
 
-    PROFILE is the name of a shipped profile (`memback list`) or the path of a TOML file. A mode whose predicted peak
-    does not fit into the free memory is refused before anything is run, unless --force. Mode checkpoint computes again
-    what --policy, --budget or --plan say, or by default the profile's own policy. The suffix of FILE is the report's
-    format: .html .json .md .csv .txt .svg .png .trace.json .speedscope.json.
+    PROFILE is the name of a shipped profile (`memback list`) or the path of a TOML file. A mode whose predicted
+    peak does not fit into the free memory is refused before anything is run, unless --force. Mode checkpoint
+    computes again what --policy, --budget or --plan say, or by default the profile's own policy. With --frontier
+    the report also has the cheapest plans for all budgets. The suffix of FILE is the report's format: .html .json
+    .md .csv .txt .svg .png .trace.json .speedscope.json.
     """
-    again = recomputation(profile, policy, budget, plan_file)
-    return _report(profile, modes, again, dry or profile.dry, rounds, output)
+    planning = planning_of(profile) if curve else None
+    again = recomputation(profile, policy, budget, plan_file, planning)
+    report = _report(profile, modes, again, dry or profile.dry, rounds, output)
+    return report if planning is None else replace(report, frontier=_frontier(planning))
+
+
+def _frontier(planning: Planning) -> tuple[FrontierPoint, ...]:
+    from memback.plans.model import RESERVE
+    from memback.profiling.report import FrontierPoint
+
+    return tuple(FrontierPoint(point.budget - RESERVE, point.extra_flops) for point in planning.frontier())
 
 
 def _report(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command("torch", epilog="Example: memback torch torch.nn:Flatten --input 8x3x224x224 --mode inference --dry")
+@click.command("torch", epilog="Example: memback torch torch.nn:Transformer --input 32x8x512 --input 32x8x512 --dry")
 @click.argument("factory", metavar="MODULE:FACTORY")
 @click.option(
     "--input", "inputs", multiple=True, metavar="SHAPE", help="[NAME=]SHAPE[:DTYPE], as in 8x3x224x224 or 8x1024:int64."

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from memback.checkpoint import tensors_in
@@ -59,7 +60,7 @@ def predict(
     """Run a step dry, its module as a planned region."""
     assert step.module is not None
     with planned(step.module, begin):
-        return step.predict(Mode("checkpoint"), ledger or DryLedger)
+        return step.predict(Mode("checkpoint"), ledger or partial(DryLedger, events=False))
 
 
 class _ByAction(DryLedger):
@@ -68,7 +69,7 @@ class _ByAction(DryLedger):
     region: Region
 
     def __init__(self, names: Mapping[int, str]) -> None:
-        super().__init__(names)
+        super().__init__(names, events=False)
         self.actions: list[tuple[type[Action], int, int]] = []
         """(what was done, the stage, highest number of live bytes)"""
         self.before_region = 0

@@ -23,7 +23,7 @@ from memback.plans.execute import Execution
 from memback.plans.graph_execution import GraphExecution
 from memback.plans.graph_region import GraphRegion
 from memback.plans.measure import Choice, Staged, measure, planned, predict, trace
-from memback.plans.region import Region
+from memback.plans.region import Region, Selection
 from memback.plans.registry import WHOLE
 from memback.plans.registry import planner as planner_of
 from memback.plans.running import Run, run_region
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from memback.tape import Tensor
 
 __all__ = [
+    "KEEPING_EVERYTHING",
     "RESERVE",
     "TIME_LIMIT",
     "FrontierPoint",
@@ -57,8 +58,10 @@ RESERVE = 16 * 1024
 TIME_LIMIT = 5.0
 """Seconds for the search for a graph's plan."""
 
+KEEPING_EVERYTHING = frozenset({"chain", "exact", "all", *WHOLE})
+"""Planners that compute nothing again where all that backward needs fits the budget."""
+
 _REFINEMENTS = 3
-_KEEPING_EVERYTHING = ("chain", "exact", "all")
 
 
 class NoPlanError(MembackError):
@@ -256,6 +259,8 @@ class Planning:
         self.step = step
         self.trace = trace(step)
         self.staged: Staged = measure(step, self.trace)
+        self._leanest: dict[tuple[str, float], ModelPlan] = {}
+        self._realised: dict[tuple[tuple[Selection | None, ...], tuple[Action, ...]], ModelPlan] = {}
 
     @cached_property
     def everything(self) -> ModelPlan:
@@ -291,7 +296,7 @@ class Planning:
             from memback.plans import graph_plans
 
             return graph_plans.PLANNERS[planner](self, budget, time_limit)
-        if planner in _KEEPING_EVERYTHING and self.everything.budget <= budget:
+        if planner in KEEPING_EVERYTHING and self.everything.budget <= budget:
             return replace(self.everything, budget=budget)
         found = [p for choice in self.staged.choices if (p := self._within(choice, budget, planner)) is not None]
         if not found:
@@ -302,7 +307,13 @@ class Planning:
         return min(found, key=lambda p: (p.extra_flops, p.peak_bytes))
 
     def leanest(self, planner: str = "chain", time_limit: float = TIME_LIMIT) -> ModelPlan:
-        """The plan with the least peak that the planner finds; a graph's within ``time_limit`` seconds."""
+        """The plan with the least peak that the planner finds; a graph's within ``time_limit`` seconds. Found once."""
+        asked = (planner, time_limit)
+        if asked not in self._leanest:
+            self._leanest[asked] = self._find_leanest(planner, time_limit)
+        return self._leanest[asked]
+
+    def _find_leanest(self, planner: str, time_limit: float) -> ModelPlan:
         if planner in WHOLE:
             from memback.plans import graph_plans
 
@@ -379,9 +390,12 @@ class Planning:
         return points
 
     def _realise(self, choice: Choice, made: Plan, budget: int) -> ModelPlan:
-        """Run a plan dry: what it really takes."""
-        region = self.staged.region(choice.kept, made.actions)
-        return self.realise(region, choice.stages, budget, _proved(choice, made, len(self.staged.choices)))
+        """Run a plan dry, the same actions once: what it really takes."""
+        asked = (choice.kept, tuple(made.actions))
+        proof = _proved(choice, made, len(self.staged.choices))
+        if asked not in self._realised:
+            self._realised[asked] = self.realise(self.staged.region(*asked), choice.stages, budget, proof)
+        return replace(self._realised[asked], stages=choice.stages, budget=budget, optimality=proof)
 
     def realise(
         self, region: Region | GraphRegion, stages: tuple[Stage, ...], budget: int, optimality: str

@@ -129,19 +129,19 @@ class Profile(_Content, frozen=True, kw_only=True):
         """SHA-256 of the definition in full, whatever the order and the layout of the file."""
         return hashlib.sha256(msgspec.json.encode(self.to_dict(), order="sorted")).hexdigest()
 
-    def with_overrides(self, overrides: Mapping[str, str]) -> Profile:
+    def with_overrides(self, overrides: Mapping[str, str], source: str = "--set") -> Profile:
         """This profile with some keys set from text, as in ``model.width=128``.
 
         The text is read as the type of its key wants it. A new ``model.name`` or ``data.name`` starts without
-        the arguments of the old one; a ``data.path`` starts from the current folder.
+        the arguments of the old one; a ``data.path`` starts from the current folder. ``source`` is what messages name.
 
         Raises:
             UsageError: there is no such key, or it can't have this value.
         """
         content = self.to_dict()
         for key in sorted(overrides, key=lambda key: not key.endswith(".name")):
-            _set(content, key, overrides[key])
-        return _check(content, "--set", self.folder)
+            _set(content, key, overrides[key], source)
+        return _check(content, source, self.folder)
 
 
 def load(name_or_path: str | Path) -> Profile:
@@ -258,13 +258,15 @@ def _models() -> Mapping[str, Any]:
     return registry
 
 
-def _set(content: dict[str, Any], key: str, text: str) -> None:
+def _set(content: dict[str, Any], key: str, text: str, source: str) -> None:
     """Set one key of a definition in the form of the file, from text."""
     section, _, name = key.rpartition(".")
     schema: type[Any] = _Content
     if section:
         if not isinstance(content.get(section), dict):
-            raise UsageError(f"--set {key}: there is no section {section}; write it as train.steps=10 or dtype=float64")
+            raise UsageError(
+                f"{source} {key}: there is no section {section}; write it as train.steps=10 or dtype=float64"
+            )
         schema = {"model": Model, "data": Data, "train": Train, "checkpoint": Checkpoint}[section]
         if name not in schema.__struct_fields__:
             registry = {"model": _models(), "data": DATA}.get(section, {})

@@ -204,12 +204,12 @@ def _traced_objects() -> int:
 
 
 class DryLedger(Ledger):
-    """A ledger that also notes the dry memory's peak in every interval."""
+    """A ledger that also notes the dry memory's peak in every interval; ``events`` is whether to keep the timeline."""
 
-    def __init__(self, names: Mapping[int, str]) -> None:
+    def __init__(self, names: Mapping[int, str], events: bool = True) -> None:
         self.peaks: list[int] = []
         self._memory = dry_memory()
-        super().__init__(names)
+        super().__init__(names, events=events)
 
     def _close(self) -> None:
         super()._close()
@@ -310,6 +310,7 @@ class Step:
         self.optimizer = optimizer
         state = current()
         self._random = (state.seed, state.draws)
+        self._update_workspace: dict[tuple[Any, ...], int] = {}
 
     def run(
         self, mode: Mode, observer: Observer | None, clock: Callable[[], None] = lambda: None, update: bool = True
@@ -339,13 +340,31 @@ class Step:
             state.observer, state.checkpointing = before
         return loss
 
-    @staticmethod
-    def _update(observer: Observer | None, optimizer: Optimizer) -> None:
+    def _update(self, observer: Observer | None, optimizer: Optimizer) -> None:
         if observer is not None:
             observer.update_begins()
-        optimizer.step()
+        if current().dry:
+            self._update_dry(optimizer)
+        else:
+            optimizer.step()
         if observer is not None:
             observer.update_ended()
+
+    def _update_dry(self, optimizer: Optimizer) -> None:
+        """Update without memory: in many small steps once, and then at once wherever gradients lie in memory alike."""
+        grads = [p.grad for p in optimizer.parameters]
+        alike = tuple([None if g is None else (g.shape, g.dtype, getattr(g, "strides", None)) for g in grads])
+        memory = dry_memory()
+        if alike in self._update_workspace:
+            memory.allocate(self._update_workspace[alike])
+            memory.free(self._update_workspace[alike])
+            return
+        before, highest = memory.live, memory.peak
+        memory.reset_peak()
+        optimizer.step()
+        if memory.live == before:
+            self._update_workspace[alike] = memory.peak - before
+        memory.peak = max(memory.peak, highest)
 
     def _forward(self) -> Tensor:
         loss: object = self.function()

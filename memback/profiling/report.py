@@ -339,7 +339,11 @@ class Distributed(Struct, frozen=True, kw_only=True):
 
 
 class FrontierPoint(NamedTuple):
-    """A plan that no other beats: its peak in bytes, and what it costs more than keeping everything, in FLOPs."""
+    """A plan of a frontier: its peak in bytes, and what it costs more than keeping everything, in FLOPs.
+
+    None of the others is both leaner and cheaper. The peak is the planner's, for the whole step above the arguments:
+    a run of the plan takes no more.
+    """
 
     peak_bytes: Count
     cost: Annotated[float, Meta(ge=0)]

@@ -1,54 +1,38 @@
 """HTML: one file that works offline, with everything that the report holds to be looked at, hovered and zoomed.
 
-The page is a Jinja2 template that escapes whatever comes from the report. What is drawn in the browser gets the report
-as columns of numbers (:func:`payload`), and draws with Plotly, whose code travels in the file, compressed. A content
-security policy forbids the page every request.
+The page is a template of :mod:`memback.reports.pages`. What is drawn in the browser gets the report as columns of
+numbers (:func:`payload`), and draws with Plotly.
 """
 
 from __future__ import annotations
 
-import base64
-import gzip
-import re
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import Any
 
 from memback import glossary
 from memback.profiling.report import PARTS, Layer, Report, Run
-from memback.reports import tables, words
+from memback.reports import pages, tables, words
 from memback.reports.folding import fold
 from memback.reports.timeline import BANDS, Timeline
 from memback.reports.tree import tree
-from memback.units import format_bytes, format_bytes_short
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-    from markupsafe import Markup
+from memback.units import format_bytes_short
 
 __all__ = ["fragment", "payload", "render"]
 
 _TREE_AT_MOST = 20_000
-_MARKS = re.compile(r"`([^`]+)`|\*([^*]+)\*")
 
 
 def render(report: Report) -> str:
     """The report as one HTML page."""
     return (
-        _environment()
+        pages.environment()
         .get_template("report.html.jinja")
         .render(
-            report=report,
+            version=report.memback,
+            created=report.created,
             machine=_facts(report.machine),
             arguments=_arguments(report),
-            glossary=glossary,
-            style=_read("style.css"),
-            script=_read("app.js"),
-            plotly=_plotly(),
-            data=_packed(msgspec.json.encode(payload(report))),
+            **pages.parts("app.js", payload(report)),
             **_overview(report),
         )
     )
@@ -56,7 +40,7 @@ def render(report: Report) -> str:
 
 def fragment(report: Report) -> str:
     """The overview for a notebook's cell: sentences, bars and tables, no script, styles for nothing but itself."""
-    return _environment().get_template("notebook.html.jinja").render(**_overview(report))
+    return pages.environment().get_template("notebook.html.jinja").render(**_overview(report))
 
 
 def _overview(report: Report) -> dict[str, Any]:
@@ -103,11 +87,6 @@ def _tables(report: Report) -> list[tables.Table]:
     return shown
 
 
-def _cells(row: tables.Row, table: tables.Table) -> list[tables.Cell]:
-    """A row's cells but for the bars."""
-    return [cell for cell, column in zip(row.cells, table.columns, strict=True) if column.kind != "bar"]
-
-
 def _arguments(report: Report) -> list[tuple[str, int]]:
     return list(report.arguments.by_name().items())
 
@@ -145,8 +124,19 @@ def payload(report: Report) -> dict[str, Any]:
         "bands": BANDS,
         "runs": runs,
         "frontier": [list(point) for point in report.frontier],
+        "knee": _knee(report),
         "strings": list(strings.known),
     }
+
+
+def _knee(report: Report) -> int | None:
+    """Which point of the frontier is its knee."""
+    if not report.frontier:
+        return None
+    from memback.plans.model import FrontierPoint, knee  # what knows plans is loaded where there are some
+
+    points = [FrontierPoint(*point) for point in report.frontier]
+    return points.index(knee(sorted(points)))
 
 
 def _run(run: Run, strings: _Strings) -> dict[str, Any]:
@@ -155,6 +145,8 @@ def _run(run: Run, strings: _Strings) -> dict[str, Any]:
         "label": tables.printable(run.label),
         "mode": run.mode,
         "saved_bytes": run.saved_bytes,
+        "flops": run.flops,
+        "recomputed_flops": run.recomputed_flops,
         "place": tables.printable(tables.place(run)),
         "peak_bytes": run.peak.total_bytes,
         "peak": _peak(timeline),
@@ -262,54 +254,3 @@ def _tree(run: Run, strings: _Strings) -> dict[str, list[int]]:
         columns["note"].append(strings(node.note))
         above[depth:] = [number]
     return columns
-
-
-# -- the page's parts
-
-
-@cache
-def _environment() -> Environment:
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FunctionLoader(_read),
-        autoescape=True,
-        finalize=_finalize,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(size=format_bytes, short=format_bytes_short, marked=_marked)
-    environment.globals["cells"] = _cells
-    return environment
-
-
-def _finalize(value: Any) -> Any:
-    """What the template is about to show: text that is not known to be HTML has its control characters escaped."""
-    return tables.printable(value) if type(value) is str else value
-
-
-def _marked(text: str) -> Markup:
-    """A glossary text with its code and emphasis as HTML."""
-    from markupsafe import Markup, escape
-
-    html = _MARKS.sub(
-        lambda match: f"<code>{match[1]}</code>" if match[1] else f"<em>{match[2]}</em>", str(escape(text))
-    )
-    return Markup(html)  # escaped above
-
-
-def _read(name: str) -> str:
-    return files("memback.reports").joinpath("page", name).read_text(encoding="utf-8")
-
-
-@cache
-def _plotly() -> str:
-    import plotly
-
-    return _packed(files(plotly).joinpath("package_data", "plotly.min.js").read_bytes())
-
-
-def _packed(content: bytes) -> str:
-    """Compressed, as text that can stand anywhere in a page; the same content gives the same text."""
-    return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()

@@ -28,6 +28,11 @@ def render(report: Report) -> str:
         lines += ["", *table_lines(tables.peaks(report))]
     if report.reference is not None:
         lines += ["", *table_lines(tables.composition(report, report.reference))]
+    if report.frontier:
+        from memback.reports.plan import frontier_of  # what knows plans is loaded where there are some
+
+        table = frontier_of(report)
+        lines += ["", *table_lines(table)] if table is not None else []
     for run in report.runs:
         title = html.escape(f"Layers of {tables.printable(run.label)}: {format_bytes(run.saved_bytes)} saved")
         lines += ["", f"<details><summary>{title}</summary>", "", *row_lines(tables.layers(run)), "", "</details>"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import NamedTuple
 
@@ -10,12 +11,13 @@ from memback.plans.actions import Backward, Forward, Keep
 from memback.plans.graph_region import GraphRegion
 from memback.plans.model import RESERVE, FrontierPoint, ModelPlan, knee
 from memback.plans.region import Region
+from memback.profiling.report import Report
 from memback.reports import graph_plan
 from memback.reports.folding import span
 from memback.reports.tables import NONE, Cell, Column, Row, Table
 from memback.units import MIB, format_bytes, format_flops, format_seconds
 
-__all__ = ["frontier", "memory", "picture", "sentences", "stages"]
+__all__ = ["frontier", "frontier_of", "memory", "picture", "sentences", "stages"]
 
 _RESERVE_NOTE = "Reserve: for Python's own small objects while an op runs, which are in no array."
 _PARTS = ("saved", "recomputed", "gradients", "outputs", "workspace")
@@ -182,8 +184,20 @@ def _condensed(sweeps: list[tuple[str, list[str]]]) -> Iterator[tuple[str, list[
 # -- the frontier
 
 
-def frontier(points: Sequence[FrontierPoint], flops: int, full_peak: int) -> Table:
-    """What less memory costs, a row a point, the knee marked. Of many points a selection that is even in memory."""
+def frontier_of(report: Report) -> Table | None:
+    """A report's frontier as a table, where it has one."""
+    if not report.frontier or not report.runs:
+        return None
+    points = sorted(FrontierPoint(point.peak_bytes, point.cost) for point in report.frontier)
+    table = frontier(points, report.runs[0].flops, max(points[-1].budget, 1), "peak")
+    return replace(table, notes=[*table.notes, "A peak is the planner's: a run of the plan takes no more."])
+
+
+def frontier(points: Sequence[FrontierPoint], flops: int, full_peak: int, size: str = "budget") -> Table:
+    """What less memory costs, a row a point, the knee marked. Of many points a selection that is even in memory.
+
+    ``size`` says what the points' bytes are.
+    """
     best = knee(points)
     shown = _spread(points, best)
     most = max(max(point.extra_flops for point in shown), 1)
@@ -201,7 +215,7 @@ def frontier(points: Sequence[FrontierPoint], flops: int, full_peak: int) -> Tab
         for point in shown
     ]
     columns = [
-        Column("budget", "number"),
+        Column(size, "number"),
         Column("MiB"),
         Column("of full"),
         Column("computed again"),

@@ -61,7 +61,16 @@ def summary(report: Report) -> RenderableType:
     run = report.reference
     if run is not None:
         parts += [Text(), composition(report, run)]
+    if report.frontier:
+        parts += _frontier(report)
     return Group(*parts)
+
+
+def _frontier(report: Report) -> list[RenderableType]:
+    from memback.reports.plan import frontier_of  # what knows plans is loaded where there are some
+
+    table = frontier_of(report)
+    return [] if table is None else [Text(), _Sheet(table)]
 
 
 def comparison(report: Report) -> RenderableType:
@@ -97,7 +106,14 @@ def line(content: str, style: str = "") -> RenderableType:
 def plain(*parts: RenderableType) -> str:
     """What is shown, as plain text of 120 columns."""
     file = io.StringIO()
-    console = Console(file=file, width=_FILE_WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
+    console = Console(
+        file=file,
+        width=_FILE_WIDTH,
+        color_system=None,
+        force_terminal=False,
+        force_jupyter=False,  # within a notebook it would show what it prints there, too
+        legacy_windows=False,
+    )
     for part in parts:
         console.print(part)
     return file.getvalue()

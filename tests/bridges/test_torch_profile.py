@@ -12,6 +12,7 @@ pytestmark = pytest.mark.torch
 
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import memback.bridges.torch as bridge
@@ -304,6 +305,20 @@ def test_a_module_without_memory_is_profiled_dry():
     run = bridge.profile(module, x, modes=("full",)).runs[0]
     assert run.measured_peak_bytes is None
     assert run.predicted_peak_bytes > 2**42
+
+
+def test_a_module_that_was_made_and_copied_without_memory_is_profiled_as_a_real_one():
+    def make() -> nn.Module:
+        return nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+
+    x = torch.ones(2, 3, 8)
+    expected = full(make(), x)
+    with warnings.catch_warnings(action="ignore"), FakeTensorMode():
+        module, fake = make(), torch.ones(2, 3, 8)
+    found = bridge.profile(module, fake)
+    assert found.runs[1].saved_bytes == expected.saved_bytes
+    assert found.runs[1].predicted_peak_bytes == expected.measured_peak_bytes
+    assert found.arguments.input_bytes == x.nbytes
 
 
 def test_mixed_precision_saves_what_it_casts():

@@ -12,6 +12,7 @@ from memback.profiling import definition, passes
 from memback.profiling.definition import load
 from memback.profiling.guard import Available
 from memback.profiling.workload import Workload
+from tests.reports.test_html import data
 
 QUICK = ["profile", "notes", "--rounds", "1"]
 
@@ -229,3 +230,40 @@ def test_a_step_that_can_not_go_on_writes_nothing(error, code, expected, tmp_pat
     assert main([*QUICK, "--json", str(tmp_path / "report.json")]) == code
     assert expected in message(capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_frontier_of_plans_is_in_the_report_in_every_format_and_below_the_plan_that_was_chosen(
+    tmp_path, capsys, monkeypatch
+):
+    small = ["--set", "model.depth=40", "--batch", "512", "--dry"]
+    files = {suffix: tmp_path / f"report{suffix}" for suffix in (".json", ".html", ".md", ".txt")}
+    written = [part for file in files.values() for part in ("-o", str(file))]
+    assert main(["profile", "deep-mlp", *small, "--frontier", "--budget", "6MiB", *written]) == 0
+    stored = json.loads(files[".json"].read_text())
+    points = stored["frontier"]
+    assert len(points) > 3
+    assert [peak for peak, _ in points] == sorted(peak for peak, _ in points)
+    assert [cost for _, cost in points] == sorted((cost for _, cost in points), reverse=True)
+
+    runs = {run["mode"]: run for run in stored["runs"]}
+    full, planned = runs["full"], runs["checkpoint"]
+    assert points[-1][0] >= full["predicted_peak_bytes"]
+    assert points[-1][1] == full["recomputed_flops"] == 0
+    fitting = [cost for peak, cost in points if peak <= 6 * 2**20]
+    assert 0 < planned["recomputed_flops"] <= min(fitting)
+
+    page = data(files[".html"].read_text(encoding="utf-8"))
+    assert page["frontier"] == points
+    assert points[page["knee"]] in points[1:-1]
+    for text in (capsys.readouterr().out, files[".md"].read_text(), files[".txt"].read_text()):
+        assert "Memory against computation" in text
+        assert f"{points[0][0]:,}" in text
+        assert "knee" in text
+
+    again = tmp_path / "again.html"
+    assert main(["report", str(files[".json"]), "-o", str(again)]) == 0
+    assert data(again.read_text(encoding="utf-8"))["frontier"] == points
+    for columns in ("80", "120"):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert main(["report", str(files[".json"])]) == 0
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= int(columns)

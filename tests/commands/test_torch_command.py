@@ -150,6 +150,7 @@ OTHERS = {
     "list": ["--quiet"],
     "report": ["--help"],
     "diff": ["--help"],
+    "sweep": ["notes", "--grid", "batch=1,2", "--quiet"],
 }
 
 

@@ -7,7 +7,9 @@ import pytest
 
 import memback as mb
 from memback import nn, ops
+from memback.profiling.definition import load
 from memback.profiling.passes import Mode, Step
+from memback.profiling.workload import Workload
 
 
 class Cycle:
@@ -37,3 +39,15 @@ def test_garbage_of_earlier_dry_runs_changes_no_prediction(when):
         assert step.predict(Mode("full")).peak.bytes == expected
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_an_update_that_is_known_from_an_earlier_dry_run_takes_as_much_as_one_that_is_not(optimizer):
+    profile = load("digits").with_overrides({"train.optimizer": optimizer, "train.momentum": "0.9", "data.batch": "1"})
+    step = Workload.build(profile, dry=True).predicted_step()
+    first, again = (step.predict(Mode("full")).ledger for _ in range(2))
+    assert first.peaks == again.peaks
+    assert first.intervals == again.intervals
+    assert first.peaks[-2] > sum(first.intervals[-2].start), "the update takes nothing"
+    fresh = Workload.build(profile, dry=True).predicted_step().predict(Mode("checkpoint", "all")).ledger
+    assert step.predict(Mode("checkpoint", "all")).ledger.peaks == fresh.peaks

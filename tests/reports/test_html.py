@@ -13,6 +13,7 @@ from msgspec.structs import replace as change
 from memback.commands import main
 from memback.profiling.report import FrontierPoint, Report
 from memback.reports.html import fragment, payload, render
+from memback.reports.text import plain
 from tests.reports import sample
 
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&\x1b[31m"
@@ -104,6 +105,13 @@ def test_the_frontier_of_plans_travels_when_there_is_one() -> None:
     assert payload(sample.report())["frontier"] == []
 
 
+def test_a_frontier_from_anywhere_can_be_shown() -> None:
+    for frontier in ((FrontierPoint(0, 0.0),), (FrontierPoint(200, 0.0), FrontierPoint(100, 50.0))):
+        report = change(sample.report(), frontier=frontier)
+        assert payload(report)["knee"] in range(len(frontier))
+        assert "Memory against computation" in plain(report)
+
+
 def test_a_report_without_runs_is_a_page() -> None:
     assert "What every number means" in render(change(sample.report(), runs=()))
 
@@ -120,6 +128,17 @@ def test_the_largest_profile_fits_into_a_mail(large: str) -> None:
     full = next(run for run in data(large)["runs"] if run["mode"] == "full")
     assert sum(layer[5] for layer in full["layers"]) == full["saved_bytes"]
     assert len(full["layers"]) > 1000
+
+
+def test_within_a_notebook_nothing_is_shown_twice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[object] = []
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *what: shown.append(what))
+    assert "retain-all" in sample.report()._repr_mimebundle_()["text/plain"]
+    assert shown == []
+    assert capsys.readouterr().out == ""
 
 
 def test_a_notebook_shows_bars_and_a_terminal_tables() -> None:

@@ -22,6 +22,7 @@ from tests.reports.test_timeline import predicted
 
 pytestmark = pytest.mark.browser
 
+FRONTIER = (FrontierPoint(1 << 20, 5e9), FrontierPoint(1 << 21, 5e8), FrontierPoint(1 << 26, 0.0))
 SAVED, PARAMETERS = 2, 4
 """Columns of the table of layers."""
 BYTES = 1
@@ -35,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return change(predicted("digits-resnet"), frontier=(FrontierPoint(1 << 20, 5e9), FrontierPoint(1 << 22, 0.0)))
+    return change(predicted("digits-resnet"), frontier=FRONTIER)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,28 @@ def cells(page: Page, table: str, column: int, part: str = "tBodies[0]") -> list
 
 def choose(page: Page, mode: str) -> None:
     page.click(f"#picker .{mode}")
+
+
+def test_the_frontier_is_the_reports(page: Page, report: Report) -> None:
+    page.show("#frontier")
+    points = sorted(report.frontier)
+    forward = full(report).flops
+    assert list(map(number, cells(page, "frontier-table", 0))) == [point.peak_bytes for point in points]
+    assert list(map(number, cells(page, "frontier-table", 2))) == [round(point.cost) for point in points]
+    assert cells(page, "frontier-table", 3) == [f"{100 * point.cost / forward:.1f} %" for point in points]
+    assert cells(page, "frontier-table", 4).count("knee") == 1
+    curve, *marked = page.run(
+        "return document.getElementById('frontier').data.map((t) => ({x: [...t.x], y: [...t.y], text: t.text}))"
+    )
+    assert curve["x"] == [pytest.approx(point.peak_bytes / 2**20) for point in points]
+    assert curve["y"] == [pytest.approx(100 * point.cost / forward) for point in points]
+    runs = [run for run in report.runs if run.mode in ("full", "checkpoint")]
+    for run, mark in zip(runs, marked, strict=True):
+        assert mark["x"] == [pytest.approx(run.peak.total_bytes / 2**20)]
+        assert mark["y"] == [pytest.approx(100 * run.recomputed_flops / run.flops)]
+        assert f"{run.label}: peak {run.peak.total_bytes:,} B" in mark["text"][0]
+    axes = "const f = document.getElementById('frontier')._fullLayout; return [f.xaxis.title.text, f.yaxis.title.text]"
+    assert page.run(axes) == ["peak above the arguments, MiB", "computed again, % of a forward pass"]
 
 
 # -- it opens
@@ -354,6 +377,18 @@ def test_the_theme_can_be_switched(page: Page) -> None:
     page.click("#theme")
     assert page.run(ink) != before
     assert re.search("light", page.run("return document.getElementById('theme').getAttribute('aria-label')"))
+
+
+def test_without_the_plotting_library_all_but_the_pictures_is_there(
+    browser: Page, saved: Path, folder: Path, report: Report
+) -> None:
+    broken = folder / "broken.html"
+    page = saved.read_text(encoding="utf-8")
+    broken.write_text(re.sub(r'(id="packed-plotly">)[^<]*', r"\1AAAA", page), encoding="utf-8")
+    browser.open(broken)
+    assert number(cells(browser, "layers", SAVED, "tFoot")[0]) == full(report).saved_bytes
+    assert f"The peak, {full(report).peak.total_bytes:,} B" in browser.text("#alive-title")
+    assert "can't show the pictures" in browser.text("#main > .bad")
 
 
 def test_without_a_script_the_comparison_is_there(browser: Page, saved: Path) -> None:

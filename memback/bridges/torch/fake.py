@@ -55,7 +55,10 @@ def faked(
     memo = dict(known or {})
 
     def fake(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or isinstance(value, FakeTensor):
+        if not isinstance(value, torch.Tensor):
+            return value
+        if isinstance(value, FakeTensor):
+            value.fake_mode = mode  # copy.deepcopy has given it a copy of its own
             return value
         if id(value) not in memo:
             memo[id(value)] = _fake(mode, value, device)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -76,7 +77,7 @@ def load(reference: str, inputs: Sequence[Input], device: torch.device | None = 
         MembackError: the factory fails.
     """
     found = find(reference)
-    with FakeTensorMode(allow_non_fake_inputs=True) if dry else nullcontext():
+    with _without_memory() if dry else nullcontext():
         made = found if isinstance(found, torch.nn.Module) else _call(reference, found, device, dry)
         module, given = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
         if not isinstance(module, torch.nn.Module):
@@ -91,6 +92,13 @@ def load(reference: str, inputs: Sequence[Input], device: torch.device | None = 
             module = module.to(device)
         args, kwargs = _made(inputs, device or _device_of(module)) if given is None else _given(given, device)
     return Loaded(module, args, kwargs)
+
+
+@contextmanager
+def _without_memory() -> Iterator[None]:
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # copy.deepcopy does
+        yield
 
 
 def device_named(name: str) -> torch.device:

@@ -1,82 +1,7 @@
 "use strict";
 (async () => {
-  const $ = (id) => document.getElementById(id);
-  const root = document.documentElement;
-
-  // -- what travels in the page
-
-  async function unpack(id) {
-    const bytes = Uint8Array.from(atob($(id).textContent), (c) => c.charCodeAt(0));
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return new Response(stream).text();
-  }
-
-  // -- numbers and elements
-
-  const group = (n) => Math.round(n).toString().replace(/\B(?=(\d{3})+$)/g, ",");
-  const exact = (n) => `${group(n)} B`;
-  const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
-  function unitOf(n) {
-    let unit = 0;
-    while (unit < 5 && Math.abs(n) / 1024 ** unit >= 1024) unit++;
-    return unit;
-  }
-  function short(n) {
-    const unit = unitOf(n);
-    return unit ? `${(n / 1024 ** unit).toFixed(2)} ${UNITS[unit]}` : `${n} B`;
-  }
-  function scaled(n, steps, unit) {
-    for (const [scale, prefix] of steps) if (n >= scale) return `${(n / scale).toPrecision(3)} ${prefix}${unit}`;
-    return `${n} ${unit}`;
-  }
-  const flops = (n) => scaled(n, [[1e18, "E"], [1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]], "FLOP");
-  const seconds = (s) => scaled(s * 1e9, [[1e9, ""], [1e6, "m"], [1e3, "µ"], [1, "n"]], "s");
-
-  // Text alone is ever put into elements: names in a report may be anything.
-  function make(tag, options = {}, ...children) {
-    const element = document.createElement(tag);
-    for (const [name, value] of Object.entries(options)) {
-      if (name === "class") element.className = value;
-      else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-      else if (value !== undefined && value !== null) element.setAttribute(name, value);
-    }
-    element.append(...children);
-    return element;
-  }
-  // Plotly reads a little HTML in its texts.
-  const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-  const colour = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
-  function faded(hex, alpha) {
-    const n = parseInt(hex.slice(1), 16);
-    return `rgba(${n >> 16}, ${(n >> 8) & 255}, ${n & 255}, ${alpha})`;
-  }
-
-  // -- theme
-
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  let chosenTheme = null;
-  const asked = new URLSearchParams(location.search).get("theme");
-  if (asked === "dark" || asked === "light") chosenTheme = asked;
-  function applyTheme(theme) {
-    root.dataset.theme = theme;
-    $("theme").textContent = theme === "dark" ? "Light" : "Dark";
-    $("theme").setAttribute("aria-label", theme === "dark" ? "Switch to light colours" : "Switch to dark colours");
-  }
-  const theme = () => chosenTheme || (dark.matches ? "dark" : "light");
-  applyTheme(theme());
-  $("theme").removeAttribute("aria-pressed");
-  $("theme").hidden = false;
-
-  let data;
-  try {
-    data = JSON.parse(await unpack("packed-data"));
-    const code = document.createElement("script");
-    code.textContent = await unpack("packed-plotly");
-    document.head.append(code);
-  } catch (error) {
-    $("main").append(make("p", { class: "note bad" }, `This browser can't show the pictures (${error}); a current one can.`));
-    return;
-  }
+  const data = await begin();
+  if (!data) return;
   const text = (i) => data.strings[i];
   if (!data.runs.length) {
     root.dataset.ready = "yes";
@@ -162,21 +87,8 @@
     return `${text(phase[low])} of ${text(op[low])}${layer ? `, ${layer}` : ""}`;
   }
 
-  // -- what all plots have in common
+  // -- axes and labels of this page's plots
 
-  const CONFIG = { displayModeBar: false, responsive: true, scrollZoom: false, doubleClick: false };
-  const narrow = () => innerWidth < 760;
-  const coarse = matchMedia("(pointer: coarse)");
-  function layout(extra) {
-    const axis = { gridcolor: colour("line"), zerolinecolor: colour("line"), linecolor: colour("line"), tickcolor: colour("line"), automargin: true };
-    const font = { family: "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", size: 12.5, color: colour("faint") };
-    return {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font, margin: { l: 12, r: 14, t: 34, b: 8 },
-      showlegend: false, hovermode: false, dragmode: coarse.matches ? false : "zoom", ...extra,
-      xaxis: { ...axis, showgrid: false, zeroline: false, ...(extra.xaxis || {}) },
-      yaxis: { ...axis, fixedrange: true, rangemode: "tozero", ...(extra.yaxis || {}) },
-    };
-  }
   function bytesAxis(most) {
     const unit = unitOf(most);
     return { unit: 1024 ** unit, title: { text: `live ${UNITS[unit]}`, standoff: 10 } };
@@ -231,11 +143,11 @@
     }), CONFIG);
   }
   // Labels side by side at about the same height are put one above the other.
-  function spread(annotations, step) {
+  function spread(annotations, step, near = narrow() ? 1.2 : 0.6) {
     const order = [...annotations].sort((a, b) => a.y - b.y);
     for (let i = 1; i < order.length; i++)
       for (let j = 0; j < i; j++)
-        if (Math.abs(order[i].x - order[j].x) < (narrow() ? 1.2 : 0.6) && Math.abs(order[i].y - order[j].y) < step)
+        if (Math.abs(order[i].x - order[j].x) < near && Math.abs(order[i].y - order[j].y) < step)
           order[i].y = order[j].y + step;
   }
 
@@ -335,7 +247,8 @@
       `A band is a buffer, from its birth to its death; ${run.told ? "bands of a colour are of a category" : "this report does not tell categories"}. ` +
       "Point at one for what it is, choose a moment for all that is alive then, drag over a stretch to zoom in. " +
       (step ? `${group(state.last - first + 1)} events are drawn as ${group(reps.length)} columns, each with its highest moment; zoom in for every one. ` : "") +
-      `Buffers too small to see at this scale have no outline, and are there: ${group(run.buffers.bytes.length)} in all.`;
+      `Buffers too small to see at this scale have no outline, and are there: ${group(run.buffers.bytes.length)} in all. ` +
+      "Workspace lives inside of an op, between two events: a report holds it for the peak alone, where the mark stands above the bands.";
     mark(null);
   }
 
@@ -766,23 +679,55 @@
 
   // -- plans
 
+  const points = data.frontier.map(([peak, cost], i) => ({ peak, cost, knee: i === data.knee })).sort((a, b) => a.peak - b.peak);
+  const forward = Math.max(1, data.runs[0].flops);
+  const share = (cost) => `${((100 * cost) / forward).toFixed(1)} %`;
+
   function drawFrontier() {
-    if (!data.frontier.length) return;
-    const points = [...data.frontier].sort((a, b) => a[0] - b[0]);
-    const unit = 1024 ** unitOf(Math.max(...points.map((p) => p[0])));
-    Plotly.react("frontier", [{
-      type: "scatter", mode: "lines+markers", x: points.map((p) => p[0] / unit), y: points.map((p) => p[1]),
-      line: { color: colour("checkpoint"), shape: "hv", width: 2 }, marker: { size: 7 },
-      customdata: points.map((p) => [group(p[0]), flops(p[1])]), hovertemplate: "peak %{customdata[0]} B<br>%{customdata[1]} more<extra></extra>",
-    }], layout({
-      hovermode: "closest", dragmode: false, xaxis: { title: { text: `peak ${UNITS[unitOf(Math.max(...points.map((p) => p[0])))]}` }, fixedrange: true },
-      yaxis: { title: { text: "extra FLOPs" }, exponentformat: "SI" },
+    if (!points.length) return;
+    const marked = data.runs.filter((run) => run.mode === "full" || run.mode === "checkpoint");
+    const peaks = [...points.map((p) => p.peak), ...marked.map((run) => run.peak_bytes)];
+    const most = Math.max(...peaks);
+    const least = Math.min(...peaks);
+    const unit = 1024 ** unitOf(most);
+    const highest = (100 * Math.max(1, ...points.map((p) => p.cost), ...marked.map((run) => run.recomputed_flops))) / forward;
+    const margin = Math.max((most - least) * 0.05, most * 0.001) / unit;
+    const traces = [{
+      type: "scatter", mode: "lines+markers", x: points.map((p) => p.peak / unit), y: points.map((p) => (100 * p.cost) / forward),
+      line: { color: colour("faint"), shape: "hv", width: 2 }, marker: { size: points.map((p) => (p.knee ? 11 : 7)), color: colour("faint"), line: { width: 0 } },
+      text: points.map((p) => `${p.knee ? "the knee: " : ""}peak ${exact(p.peak)} (${short(p.peak)})<br>${share(p.cost)} of a forward pass again (${flops(p.cost)})`),
+      hovertemplate: "%{text}<extra></extra>",
+    }];
+    const annotations = [];
+    for (const run of marked) {
+      const hue = colour(run.mode);
+      const [at, height] = [run.peak_bytes / unit, (100 * run.recomputed_flops) / forward];
+      traces.push({
+        type: "scatter", mode: "markers", x: [at], y: [height], marker: { color: hue, size: 13, symbol: "diamond", line: { color: colour("card"), width: 1.5 } },
+        text: [`${plain(run.label)}: peak ${exact(run.peak_bytes)} (${short(run.peak_bytes)})<br>${share(run.recomputed_flops)} of a forward pass again`],
+        hovertemplate: "%{text}<extra></extra>",
+      });
+      const right = (run.peak_bytes - least) / Math.max(1, most - least) > 0.7;
+      const words = narrow() ? plain(run.label.replace(/^checkpoint:/, "")) : `${plain(run.label)} ${short(run.peak_bytes)}, ${share(run.recomputed_flops)}`;
+      annotations.push(label(at, height, words, { font: { color: hue, size: 12.5 }, xanchor: right ? "right" : "left", yshift: 9 }));
+    }
+    spread(annotations, highest * (narrow() ? 0.1 : 0.075), ((most - least) / unit) * 0.5);
+    Plotly.react("frontier", traces, layout({
+      hovermode: "closest", dragmode: false, annotations,
+      xaxis: { title: { text: `peak above the arguments, ${UNITS[unitOf(most)]}`, standoff: 8 }, fixedrange: true, showline: true, ticks: "outside", range: [least / unit - margin, most / unit + margin] },
+      yaxis: { title: { text: narrow() ? "computed again, %" : "computed again, % of a forward pass", standoff: 10 }, range: [-highest * 0.03, highest * 1.15], zeroline: true },
     }), CONFIG);
   }
 
   function fillFrontier() {
-    const points = [...data.frontier].sort((a, b) => a[0] - b[0]);
-    $("frontier-table").tBodies[0].replaceChildren(...points.map((p) => make("tr", {}, make("td", { class: "number" }, group(p[0])), make("td", { class: "number" }, group(p[1])))));
+    const all = points[points.length - 1].peak;
+    const knee = points.find((p) => p.knee);
+    $("frontier-note").textContent =
+      `From ${short(points[0].peak)}, computing ${share(points[0].cost)} of a forward pass again, to ${short(all)}, computing ` +
+      `${share(points[points.length - 1].cost)}. The knee, where less memory begins to cost much more, is at ${short(knee.peak)} and ${share(knee.cost)}.`;
+    const number = (content) => make("td", { class: "number" }, content);
+    $("frontier-table").tBodies[0].replaceChildren(...points.map((p) =>
+      make("tr", {}, number(group(p.peak)), number(percent(p.peak, all)), number(group(p.cost)), number(share(p.cost)), make("td", {}, p.knee ? "knee" : ""))));
   }
 
   // -- drawing what is looked at
@@ -797,7 +742,7 @@
     }
   }
   function drawNow(name) {
-    if (!stale.delete(name)) return;
+    if (!window.Plotly || !stale.delete(name)) return;
     drawers[name]();
     if (name === "time") listenToZoom();
   }
@@ -870,19 +815,7 @@
     $("picker").children[data.runs.indexOf(state.run)].focus();
   });
 
-  // -- theme, width and paper
-
-  const redraw = () => draw(...Object.keys(drawers));
-  $("theme").addEventListener("click", () => { chosenTheme = theme() === "dark" ? "light" : "dark"; applyTheme(chosenTheme); redraw(); });
-  dark.addEventListener("change", () => { applyTheme(theme()); redraw(); });
-  let width = innerWidth;
-  addEventListener("resize", () => {
-    if (innerWidth === width) return;
-    width = innerWidth;
-    setTimeout(redraw, 100);
-  });
-  addEventListener("beforeprint", () => { applyTheme("light"); for (const one of document.querySelectorAll("details")) one.open = true; redraw(); drawAll(); });
-  addEventListener("afterprint", () => { applyTheme(theme()); redraw(); });
+  followLooks(() => draw(...Object.keys(drawers)), drawAll);
 
   if (data.frontier.length) {
     $("frontier-section").hidden = false;
@@ -890,5 +823,7 @@
   }
   choose(state.run);
   draw("over", "frontier");
+
+  if (await startPlotly()) for (const name of near) drawNow(name);
   root.dataset.ready = "yes";
 })();

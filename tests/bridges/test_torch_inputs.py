@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+from memback.bridges.torch.inputs import Input, parse_inputs
+from memback.bridges.torch.storages import distinct_bytes
+from memback.errors import UsageError
+
+DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool", "complex64", "float8_e4m3fn")
+
+
+@given(
+    name=st.none() | st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True),
+    shape=st.lists(st.integers(0, 5), min_size=1, max_size=4),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_an_input_is_made_as_it_is_written_and_written_as_it_is_read(name, shape, dtype):
+    found = Input.parse(f"{'' if name is None else name + '='}{'x'.join(map(str, shape))}:{dtype}")
+    assert Input.parse(str(found)) == found
+    tensor = found.make(torch.device("cpu"))
+    assert (found.name, list(tensor.shape), tensor.dtype) == (name, shape, getattr(torch, dtype))
+
+
+def test_without_a_dtype_it_is_float32():
+    assert parse_inputs(["8x3", "mask=2"]) == [Input(None, (8, 3), torch.float32), Input("mask", (2,), torch.float32)]
+
+
+@pytest.mark.parametrize("text", ["", "x", "8x", "x8", "8,3", "8x3:", "8x-3", "=8", "a b=8", "8x3:float:int", "٣"])
+def test_what_is_no_shape_is_refused(text):
+    with pytest.raises(UsageError, match="is no shape; write it as"):
+        Input.parse(text)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_bytes_are_those_of_distinct_storages():
+    x = torch.ones(4, 8)
+    indices = torch.eye(3).to_sparse()
+    assert distinct_bytes([x, x[1], {"again": (x.T,)}, 3]) == x.nbytes
+    assert distinct_bytes([indices]) == 2 * 3 * 8 + 3 * 4
+    rows, columns = torch.tensor([0, 1, 2]), torch.tensor([0, 1])
+    for make in (torch.sparse_csr_tensor, torch.sparse_csc_tensor):
+        compressed = make(rows, columns, torch.ones(2), (2, 2))
+        assert distinct_bytes([compressed]) == 3 * 8 + 2 * 8 + 2 * 4
