@@ -300,7 +300,9 @@ def ranks(report: Report) -> Table:
         Row([Cell(_rank_name(rank)), *(_bytes(of_rank[title]) for title in used)])
         for rank, of_rank in zip(of.ranks, sizes, strict=True)
     ]
-    notes = ["Memory: what was there before the step, and the peak above it. Gradients: of parameters, at the step's end."]
+    notes = [
+        "Memory: what was there before the step, and the peak above it. Gradients: of parameters, at the step's end."
+    ]
     if len(sizes) > 1:
         differing = ", ".join(title for title in used if len({of_rank[title] for of_rank in sizes}) > 1)
         notes.append(f"The ranks differ in: {differing}." if differing else "All ranks have the same figures.")
