@@ -127,7 +127,7 @@ def run_rank(
     file: str,
     force: bool = False,
     shard: Sequence[str] = (),
-    backend: str = "gloo",
+    backend: str | None = None,
     wait: float = 60.0,
     **named: Any,
 ) -> Report | None:
@@ -139,7 +139,7 @@ def run_rank(
         file: where the merged report will be; this rank's is written beside it (``out.rank0.json``).
         force: whether a file that is there is overwritten, and what is predicted not to fit is run all the same.
         shard: as in :func:`predict`.
-        backend: of the process group.
+        backend: of the process group; by default Gloo, and NCCL where there is CUDA, of which each rank takes a device.
         wait: for how many seconds rank 0, when it is done, waits for the others' reports.
         named: for :func:`~memback.bridges.torch.profile`.
 
@@ -187,12 +187,14 @@ def _run(
     own: str,
     force: bool,
     shard: Sequence[str],
-    backend: str,
+    backend: str | None,
     named: dict[str, Any],
 ) -> None:
     """Leave this rank's report: predicted, measured, or with the reason why it went no further."""
     report: Report | None = None
-    dist.init_process_group(backend)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    dist.init_process_group(backend or ("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"))
     try:
         loaded = load()
         module = wrap(loaded.module, strategy, shard)
