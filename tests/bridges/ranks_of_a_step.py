@@ -97,6 +97,19 @@ def facts(module, x):
     return told
 
 
+def keeps_gradients(rank, name):
+    """Whether gradients that are there before a profile are the same objects and bits afterwards."""
+    strategy, make, options = VARIANTS[name]
+    module = wrap(make(), strategy, **options)
+    loss(module(inputs(rank))).backward()
+    before = [parameter.grad for parameter in module.parameters()]
+    copies = [grad.clone() for grad in before]
+    bridge.profile(module, 2 * inputs(rank), loss=loss, rounds=0, modes=("full",))
+    after = [parameter.grad for parameter in module.parameters()]
+    same = all(old is new for old, new in zip(before, after, strict=True))
+    return same and all(torch.equal(*pair) for pair in zip(copies, after, strict=True))
+
+
 def rank_of_job(rank, ranks, folder):
     store = f"file://{folder / 'store'}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks)
@@ -111,6 +124,8 @@ def rank_of_job(rank, ranks, folder):
     module = wrap(Net(), "ddp")
     uneven = bridge.profile(module, inputs(rank, BATCH * (1 + rank)), loss=loss, rounds=0, modes=("full",))
     uneven.save(folder / f"uneven.rank{rank}.json")
+    kept = [keeps_gradients(rank, name) for name in ("ddp-views", "fsdp2")]
+    (folder / f"kept.rank{rank}.json").write_text(json.dumps(kept))
     left = [name for name, parameter in module.named_parameters() if parameter.grad is not None]
     (folder / f"left.rank{rank}.json").write_text(json.dumps(left))
     dist.destroy_process_group()
