@@ -21,7 +21,13 @@ TERMS: Final = {
     "gradient": "dL/d(something). A parameter's lives on after the step, an activation's until it is used.",
     "workspace": "every other temporary inside an op's forward or backward.",
     "peak": "the largest number of live bytes at any moment of the step, above the arguments: saved + gradients +"
-    " recomputed + outputs + workspace.",
+    " recomputed + outputs + workspace; where several ranks train a model, also gathered + buckets.",
+    "sharded parameters": "what FSDP2 leaves with one rank of the parameters: its shards, with their padding."
+    " Arguments, apart from whole parameters.",
+    "gathered": "whole parameters, put together from the shards of all ranks for as long as they are used, and the"
+    " buffers in which that is done. Part of the peak.",
+    "buckets": "flat buffers in which ranks reduce gradients or hand on the model's buffers. DDP's *gradient buckets*"
+    " are arguments, there before the step; those that the step makes are part of the peak.",
     "predicted": "from a dry run: the same code on arrays that hold no memory.",
     "measured": "`tracemalloc`'s peak in a real run, less Python's own small objects, which are a row of their own:"
     " *bookkeeping*. Of a PyTorch module: the highest sum of its living storages in a real run.",

@@ -10,7 +10,11 @@ recomputed
 gradients
     dL/d(something), of a parameter or an activation;
 outputs
-    results of ops that somebody still refers to, without being any of the above.
+    results of ops that somebody still refers to, without being any of the above;
+gathered
+    whole parameters, put together from the shards of several ranks, and what they are gathered in;
+buckets
+    what gradients are flattened into so that ranks can reduce them.
 
 Arguments (parameters, buffers and inputs: whatever no op of the step has made) are in none. What remains of a measured
 or predicted peak is workspace.
@@ -35,6 +39,7 @@ from memback.tape import Call, Edge, Node, Observer, Site, Tensor, short_path
 
 __all__ = [
     "CATEGORIES",
+    "EXCHANGED",
     "Account",
     "Accounts",
     "Buffer",
@@ -48,10 +53,14 @@ __all__ = [
     "peak_of",
 ]
 
-Category: TypeAlias = Literal["saved", "gradients", "recomputed", "outputs"]
+Category: TypeAlias = Literal["saved", "gradients", "recomputed", "outputs", "gathered", "buckets"]
 Phase: TypeAlias = Literal["forward", "backward", "recompute", "update"]
 
-CATEGORIES: tuple[Category, ...] = ("saved", "gradients", "recomputed", "outputs")
+CATEGORIES: tuple[Category, ...] = ("saved", "gradients", "recomputed", "outputs", "gathered", "buckets")
+
+
+EXCHANGED: tuple[Category, ...] = ("gathered", "buckets")
+"""Those that are there only where several ranks train a model."""
 
 
 @lru_cache
@@ -146,7 +155,7 @@ class Interval(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Account:
-    """What the ledger knows of one root buffer."""
+    """What the ledger knows of one root buffer. A ``role`` is a category that it has whoever holds it."""
 
     number: int
     bytes: int
@@ -157,6 +166,7 @@ class Account:
     recomputed_holders: int = 0
     gradient: bool = False
     category: Category | None = None
+    role: Category | None = None
 
     @property
     def argument(self) -> bool:

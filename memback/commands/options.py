@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 from rich.console import Console
 
+from memback.errors import MembackError
 from memback.files import check_target, write_atomically
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def report_options(function: Callable[..., Report | None]) -> Callable[..., Any]:
     """Give a subcommand that returns a report ``--layers``, ``-o`` and the options of :func:`output_options`.
 
-    The report is shown, and written to where these say. A command that returns none has shown something else.
+    The report is shown, and written to where these say. A command that returns none has shown something else, or is not
+    the one to show it. If the report lacks ranks, the command fails after that.
     """
 
     @click.option("--layers", is_flag=True, help="Show the per-layer table of every mode, no rows folded.")
@@ -99,6 +101,7 @@ def report_options(function: Callable[..., Report | None]) -> Callable[..., Any]
     @functools.wraps(function)
     def wrapper(*args: Any, layers: bool, files: tuple[str, ...], output: Output, **kwargs: Any) -> None:
         from memback import reports
+        from memback.reports import tables
 
         for file in files:
             reports.check(file, output.force)
@@ -110,6 +113,8 @@ def report_options(function: Callable[..., Report | None]) -> Callable[..., Any]
             report.save(file, output.force)
             output.console.print(f"Wrote {file}", highlight=False, soft_wrap=True)
         output.write_json(report.to_dict())
+        if report.distributed is not None and (warnings := tables.warnings(report)):
+            raise MembackError("\n  ".join(["there are not all reports of all ranks", *warnings]))
 
     return wrapper
 

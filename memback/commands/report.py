@@ -10,25 +10,27 @@ __all__ = ["command"]
 
 
 @click.command("report", epilog="Example: memback report report.json -o report.html")
-@click.argument("stored", metavar="REPORT.json")
+@click.argument("stored", metavar="REPORT.json", nargs=-1, required=True)
 @click.option("--layers", is_flag=True, help="Show the per-layer table of every mode, no rows folded.")
 @click.option(
     "-o", "--output", "files", multiple=True, metavar="FILE", help="Write the report; FILE's suffix says how."
 )
 @output_options
-def command(stored: str, layers: bool, files: tuple[str, ...], output: Output) -> None:
-    """Show a stored report, or write it in any other format.
+def command(stored: tuple[str, ...], layers: bool, files: tuple[str, ...], output: Output) -> None:
+    """Show a stored report, or write it in any other format. Reports of several ranks are merged, the worst first.
 
     The suffix of FILE is the format: .html .md .csv .txt .json .svg .png .trace.json (for Perfetto and
     chrome://tracing) .speedscope.json. Without -o the report is shown.
     """
     from memback import reports
+    from memback.profiling.ranks import merge
     from memback.profiling.report import Report
     from memback.reports import text
 
     for file in files:
         reports.check(file, output.force)
-    report = Report.load(stored)
+    loaded = [Report.load(file) for file in stored]
+    report = loaded[0] if len(loaded) == 1 else merge(loaded)
     if not files or layers:
         output.console.print(report)
     for run in report.runs if layers else ():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import rich_click as click
@@ -12,9 +13,10 @@ import rich_click as click
 from memback.commands.inputs import progress_bar
 from memback.commands.options import Output, report_options
 from memback.commands.torch_plans import Again, again_options
-from memback.errors import MembackError
+from memback.errors import MembackError, UsageError
 
 if TYPE_CHECKING:
+    from memback.bridges.torch.loading import Loaded
     from memback.profiling.report import Report
 
 __all__ = ["command"]
@@ -31,6 +33,11 @@ __all__ = ["command"]
 @click.option("--autocast", metavar="DTYPE", help="Automatic mixed precision in the forward pass: bfloat16 or float16.")
 @click.option("--eval", "evaluate", is_flag=True, help="Call module.eval() first.")
 @again_options
+@click.option("--distributed", metavar="STRATEGY", help="Train it on several ranks: ddp or fsdp2.")
+@click.option("--ranks", type=click.IntRange(1), metavar="N", help="With --distributed and --dry: how many ranks.")
+@click.option(
+    "--shard", multiple=True, metavar="PATTERN", help="With fsdp2: submodules gathered each by itself: blocks.*"
+)
 @click.option("--dry", is_flag=True, help="Predict only: nothing is allocated or run.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Timed runs of each mode.")
 @report_options
@@ -43,6 +50,9 @@ def command(
     autocast: str | None,
     evaluate: bool,
     again: Again,
+    distributed: str | None,
+    ranks: int | None,
+    shard: tuple[str, ...],
     dry: bool,
     rounds: int,
     output: Output,
@@ -56,12 +66,14 @@ def command(
 
     Mode checkpoint runs parts of the module again in backward: what --policy says (sqrt, every:4, all), what is the
     cheapest within --budget, or a saved plan. The parts are its Sequential's and ModuleList's members, or --blocks.
+
+    With --distributed, --input is one rank's share of the batch. --dry --ranks N predicts for N ranks in this process;
+    under torchrun each rank writes its own report beside the first -o FILE, and rank 0 merges them, the worst first.
     """
     from memback.bridges import torch as bridge
     from memback.bridges.torch.guard import check_fits
     from memback.bridges.torch.inputs import dtype_named, parse_inputs
     from memback.bridges.torch.loading import device_named, find, load
-    from memback.bridges.torch.paths import described
     from memback.bridges.torch.profile import MODES
     from memback.bridges.torch.step import Step, sum_of_outputs
     from memback.profiling.run import modes_of
@@ -71,36 +83,86 @@ def command(
     modes_of(modes, None)
     kind = None if autocast is None else dtype_named(autocast)
     of_output = sum_of_outputs if loss is None else find(loss)
-    loaded = load(factory, given, None if device is None else device_named(device), dry)
-    if evaluate:
-        loaded.module.eval()
-    options: dict[str, Any] = {"kwargs": loaded.kwargs, "loss": of_output, "autocast": kind}
-    about = {"name": factory, "data": {"inputs": list(map(str, given))}}
+    where = None if device is None else device_named(device)
+
+    def loading() -> Loaded:
+        loaded = load(factory, given, where, dry)
+        if evaluate:
+            loaded.module.eval()
+        return loaded
+
+    options: dict[str, Any] = {"loss": of_output, "autocast": kind}
+    options["about"] = {"name": factory, "data": {"inputs": list(map(str, given))}}
+    if distributed is not None:
+        if again.asked:
+            raise UsageError("plans are made for one process: leave out --distributed, or what asks for a plan")
+        options["modes"] = [mode.name for mode in modes_of(modes or MODES, None)]
+        with _explained(factory):
+            return _on_ranks(loading, distributed, ranks, shard, dry, output, {**options, "rounds": rounds})
+    if ranks is not None or shard:
+        raise UsageError("--ranks and --shard belong to --distributed ddp or fsdp2")
+    loaded = loading()
     step = Step(loaded.module, loaded.args, loaded.kwargs, of_output, kind)
-    with _notes(output):
-        try:
-            plan = again.plan(step, output)
-            if again.instead:
-                return None
-            chosen = modes_of(modes or MODES, cast(Any, plan))
-            with progress_bar(output) as progress:
-                if not (dry or output.force):
-                    check_fits(step, chosen)
-                return bridge.profile(
-                    loaded.module,
-                    *loaded.args,
-                    **options,
-                    modes=[mode.name for mode in chosen],
-                    dry=dry,
-                    rounds=rounds,
-                    policy=plan,
-                    about=about,
-                    progress=progress,
-                )
-        except MembackError:
-            raise
-        except Exception as error:
-            raise MembackError(f"{factory} can't be run: {described(error)}") from error
+    with _notes(output), _explained(factory):
+        plan = again.plan(step, output)
+        if again.instead:
+            return None
+        chosen = modes_of(modes or MODES, cast(Any, plan))
+        options["modes"] = [mode.name for mode in chosen]
+        with progress_bar(output) as progress:
+            if not (dry or output.force):
+                check_fits(step, chosen)
+            return bridge.profile(
+                loaded.module,
+                *loaded.args,
+                **options,
+                kwargs=loaded.kwargs,
+                dry=dry,
+                rounds=rounds,
+                policy=plan,
+                progress=progress,
+            )
+
+
+def _on_ranks(
+    loading: Callable[[], Loaded],
+    strategy: str,
+    ranks: int | None,
+    shard: tuple[str, ...],
+    dry: bool,
+    output: Output,
+    options: dict[str, Any],
+) -> Report | None:
+    from memback.bridges.torch.ranks import place, predict_loaded, run_rank
+
+    at = place()
+    if dry:
+        if ranks is None:
+            raise UsageError("for how many ranks? --distributed with --dry needs --ranks N")
+        if at is not None:
+            raise UsageError("--dry predicts for all ranks in one process: start it without torchrun")
+        with progress_bar(output) as progress, _notes(output):
+            return predict_loaded(loading, strategy, ranks, shard, progress=progress, **options)
+    if ranks is not None:
+        raise UsageError("--ranks belongs to --dry: a real run has as many ranks as torchrun starts processes")
+    files = click.get_current_context().params["files"]  # type: ignore[union-attr]
+    if not files:
+        raise UsageError("-o FILE is needed: each rank writes its own report beside it")
+    first = at is None or at[0] == 0
+    with progress_bar(output if first else replace(output, quiet=True)) as progress, _notes(output):
+        return run_rank(loading, strategy, files[0], output.force, shard, progress=progress, **options)
+
+
+@contextmanager
+def _explained(factory: str) -> Iterator[None]:
+    from memback.bridges.torch.paths import described
+
+    try:
+        yield
+    except MembackError:
+        raise
+    except Exception as error:
+        raise MembackError(f"{factory} can't be run: {described(error)}") from error
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -33,6 +33,11 @@ class Again:
     curve: bool
     save: str | None
     code: bool
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything is asked for."""
+        return any(getattr(self, field.name) for field in fields(self))
 
     @property
     def instead(self) -> bool:

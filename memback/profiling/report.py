@@ -14,19 +14,23 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from memback.errors import MembackError, UsageError
-from memback.ledger import Buffer, Event
+from memback.ledger import CATEGORIES, EXCHANGED, Buffer, Event
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 __all__ = [
+    "PARTS",
     "SCHEMA",
     "Arguments",
     "Buffer",
+    "Distributed",
     "Event",
     "FrontierPoint",
     "Layer",
     "Peak",
+    "Rank",
+    "RankRun",
     "Report",
     "Run",
     "SavedValue",
@@ -34,6 +38,9 @@ __all__ = [
 ]
 
 SCHEMA: Final = "memback.report/1"
+
+PARTS: Final = (*CATEGORIES, "workspace")
+"""What a peak is made up of."""
 
 Count = Annotated[int, Meta(ge=0)]
 Duration = Annotated[float, Meta(ge=0)]
@@ -50,17 +57,34 @@ class Profile(Struct, frozen=True, kw_only=True):
 
 
 class Arguments(Struct, frozen=True, kw_only=True):
-    """Memory that exists before the step begins; never counted as an activation, nor in a peak."""
+    """Memory that exists before the step begins; never counted as an activation, nor in a peak.
+
+    Of a model that several ranks train, this rank's: ``sharded_parameter_bytes`` are its shards, with their padding,
+    and no part of ``parameter_bytes``; ``bucket_bytes`` the buckets in which gradients are reduced.
+    """
 
     parameter_bytes: Count
     buffer_bytes: Count
     input_bytes: Count
     optimizer_bytes: Count = 0
+    sharded_parameter_bytes: Count = 0
+    bucket_bytes: Count = 0
 
     @property
     def total_bytes(self) -> int:
         """All of them."""
-        return self.parameter_bytes + self.buffer_bytes + self.input_bytes + self.optimizer_bytes
+        return sum(self.by_name().values())
+
+    def by_name(self) -> dict[str, int]:
+        """All of them, by what they are called in tables, in bytes."""
+        return {
+            "parameters": self.parameter_bytes,
+            "sharded parameters": self.sharded_parameter_bytes,
+            "buffers": self.buffer_bytes,
+            "inputs": self.input_bytes,
+            "optimiser state": self.optimizer_bytes,
+            "gradient buckets": self.bucket_bytes,
+        }
 
 
 class Seconds(Struct, frozen=True, kw_only=True):
@@ -72,7 +96,11 @@ class Seconds(Struct, frozen=True, kw_only=True):
 
 
 class Peak(Struct, frozen=True, kw_only=True):
-    """When the most bytes were live (above the arguments), and what they were."""
+    """When the most bytes were live (above the arguments), and what they were.
+
+    ``gathered`` and ``buckets`` are there where a model is trained by several ranks: parameters gathered from their
+    shards, and buckets in which gradients are reduced, as far as the step has made them.
+    """
 
     phase: Literal["forward", "backward", "recompute", "update"]
     path: str
@@ -82,11 +110,13 @@ class Peak(Struct, frozen=True, kw_only=True):
     recomputed: Count
     workspace: Count
     outputs: Count
+    gathered: Count = 0
+    buckets: Count = 0
 
     @property
     def total_bytes(self) -> int:
         """The peak: the sum of its parts."""
-        return self.saved + self.gradients + self.recomputed + self.workspace + self.outputs
+        return sum(getattr(self, part) for part in PARTS)
 
 
 class SavedValue(Struct, frozen=True, kw_only=True):
@@ -229,6 +259,85 @@ class Run(Struct, frozen=True, kw_only=True):
             )
 
 
+class RankRun(Struct, frozen=True, kw_only=True):
+    """What one rank's run of a mode comes to; as in :class:`Run`."""
+
+    mode: str
+    policy: str | None
+    saved_bytes: Count
+    gradient_bytes: Count
+    predicted_peak_bytes: Count | None
+    measured_peak_bytes: Count | None
+    gradient_sha256: str | None
+    peak: Peak
+
+    @classmethod
+    def of(cls, run: Run) -> RankRun:
+        """The totals of a run."""
+        return cls(**{name: getattr(run, name) for name in cls.__struct_fields__})
+
+
+class Rank(Struct, frozen=True, kw_only=True):
+    """What one rank's report comes to. ``stopped`` says why it is not whole, where it is not."""
+
+    rank: Count
+    arguments: Arguments
+    runs: tuple[RankRun, ...]
+    stopped: str | None = None
+
+    @property
+    def leading(self) -> RankRun | None:
+        """The run that ranks are compared by: ``full``, else the last of all that train, else the first."""
+        trained = [run for run in self.runs if run.mode != "inference"]
+        full = (run for run in self.runs if run.mode == "full")
+        return next(full, next(reversed(trained), next(iter(self.runs), None)))
+
+    @property
+    def memory_bytes(self) -> int:
+        """What this rank needs in all: its arguments, and the peak of its leading run above them."""
+        return self.arguments.total_bytes + (0 if self.leading is None else self.leading.peak.total_bytes)
+
+
+class Distributed(Struct, frozen=True, kw_only=True):
+    """How several ranks train the model, and which of them a report is of.
+
+    ``rank`` is the one whose arguments and runs the report has. Where reports of several ranks have been merged it is
+    the one that needs the most memory, and ``ranks`` are all that left a report, those that need the most first.
+    ``stopped`` says why the rank's report is not whole, where it is not; ``gradient_as_bucket_view`` whether parameter
+    gradients are in DDP's buckets, so that they need no memory besides.
+    """
+
+    strategy: str
+    backend: str
+    world_size: Annotated[int, Meta(ge=1)]
+    rank: Count
+    gradient_as_bucket_view: bool = False
+    stopped: str | None = None
+    ranks: tuple[Rank, ...] = ()
+
+    @property
+    def missing(self) -> list[int]:
+        """The ranks of a merged report that have left none."""
+        present = {rank.rank for rank in self.ranks}
+        return [rank for rank in range(self.world_size) if rank not in present] if self.ranks else []
+
+    def validate(self) -> None:
+        """Raise unless ranks are there once, below the number of them, and the report's own leads.
+
+        Raises:
+            MembackError: they are not.
+        """
+        numbers = [self.rank, *(rank.rank for rank in self.ranks)]
+        if max(numbers) >= self.world_size:
+            raise MembackError(f"there is a rank {max(numbers)}, of {self.world_size} ranks from 0 on")
+        if not self.ranks:
+            return
+        if len(set(numbers)) != len(self.ranks):
+            raise MembackError(f"its ranks {', '.join(map(str, numbers[1:]))} are not all different, or lack its own")
+        if self.ranks[0].rank != self.rank or self.ranks[0].memory_bytes < max(r.memory_bytes for r in self.ranks):
+            raise MembackError(f"rank {self.rank} is not the first of its ranks, the one that needs the most memory")
+
+
 class FrontierPoint(NamedTuple):
     """A plan of a frontier: its peak in bytes, and what it costs more than keeping everything, in FLOPs.
 
@@ -251,6 +360,7 @@ class Report(Struct, frozen=True, kw_only=True):
     arguments: Arguments
     runs: tuple[Run, ...]
     frontier: tuple[FrontierPoint, ...] = ()
+    distributed: Distributed | None = None
 
     @property
     def reference(self) -> Run | None:
@@ -258,29 +368,38 @@ class Report(Struct, frozen=True, kw_only=True):
         trained = [run for run in self.runs if run.gradient_sha256 is not None]
         return next((run for run in self.runs if run.mode == "full"), trained[0] if trained else None)
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What peaks of this report can be made up of: what ranks exchange only where there are several."""
+        return tuple(part for part in PARTS if part not in EXCHANGED or self.distributed is not None)
+
     def training_memory(self, run: Run) -> dict[str, int]:
         """What memory consists of at the run's peak, arguments included, in bytes; the total is their sum."""
-        arguments, peak = self.arguments, run.peak
+        peak = run.peak
         return {
-            "parameters": arguments.parameter_bytes,
-            "buffers": arguments.buffer_bytes,
-            "inputs": arguments.input_bytes,
-            "optimiser state": arguments.optimizer_bytes,
+            **self.arguments.by_name(),
             "gradients": peak.gradients,
             "saved activations": peak.saved,
             "recomputed activations": peak.recomputed,
             "outputs": peak.outputs,
+            "gathered parameters": peak.gathered,
+            "buckets made in the step": peak.buckets,
             "workspace": peak.workspace,
         }
 
     def validate(self) -> None:
-        """Raise unless every run's numbers add up; see :meth:`Run.validate`.
+        """Raise unless every run's numbers add up; see :meth:`Run.validate` and :meth:`Distributed.validate`.
 
         Raises:
             MembackError: they do not.
         """
         for run in self.runs:
             run.validate()
+        if self.distributed is not None:
+            self.distributed.validate()
+            for rank in self.distributed.ranks[:1]:
+                if rank.arguments != self.arguments or rank.runs != tuple(map(RankRun.of, self.runs)):
+                    raise MembackError(f"what it says of rank {rank.rank} is not what its runs say")
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON has it: dicts, lists, strings, numbers and None."""

@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 from memback.errors import MembackError, UsageError
-from memback.profiling.report import Report, Run
+from memback.profiling.report import PARTS, Report, Run
 from memback.reports import tables
 from memback.reports.folding import span
 from memback.reports.tables import Cell, Column, Row, Table
@@ -23,7 +23,6 @@ from memback.units import format_bytes, parse_bytes
 __all__ = ["Change", "Diff", "Limit", "RunDiff", "alive_at_peak", "compare"]
 
 SCHEMA = "memback.diff/1"
-_PARTS = ("saved", "gradients", "recomputed", "outputs", "workspace")
 _ROWS_AT_MOST = 40
 _NUMBER = re.compile(r"\d+")
 
@@ -205,7 +204,7 @@ def _run(before: Run, after: Run) -> RunDiff:
         Change("saved bytes", before.saved_bytes, after.saved_bytes),
         Change("peak", before.peak.total_bytes, after.peak.total_bytes),
         (tables.place(before), tables.place(after)),
-        [Change(name, getattr(before.peak, name), getattr(after.peak, name)) for name in _PARTS],
+        [Change(name, getattr(before.peak, name), getattr(after.peak, name)) for name in PARTS],
         _changes(alive_at_peak(before), alive_at_peak(after)),
         _layer_changes(before, after),
     )

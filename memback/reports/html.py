@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from memback import glossary
-from memback.ledger import CATEGORIES
-from memback.profiling.report import Layer, Report, Run
+from memback.profiling.report import PARTS, Layer, Report, Run
 from memback.reports import pages, tables, words
 from memback.reports.folding import fold
 from memback.reports.timeline import BANDS, Timeline
@@ -48,7 +47,10 @@ def _overview(report: Report) -> dict[str, Any]:
     return {
         "title": tables.printable(report.profile.name),
         "headline": tables.printable(tables.headline(report)),
+        "warnings": [tables.printable(warning) for warning in tables.warnings(report)],
         "sentences": [tables.printable(sentence) for sentence in words.sentences(report)],
+        "parts": report.parts,
+        "ranks": tables.ranks(report) if report.distributed is not None and report.distributed.ranks else None,
         "modes": _modes(report),
         "tables": _tables(report),
     }
@@ -70,7 +72,7 @@ def _modes(report: Report) -> list[dict[str, Any]]:
             "place": tables.printable(tables.place(run)),
             "parts": [
                 {"name": name, "bytes": size, "width": 100 * size / most}
-                for name in (*CATEGORIES, "workspace")
+                for name in PARTS
                 if (size := getattr(run.peak, name))
             ],
         }
@@ -86,13 +88,7 @@ def _tables(report: Report) -> list[tables.Table]:
 
 
 def _arguments(report: Report) -> list[tuple[str, int]]:
-    arguments = report.arguments
-    return [
-        ("parameters", arguments.parameter_bytes),
-        ("buffers", arguments.buffer_bytes),
-        ("inputs", arguments.input_bytes),
-        ("optimiser state", arguments.optimizer_bytes),
-    ]
+    return list(report.arguments.by_name().items())
 
 
 def _facts(machine: Mapping[str, Any]) -> str:

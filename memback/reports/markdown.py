@@ -18,7 +18,12 @@ _SPECIAL = re.compile(r"[\\`*\[<>&|~$]|(?<![^\W_])_|_(?![^\W_])")
 
 def render(report: Report) -> str:
     """The report as GitHub's Markdown."""
-    lines = [f"### {escape(tables.headline(report))}", "", *table_lines(tables.comparison(report))]
+    lines = [f"### {escape(tables.headline(report))}", ""]
+    for warning in tables.warnings(report):
+        lines += [f"**{escape(warning)}**", ""]
+    if report.distributed is not None and report.distributed.ranks:
+        lines += [*table_lines(tables.ranks(report)), ""]
+    lines += table_lines(tables.comparison(report))
     if report.runs:
         lines += ["", *table_lines(tables.peaks(report))]
     if report.reference is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from memback.profiling.report import Report, Run
+from memback.profiling.report import PARTS, Report, Run
 from memback.reports import tables
 from memback.reports.timeline import BANDS, Timeline
 from memback.units import format_bytes, format_bytes_short
@@ -24,6 +24,8 @@ COLOURS = {
     "recomputed": "#12a08c",
     "gradients": "#ec8b3a",
     "outputs": "#9483e8",
+    "gathered": "#c9a400",
+    "buckets": "#8d5f46",
     "workspace": "#d9487f",
     "live": "#7d8798",
 }
@@ -79,7 +81,7 @@ def draw(report: Report) -> Picture:
         Text(MARGIN, 76, tables.printable(tables.headline(report)), 13, FAINT),
     ]
     y = 110.0
-    shapes += _legend(y)
+    shapes += _legend(report.parts, y)
     y += 24
     most = max([1, *(run.peak.total_bytes for run in report.runs), *(run.saved_bytes for run in report.runs)])
     for run in report.runs:
@@ -92,9 +94,9 @@ def draw(report: Report) -> Picture:
     return Picture(WIDTH, round(y + 40), tables.headline(report), shapes)
 
 
-def _legend(y: float) -> Iterator[Rectangle | Text]:
+def _legend(parts: Sequence[str], y: float) -> Iterator[Rectangle | Text]:
     x = float(MARGIN)
-    for band in (*BANDS[:-1], "workspace"):
+    for band in parts:
         yield Rectangle(x, y - 11, 12, 12, COLOURS[band])
         yield Text(x + 18, y, band, 13, FAINT)
         x += 120
@@ -104,13 +106,7 @@ def _bars(run: Run, y: float, most: int) -> Iterator[Rectangle | Text]:
     left, right = 330.0, 330.0
     scale = (WIDTH - left - right) / most
     peak = run.peak
-    parts = {
-        "saved": peak.saved,
-        "recomputed": peak.recomputed,
-        "gradients": peak.gradients,
-        "outputs": peak.outputs,
-        "workspace": peak.workspace,
-    }
+    parts = {part: getattr(peak, part) for part in PARTS}
     yield Text(MARGIN, y + 27, tables.printable(run.label), 16)
     for row, (name, sizes) in enumerate({"saved": {"saved": run.saved_bytes}, "peak": parts}.items()):
         at = y + 4 + 24 * row

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from memback.profiling.report import Layer, Report, Run, SavedValue, Seconds
+from memback.profiling.report import PARTS, Layer, Rank, Report, Run, SavedValue, Seconds
 from memback.reports.folding import Fold, fold, span
 from memback.units import KIB, MIB, format_flops, format_seconds
 
@@ -26,6 +26,8 @@ __all__ = [
     "peaks",
     "place",
     "printable",
+    "ranks",
+    "warnings",
 ]
 
 NONE = "–"
@@ -87,8 +89,37 @@ def headline(report: Report) -> str:
     profile = report.profile
     model = profile.model.get("name", profile.model.get("class", ""))
     batch = f"batch {profile.data['batch']}" if "batch" in profile.data else ""
-    about = [str(part) for part in (model, profile.dtype, batch) if part]
+    about = [str(part) for part in (model, profile.dtype, batch, _of_ranks(report)) if part]
     return f"{profile.name}: {', '.join(about)} (memback {report.memback}, {report.created})"
+
+
+def _of_ranks(report: Report) -> str:
+    of = report.distributed
+    if of is None:
+        return ""
+    which = f"the worst, rank {of.rank}" if of.ranks else f"rank {of.rank}"
+    return f"{of.strategy} on {of.world_size} ranks over {of.backend}: {which}"
+
+
+def warnings(report: Report) -> list[str]:
+    """What a reader must know before anything else: which ranks' figures are not there, or not whole."""
+    of = report.distributed
+    if of is None:
+        return []
+    if not of.ranks:
+        return [_stopped(of.rank, of.stopped)] if of.stopped else []
+    said = []
+    if of.missing:
+        ranks = f"rank {of.missing[0]}" if len(of.missing) == 1 else f"ranks {', '.join(map(str, of.missing))}"
+        said.append(f"No report of {ranks}, of {of.world_size} ranks: the worst is the worst of the others.")
+    stopped = (rank for rank in of.ranks if rank.stopped)
+    return said + [
+        f"Rank {rank.rank} stopped, and its figures are those of its dry run: {rank.stopped}" for rank in stopped
+    ]
+
+
+def _stopped(rank: int, why: str) -> str:
+    return f"Rank {rank} stopped, and its figures are those of its dry run: {why}"
 
 
 def printable(text: str) -> str:
@@ -226,8 +257,7 @@ def _gradient_notes(report: Report) -> list[str]:
 
 def peaks(report: Report) -> Table:
     """What is alive at each mode's peak, and where that is."""
-    parts = ("saved", "gradients", "recomputed", "outputs", "workspace")
-    used = [part for part in parts if any(getattr(run.peak, part) for run in report.runs)]
+    used = [part for part in PARTS if any(getattr(run.peak, part) for run in report.runs)]
     columns = [
         Column("mode", "key"),
         Column("peak bytes", group=1),
@@ -254,6 +284,67 @@ def place(run: Run) -> str:
     """Where a run has its peak: ``backward of relu, layers.198``."""
     peak = run.peak
     return f"{peak.phase} of {peak.op}" + (f", {peak.path}" if peak.path else "")
+
+
+# -- one row a rank
+
+
+def ranks(report: Report) -> Table:
+    """The ranks of a merged report, those that need the most memory first, in the mode that they are compared by."""
+    of = report.distributed
+    assert of is not None
+    leading = of.ranks[0].leading
+    sizes = [_rank_sizes(rank) for rank in of.ranks]
+    used = [title for title in sizes[0] if any(of_rank[title] for of_rank in sizes)]
+    rows = [
+        Row([Cell(_rank_name(rank)), *(_bytes(of_rank[title]) for title in used)])
+        for rank, of_rank in zip(of.ranks, sizes, strict=True)
+    ]
+    notes = [
+        "Memory: what was there before the step, and the peak above it. Gradients: of parameters, at the step's end."
+    ]
+    if len(sizes) > 1:
+        differing = ", ".join(title for title in used if len({of_rank[title] for of_rank in sizes}) > 1)
+        notes.append(f"The ranks differ in: {differing}." if differing else "All ranks have the same figures.")
+    if of.gradient_as_bucket_view:
+        notes.append("Parameter gradients are views of the gradient buckets, and need no memory besides.")
+    groups = dict.fromkeys(["memory", *of.ranks[0].arguments.by_name()], 1)
+    columns = [Column("rank", "key"), *(Column(title, group=groups.get(title, 2)) for title in used)]
+    title = "Ranks, the worst first" + ("" if leading is None else f": {leading.mode}")
+    return Table(title, columns, rows, bad=_unequal(report), notes=notes)
+
+
+def _rank_sizes(rank: Rank) -> dict[str, int | None]:
+    """What a row says of a rank, by the column's title."""
+    sizes: dict[str, int | None] = {"memory": rank.memory_bytes, **rank.arguments.by_name()}
+    run = rank.leading
+    if run is not None:
+        sizes |= {
+            "saved bytes": run.saved_bytes,
+            "gradients": run.gradient_bytes,
+            "gathered": run.peak.gathered,
+            "buckets": run.peak.buckets,
+            "predicted peak": run.predicted_peak_bytes,
+            "measured peak": run.measured_peak_bytes,
+        }
+    return sizes
+
+
+def _rank_name(rank: Rank) -> str:
+    return f"{rank.rank} (stopped)" if rank.stopped else str(rank.rank)
+
+
+def _unequal(report: Report) -> list[str]:
+    """Under DDP every rank has the same gradients, once they have been reduced."""
+    of = report.distributed
+    if of is None or of.strategy != "ddp":
+        return []
+    said = []
+    for number, run in enumerate(report.runs):
+        hashes = {rank.runs[number].gradient_sha256 for rank in of.ranks} - {None}
+        if len(hashes) > 1:
+            said.append(f"{run.label}: the gradients of the ranks DIFFER, though DDP has reduced them.")
+    return said
 
 
 # -- what training memory consists of

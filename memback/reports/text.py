@@ -50,9 +50,12 @@ def summary(report: Report) -> RenderableType:
     """The whole at a glance: what was run, the modes side by side, and what training memory consists of."""
     parts: list[RenderableType] = [
         _Line(tables.headline(report), "bold"),
+        *(_Line(f"! {warning}", "bold red", 2) for warning in tables.warnings(report)),
         _Line(_machine(report), "dim"),
         _Line(_arguments(report)),
     ]
+    if report.distributed is not None and report.distributed.ranks:
+        parts += [Text(), _Sheet(tables.ranks(report))]
     if report.runs:
         parts += [Text(), comparison(report), Text(), peaks(report)]
     run = report.reference
@@ -133,13 +136,7 @@ def _fact(name: str, value: object) -> str:
 
 
 def _arguments(report: Report) -> str:
-    arguments = report.arguments
-    parts = {
-        "parameters": arguments.parameter_bytes,
-        "buffers": arguments.buffer_bytes,
-        "inputs": arguments.input_bytes,
-        "optimiser state": arguments.optimizer_bytes,
-    }
+    parts = report.arguments.by_name()
     sizes = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
     return f"Arguments, there before the step: {sizes or 'none'}."
 

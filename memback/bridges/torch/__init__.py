@@ -22,5 +22,16 @@ except ImportError as error:
 
 from memback.bridges.torch.plan import NoPlanError, TorchPlan, Verdict, frontier, plan, verify
 from memback.bridges.torch.profile import DryRunWarning, profile
+from memback.bridges.torch.ranks import predict
 
-__all__ = ["DryRunWarning", "NoPlanError", "TorchPlan", "Verdict", "frontier", "plan", "profile", "verify"]
+__all__ = [
+    "DryRunWarning",
+    "NoPlanError",
+    "TorchPlan",
+    "Verdict",
+    "frontier",
+    "plan",
+    "predict",
+    "profile",
+    "verify",
+]

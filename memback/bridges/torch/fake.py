@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,9 +11,14 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from memback.bridges.torch.storages import tensors
+from memback.bridges.torch.storages import tensors, unwrapped
+from memback.errors import MembackError
 
-__all__ = ["faked", "is_dry"]
+__all__ = ["DryRunError", "fake_mode", "faked", "is_dry"]
+
+
+class DryRunError(MembackError):
+    """A step can't be run on tensors without memory."""
 
 
 def is_dry(*values: Any) -> bool:
@@ -21,20 +26,34 @@ def is_dry(*values: Any) -> bool:
     return any(isinstance(tensor, FakeTensor) or tensor.is_meta for tensor in _all_tensors(values))
 
 
+def fake_mode(*values: Any) -> FakeTensorMode:
+    """The mode of the fake tensors among ``values``, or a new one."""
+    found = next((tensor for tensor in _all_tensors(values) if isinstance(tensor, FakeTensor)), None)
+    return FakeTensorMode(allow_non_fake_inputs=True) if found is None else found.fake_mode
+
+
 @contextmanager
-def faked(module: torch.nn.Module, inputs: Any, device: torch.device | None = None) -> Iterator[Any]:
+def faked(
+    module: torch.nn.Module,
+    inputs: Any,
+    device: torch.device | None = None,
+    mode: FakeTensorMode | None = None,
+    known: Mapping[int, Any] | None = None,
+) -> Iterator[Any]:
     """In the block parameters, buffers and inputs hold no memory, and neither does what any op gives.
 
     Args:
         module: its parameters and buffers are exchanged in place, and put back afterwards. Tied ones stay tied.
         inputs: tensors, nested as they may be.
         device: where tensors of the device ``meta`` are said to be; by default on the CPU.
+        mode: in which they are made; by default :func:`fake_mode` of them.
+        known: what stands for which tensor already, by the tensor's id.
 
     Gives the inputs in the same nesting, as fake tensors.
     """
-    found = next((tensor for tensor in _all_tensors((module, inputs)) if isinstance(tensor, FakeTensor)), None)
-    mode = FakeTensorMode(allow_non_fake_inputs=True) if found is None else found.fake_mode
-    memo: dict[int, Any] = {}
+    if mode is None:
+        mode = fake_mode(module, inputs)
+    memo = dict(known or {})
 
     def fake(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
@@ -116,7 +135,7 @@ def _fake(mode: FakeTensorMode, tensor: torch.Tensor, device: torch.device | Non
 def _all_tensors(values: Any) -> Iterator[torch.Tensor]:
     for value in values:
         if isinstance(value, torch.nn.Module):
-            yield from value.parameters()
-            yield from value.buffers()
+            owned = (*value.parameters(), *value.buffers())
+            yield from (part for tensor in owned for part in unwrapped(tensor))
         else:
             yield from tensors(value)

@@ -57,13 +57,17 @@ class ModulePaths:
         """That of the innermost running module; empty at the top."""
         return self._stack[-1][1] if self._stack else ""
 
+    def name_of(self, module: torch.nn.Module) -> str:
+        """A submodule's path; for one that is outside, that of what is running."""
+        return self._names.get(id(module), self.path)
+
     @property
     def depth(self) -> int:
         """How many modules are running, one within the other."""
         return len(self._stack)
 
     def _begins(self, module: Any, inputs: Any) -> None:
-        self._stack.append((module, self._names.get(id(module), self.path)))
+        self._stack.append((module, self.name_of(module)))
 
     def _ended(self, module: Any, inputs: Any, output: Any) -> None:
         while self._stack and self._stack.pop()[0] is not module:

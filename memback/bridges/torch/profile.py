@@ -9,10 +9,12 @@ from typing import Any, cast
 
 import torch
 from msgspec.structs import replace
+from torch.nn.parallel import DistributedDataParallel
 
 from memback._version import __version__
 from memback.bridges.torch.calls import is_compiled
 from memback.bridges.torch.plan import TorchPlan, planned_by
+from memback.bridges.torch.sharding import bucket_bytes, fsdp_params
 from memback.bridges.torch.step import DryRunError, Loss, Step, sum_of_outputs
 from memback.bridges.torch.storages import distinct_bytes
 from memback.errors import UsageError
@@ -47,6 +49,7 @@ def profile(
     Args:
         module: any module, as it is: on a CPU or CUDA, in training mode or not, with parts frozen or tied or under
             ``torch.utils.checkpoint``. Parameters, buffers, gradients and random streams are afterwards as before.
+            Under DDP or FSDP2 the report is this rank's, and every rank must call this with the same modes and rounds.
         inputs: what it is called with: tensors of any shape and dtype, and anything else. They, too, are as before.
         loss: gives the loss, a tensor of one number, from what the module gives; by default the sum of its numbers.
         kwargs: what it is called with by name.
@@ -88,6 +91,7 @@ def profile(
         profile=plain.Profile(**{**_about(step), **(about or {})}),
         arguments=_arguments(step, max(input_bytes)),
         runs=runs,
+        distributed=_distributed(step),
     )
     report.validate()
     return report
@@ -174,16 +178,34 @@ def _prediction(step: Step, mode: Mode) -> Peak | None:
 
 
 def _arguments(step: Step, input_bytes: int) -> plain.Arguments:
+    parameters = list(step.module.parameters())
+    shards = [param.sharded_param for param in fsdp_params(step.module)]
+    apart = {id(shard) for shard in shards}
     return plain.Arguments(
-        parameter_bytes=distinct_bytes(step.module.parameters()),
+        parameter_bytes=distinct_bytes(param for param in parameters if id(param) not in apart),
+        sharded_parameter_bytes=distinct_bytes(shards),
+        bucket_bytes=bucket_bytes(step.module),
         buffer_bytes=distinct_bytes(step.module.buffers()),
         input_bytes=input_bytes,
     )
 
 
+def _distributed(step: Step) -> plain.Distributed | None:
+    if step.strategy is None:
+        return None
+    return plain.Distributed(
+        strategy=step.strategy,
+        backend=torch.distributed.get_backend(),
+        world_size=torch.distributed.get_world_size(),
+        rank=torch.distributed.get_rank(),
+        gradient_as_bucket_view=getattr(step.module, "gradient_as_bucket_view", False),
+    )
+
+
 def _about(step: Step) -> dict[str, Any]:
     dtypes = dict.fromkeys(str(p.dtype).removeprefix("torch.") for p in step.module.parameters())
-    name = type(step.module).__name__
+    module = step.module.module if isinstance(step.module, DistributedDataParallel) else step.module
+    name = type(module).__name__.removeprefix("FSDP" if step.strategy == "fsdp2" else "")
     return {"name": name, "model": {"name": name}, "data": {}, "dtype": ", ".join(dtypes)}
 
 

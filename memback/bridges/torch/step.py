@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -17,9 +18,12 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._pytree import tree_map
 
 from memback.bridges.torch.allocator import Allocated, allocated
-from memback.bridges.torch.fake import faked, is_dry
+from memback.bridges.torch.exchanges import exchanges_told
+from memback.bridges.torch.fake import DryRunError, is_dry
 from memback.bridges.torch.paths import described
-from memback.bridges.torch.storages import tensors
+from memback.bridges.torch.sharding import reshard, strategy_of
+from memback.bridges.torch.standing_in import standing_in
+from memback.bridges.torch.storages import tensors, unwrapped
 from memback.bridges.torch.tracking import Tracker
 from memback.errors import MembackError, UsageError
 from memback.profiling.passes import Mode, RssSampler, Seconds
@@ -37,10 +41,6 @@ class Account:
     loss: float
     gradient_sha256: str | None
     rss_growth: int
-
-
-class DryRunError(MembackError):
-    """A step can't be run on tensors without memory."""
 
 
 def sum_of_outputs(output: Any) -> torch.Tensor:
@@ -91,6 +91,11 @@ class Step:
     def dry(self) -> bool:
         """Whether it holds no memory to begin with."""
         return is_dry(self.module, self.args, self.kwargs)
+
+    @cached_property
+    def strategy(self) -> str | None:
+        """How several ranks train the module, if they do."""
+        return strategy_of(self.module)
 
     @property
     def device(self) -> torch.device:
@@ -151,13 +156,15 @@ class Step:
 
     def watch(self, mode: Mode, events: bool = True) -> tuple[Tracker, torch.Tensor]:
         """Run under a tracker, which keeps a timeline of ``events`` or none, and give it and the loss."""
-        with Tracker(self.arguments(), self.module, mode.name == "retain-all", events) as tracker:
+        tracker = Tracker(self.arguments(), self.module, mode.name == "retain-all", events)
+        with exchanges_told(tracker, self.strategy), tracker:
             loss = self.run(mode, tracker.forward_ended if mode.trains else lambda loss: None)
         tracker.finish()
         return tracker, loss
 
     def account(self, mode: Mode) -> Account:
         """Run for real, under a tracker."""
+        self.run_in(mode)
         with self.unchanged():
             with RssSampler() as rss:
                 tracker, loss = self.watch(mode)
@@ -170,13 +177,24 @@ class Step:
         Raises:
             DryRunError: the step can't be run so, such as one that takes decisions on values.
         """
-        with faked(self.module, (self.args, dict(self.kwargs))) as (args, kwargs):
-            step = replace(self, args=args, kwargs=kwargs)
-            with step.unchanged(), explained():
+        with explained(), standing_in(self.module, (self.args, dict(self.kwargs))) as (module, (args, kwargs)):
+            step = replace(self, module=module, args=args, kwargs=kwargs)
+            if not (self.strategy == "ddp" and mode.trains):  # as DDP's stand-in is good for one step
+                step.run_in(mode)
+            with step.unchanged():
                 return step.watch(mode)[0]
 
+    def run_in(self, mode: Mode) -> None:
+        """Run so often that a strategy has what it makes in its first steps, such as DDP's buckets, rebuilt."""
+        for _ in range(2 if self.strategy == "ddp" else 1 if self.strategy else 0):
+            with self.unchanged():
+                self.run(mode)
+
     def allocated(self, mode: Mode) -> Allocated | None:
-        """Run for what PyTorch's allocator gives out, unwatched."""
+        """Run for what PyTorch's allocator gives out, unwatched; None where others than this thread give it back."""
+        if self.strategy is not None and self.device.type == "cpu":
+            return None
+        self.run_in(mode)
         with self.unchanged():
             return allocated(lambda: self.run(mode), self.device)
 
@@ -197,11 +215,12 @@ class Step:
     @contextmanager
     def unchanged(self) -> Iterator[None]:
         """The block starts without gradients; afterwards they, buffers, inputs and random streams are as they were."""
+        reshard(self.module)
         leaves = [tensor for _, tensor in self.arguments()]
         gradients = [tensor.grad for tensor in leaves]
         inputs = [] if self.dry else list(tensors((self.args, self.kwargs)))
         versions = [tensor._version for tensor in inputs]
-        changed = [] if self.dry else [*self.module.buffers(), *inputs]
+        changed = [] if self.dry else [*self.module.buffers(), *inputs, *self._gradients_in_buckets()]
         copies = [tensor.detach().clone() for tensor in changed]
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices, enabled=not self.dry), _uncompiled():
@@ -210,6 +229,7 @@ class Step:
             try:
                 yield
             finally:
+                reshard(self.module)
                 for tensor, gradient in zip(leaves, gradients, strict=True):
                     tensor.grad = gradient
                 same = {id(t) for t, version in zip(inputs, versions, strict=True) if t._version == version}
@@ -218,14 +238,21 @@ class Step:
                         if id(tensor) not in same:
                             tensor.copy_(copy)
 
+    def _gradients_in_buckets(self) -> list[torch.Tensor]:
+        """Gradients whose memory is DDP's buckets, which the next step writes into."""
+        if not getattr(self.module, "gradient_as_bucket_view", False):
+            return []
+        return [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+
     def _gradient_sha256(self) -> str:
         """Over every parameter's gradient in the order of their names, each in row-major order."""
         digest = hashlib.sha256()
         for _, parameter in sorted(self.module.named_parameters(), key=lambda pair: pair[0]):
             if parameter.grad is not None:
-                dense = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
-                flat = dense.detach().cpu().contiguous().reshape(-1)
-                digest.update(flat.view(torch.uint8).numpy())
+                for part in unwrapped(parameter.grad):
+                    dense = part.to_dense() if part.is_sparse else part
+                    flat = dense.detach().cpu().contiguous().reshape(-1)
+                    digest.update(flat.view(torch.uint8).numpy())
         return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["distinct_bytes", "key", "storages", "tensors"]
+__all__ = ["distinct_bytes", "key", "storages", "tensors", "unwrapped"]
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -34,7 +34,20 @@ def storages(tensor: torch.Tensor) -> list[Any]:
 
 def _wrapped(tensor: torch.Tensor) -> list[torch.Tensor] | None:
     flatten = getattr(tensor, "__tensor_flatten__", None)
-    return None if flatten is None else [getattr(tensor, name) for name in flatten()[0]]
+    if flatten is None:
+        return None
+    parts = (getattr(tensor, name) for name in flatten()[0])
+    return [part for part in parts if isinstance(part, torch.Tensor)]  # a DTensor names its mesh, too
+
+
+def unwrapped(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The plain tensors in one that wraps others, such as a DTensor's local part; else itself."""
+    parts = _wrapped(tensor)
+    if parts is None:
+        yield tensor
+    else:
+        for part in parts:
+            yield from unwrapped(part)
 
 
 def key(storage: Any) -> int:

@@ -21,8 +21,9 @@ kernel's own scratch memory, and the state of the random stream that a checkpoin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -65,6 +66,9 @@ _ELEMENTWISE = {
 _SEED = torch.ops.aten.ones_like.default
 """What backward begins with where it is given no gradient."""
 
+_SETTLED_AFTER = 5.0
+"""Seconds for which a backend is waited for, which keeps what it has been given, though it is done."""
+
 
 @dataclass(slots=True, eq=False)
 class _Held:
@@ -88,6 +92,14 @@ class _Packed:
 
     def __del__(self) -> None:
         self._tracker._released(self.held)
+
+
+@dataclass(frozen=True, slots=True)
+class _Exchange:
+    """Ranks are exchanging something: what is made for it has this category, and this row has made it."""
+
+    category: Category
+    row: Row
 
 
 @dataclass(slots=True)
@@ -114,6 +126,8 @@ class Tracker(Accounts):
     Attributes:
         rows, events, buffers, flops, recomputed_flops, saved_at_end_of_forward: as in
             :class:`~memback.ledger.Ledger`; FLOPs are those of products of matrices, convolutions and attention.
+        reduces_in_buckets: whether storages that backward is the first to meet are buckets, in which DDP reduces
+            gradients; to be set before the step.
         unknown: what it met that PyTorch gives no true size of without memory, in words: figures are then too low.
     """
 
@@ -147,8 +161,11 @@ class Tracker(Accounts):
         self._base = 0
         self._own = False
         self._over = False
+        self._exchange: _Exchange | None = None
+        self._in_flight: list[torch.Tensor] = []
         self._gradient_bytes = 0
         self.unknown: set[str] = set()
+        self.reduces_in_buckets = False
         for name, tensor in pairs:
             for storage in storages(tensor):
                 if key(storage) not in self._accounts:
@@ -224,6 +241,11 @@ class Tracker(Accounts):
         if self._own or self._over or func.namespace == "prim":
             return func(*args, **kwargs)
         inputs = list(tensors((args, kwargs)))
+        if self._exchange is not None:
+            if any(key(s) not in self._accounts and s.nbytes() for tensor in inputs for s in storages(tensor)):
+                return func(*args, **kwargs)  # on memory of the backend's own
+            if func.namespace == "c10d":
+                self._in_flight += inputs
         row = self._begins(func, inputs)
         self._meet_inputs(func, inputs, row)
         out = func(*args, **kwargs)
@@ -244,6 +266,8 @@ class Tracker(Accounts):
             self.unknown.add(f"{what} ({self._where[1]}, layer {self._where[0] or '(top)'})")
 
     def _begins(self, func: Any, inputs: list[torch.Tensor]) -> Row:
+        if self._exchange is not None:
+            return self._exchange.row
         task = torch._C._current_graph_task_id()
         if task == -1:
             if func is _SEED and in_file(torch.autograd.__file__):
@@ -344,7 +368,7 @@ class Tracker(Accounts):
         """An op of forward, or a node of backward, is done: what it has made and is still there has its category."""
         if self._phase == "backward":
             for account in self._fresh:
-                if account.ref is not None and account.ref() is not None and not account.gradient:
+                if account.ref is not None and account.ref() is not None and not account.gradient and not account.role:
                     account.gradient = True
                     self._sort(account, "gradient")
         self._fresh.clear()
@@ -370,7 +394,7 @@ class Tracker(Accounts):
 
     def _keep_rest(self, given: set[int]) -> None:
         for number, account in list(self._accounts.items()):
-            if account.owner is not None and not account.holders and number not in given:
+            if account.owner is not None and not account.holders and not account.role and number not in given:
                 self._hold(account, account.owner).name = "kept"
 
     # -- storages
@@ -381,7 +405,9 @@ class Tracker(Accounts):
             for storage in storages(tensor):
                 account = self._accounts.get(key(storage))
                 if account is None and func not in _BIRTH and storage.nbytes():
-                    account = self._open(key(storage), storage, storage.nbytes(), None, "")
+                    bucket = self.reduces_in_buckets and self._phase == "backward"
+                    origin = "gradient bucket" if bucket else ""
+                    account = self._open(key(storage), storage, storage.nbytes(), None, origin)
                 if account is not None and account.argument and account.origin.startswith("parameter"):
                     parameters[account.number] = account.bytes
         row.parameter_bytes = max(row.parameter_bytes, sum(parameters.values()))
@@ -402,7 +428,7 @@ class Tracker(Accounts):
         origin = f"{what} {row.op}" + (f" ({row.path})" if row.path else "")
         account = self._open(key(storage), storage, size, row, origin, recomputed=self._phase == "recompute")
         self._fresh.append(account)
-        if self._retained is not None and self._phase == "forward":
+        if self._retained is not None and self._phase == "forward" and account.role is None:
             self._retained.append(storage)
             account.holders += 1
             self._sort(account, "hold")
@@ -433,10 +459,74 @@ class Tracker(Accounts):
             self._look()
 
     def _category(self, account: Account) -> Category | None:
+        if self._exchange is not None and account.category is None and not account.argument:
+            account.role = self._exchange.category  # for as long as it lives
+        if account.role is not None:
+            return account.role
         category = super()._category(account)
         if category == "outputs" and self._phase == "backward" and account.category is None:
             return None  # workspace, unless it outlives its node
         return category
+
+    # -- what ranks exchange
+
+    @contextmanager
+    def exchanging(self, category: Category, op: str, module: torch.nn.Module | None) -> Iterator[None]:
+        """What is made in the block is in ``category`` for as long as it lives, and stands in a row ``op`` of its own.
+
+        Args:
+            category: ``gathered`` or ``buckets``.
+            op: what is done, as the row says it.
+            module: for whose parameters; None at the top.
+        """
+        task = torch._C._current_graph_task_id()
+        if task == -1:
+            self._enter_forward()
+        else:
+            self._enter_backward(task)
+            self._phase = "recompute" if self._recomputes() else "backward"
+        self._boundary()
+        path = self._paths.path if module is None else self._paths.name_of(module)
+        before, where = self._exchange, self._where
+        self._exchange = _Exchange(category, Row(path, op, 0, (), "", None))
+        self._where = (path, op)
+        try:
+            yield
+        finally:
+            self._boundary()
+            self._exchange, self._where = before, where
+
+    def resized(self, storage: Any) -> None:
+        """A storage has been given memory, or has given it back, without any op."""
+        if self._own or self._over:
+            return
+        account, size = self._accounts.get(key(storage)), storage.nbytes()
+        if account is None or size:
+            self._meet(storage, self._node_row if self._exchange is None else self._exchange.row)
+        else:
+            account.ref = None  # the storage lives on, and may be given memory anew
+            self._died(key(storage), account)
+
+    def settle(self) -> None:
+        """The collectives begun so far are done: have the backend let go of the buffers made for them.
+
+        Its threads do so a moment later, which would make the account another one each time.
+        """
+        flying, self._in_flight = self._in_flight, []
+        until = time.monotonic() + _SETTLED_AFTER
+        for tensor in flying:
+            accounts = (self._accounts.get(key(storage)) for storage in storages(tensor))
+            if any(account is not None and account.role is not None for account in accounts):
+                while tensor._use_count() > 1 and time.monotonic() < until:
+                    time.sleep(0)
+
+    def is_gradient(self, tensor: torch.Tensor) -> None:
+        """What ranks have exchanged is a gradient from now on."""
+        for storage in storages(tensor):
+            account = self._accounts.get(key(storage))
+            if account is not None and account.role is not None:
+                account.role, account.gradient = None, True
+                self._sort(account, "gradient")
 
     def _died(self, key: int, account: Account) -> None:
         if not account.argument and not self._over:
@@ -469,7 +559,7 @@ class Tracker(Accounts):
             account = self._accounts.get(key(storage))
             if account is None and storage.nbytes():
                 account = self._open(key(storage), storage, storage.nbytes(), None, "")
-            if account is not None and not account.argument:
+            if account is not None and not account.argument and account.role is None:
                 held.append(self._hold(account, row))
         return _Packed(self, alias, held)
 
