@@ -507,6 +507,8 @@ class Tracker(Accounts):
             self._meet(storage, self._resizing_row() if self._exchange is None else self._exchange.row)
         else:
             account.ref = None  # the storage lives on, and may be given memory anew
+            for number in [number for number, held in self._held.items() if held.account is account]:
+                del self._held[number]
             self._died(key(storage), account)
 
     def _resizing_row(self) -> Row:
