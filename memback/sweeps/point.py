@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 from memback._version import __version__
 from memback.arrays import distinct_bytes
 from memback.errors import MembackError
+from memback.ledger import EXCHANGED
 from memback.plans.model import KEEPING_EVERYTHING, RESERVE, NoPlanError, Planning
 from memback.profiling.definition import Profile
 from memback.profiling.passes import DryLedger, Mode, Step
@@ -244,4 +245,4 @@ class _Model:
 
 
 def _parts(parts: Iterable[tuple[str, int]]) -> dict[str, int]:
-    return {f"peak_{name}": size for name, size in parts}
+    return {f"peak_{name}": size for name, size in parts if name not in EXCHANGED}  # a point has one rank

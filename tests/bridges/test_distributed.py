@@ -178,6 +178,26 @@ def test_the_rank_that_needs_the_most_leads_the_merged_report(ranks):
     assert merged.runs == reports(ranks, "uneven")[-1].runs
 
 
+class Resizing(torch.nn.Module):
+    """Has memory for as long as it runs, given and taken as FSDP2 does it."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(19, 19)
+
+    def forward(self, x):
+        storage = torch.empty(0).untyped_storage()
+        storage.resize_(2**20)
+        y = self.linear(x)
+        storage.resize_(0)
+        return y
+
+
+def test_memory_that_a_storage_is_given_without_an_op_is_part_of_the_peak():
+    for run in bridge.profile(Resizing(), job.inputs(0), rounds=0).runs:
+        assert 2**20 <= run.measured_peak_bytes == run.predicted_peak_bytes < 2**20 + 4096
+
+
 # -- under torchrun
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from memback.commands import main
 from memback.errors import MembackError
+from memback.ledger import EXCHANGED
 from memback.plans.model import RESERVE
 from memback.profiling.definition import load
 from memback.sweeps.point import Done, Task, run
@@ -38,7 +39,8 @@ def test_a_row_has_the_numbers_of_a_dry_profile(profile, settings, capsys):
     policy = ["--policy", point.policy] if point.policy else []
     report = answer(capsys, "profile", profile, "--dry", *arguments, *policy)
     assert row.status == "done"
-    assert {f: getattr(row.arguments, f) for f in row.arguments.__struct_fields__} == report["arguments"]
+    own = {f: getattr(row.arguments, f) for f in row.arguments.__struct_fields__}
+    assert {**own, "sharded_parameter_bytes": 0, "bucket_bytes": 0} == report["arguments"]  # which one rank has not
     for ran in report["runs"]:
         if ran["mode"] == "retain-all":
             continue
@@ -48,7 +50,7 @@ def test_a_row_has_the_numbers_of_a_dry_profile(profile, settings, capsys):
         assert figures.flops == ran["flops"]
         assert figures.recomputed_flops == ran["recomputed_flops"]
         for part, found in ran["peak"].items():
-            assert getattr(figures, f"peak_{part}") == found
+            assert (0 if part in EXCHANGED else getattr(figures, f"peak_{part}")) == found
     assert row.policy == report["runs"][2]["policy"]
 
 

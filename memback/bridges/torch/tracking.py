@@ -249,7 +249,9 @@ class Tracker(Accounts):
         row = self._begins(func, inputs)
         self._meet_inputs(func, inputs, row)
         out = func(*args, **kwargs)
+        self._own = True  # what it gives room is met below
         _correct(func, args, out)
+        self._own = False
         self._count_flops(func, args, kwargs, out, row)
         outputs = list(tensors(out))
         if outputs and not row.dtype:
@@ -502,10 +504,17 @@ class Tracker(Accounts):
             return
         account, size = self._accounts.get(key(storage)), storage.nbytes()
         if account is None or size:
-            self._meet(storage, self._node_row if self._exchange is None else self._exchange.row)
+            self._meet(storage, self._resizing_row() if self._exchange is None else self._exchange.row)
         else:
             account.ref = None  # the storage lives on, and may be given memory anew
+            for number in [number for number, held in self._held.items() if held.account is account]:
+                del self._held[number]
             self._died(key(storage), account)
+
+    def _resizing_row(self) -> Row:
+        if self._phase == "backward":
+            return self._node_row
+        return Row(self._paths.path, "resize_", 0, (), "", call_site())
 
     def settle(self) -> None:
         """The collectives begun so far are done: have the backend let go of the buffers made for them.
