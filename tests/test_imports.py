@@ -15,7 +15,8 @@ ROOT = Path(memback.__file__).parent
 ORDER = (
     ("_version", "errors", "glossary"),
     ("units", "files", "state", "shape_array"),
-    ("arrays", "allocator", "dry"),
+    ("arrays", "allocator", "dry", "kernels"),
+    ("compiled",),
     ("op", "packing"),
     ("tape",),
     ("ops", "derivatives", "micro_batches"),

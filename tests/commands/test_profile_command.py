@@ -262,6 +262,7 @@ def test_the_frontier_of_plans_is_in_the_report_in_every_format_and_below_the_pl
 
     again = tmp_path / "again.html"
     assert main(["report", str(files[".json"]), "-o", str(again)]) == 0
+    capsys.readouterr()  # says where it wrote, however long that is
     assert data(again.read_text(encoding="utf-8"))["frontier"] == points
     for columns in ("80", "120"):
         monkeypatch.setenv("COLUMNS", columns)
