@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from memback.errors import UsageError
-from memback.files import write_atomically
 from memback.plans import graph_files
 from memback.plans.actions import Backward, Drop, Forward, Keep, Stored
 from memback.plans.graph_region import GraphRegion
@@ -21,7 +18,7 @@ from memback.plans.region import Region, Selection
 from memback.plans.simulate import IllegalActionError, simulate
 from memback.plans.stage import Stage
 
-__all__ = ["SCHEMA", "from_dict", "load", "save", "to_dict"]
+__all__ = ["SCHEMA", "from_dict", "to_dict"]
 
 SCHEMA = "memback.plan/1"
 
@@ -227,24 +224,3 @@ def _check(content: _File, stages: Sequence[Stage], actions: Sequence[Forward | 
         simulate(stages, actions)
     except IllegalActionError as error:
         raise UsageError(f"this plan can't be run: {error}") from None
-
-
-def save(plan: ModelPlan, path: str | os.PathLike[str], overwrite: bool) -> None:
-    """Write a plan as JSON; see :meth:`memback.plans.model.ModelPlan.save`."""
-    write_atomically(path, msgspec.json.format(msgspec.json.encode(to_dict(plan)), indent=1), overwrite)
-
-
-def load(path: str | os.PathLike[str]) -> ModelPlan:
-    """Read a plan; see :meth:`memback.plans.model.ModelPlan.load`."""
-    try:
-        text = Path(path).read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path} can't be read: {error.strerror}") from None
-    try:
-        data = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        raise UsageError(f"{path} is no JSON: {error}") from None
-    try:
-        return from_dict(data)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None

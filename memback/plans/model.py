@@ -8,7 +8,6 @@ every budget are left for that.
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from memback.plans.region import Region, Selection
 from memback.plans.registry import WHOLE
 from memback.plans.registry import planner as planner_of
 from memback.plans.running import Run, run_region
+from memback.plans.saved import SavedPlan
 from memback.plans.segments import recorded
 from memback.plans.simulate import BudgetError, Chain, finish, simulate
 from memback.plans.stage import Stage
@@ -86,7 +86,7 @@ class FrontierPoint(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ModelPlan:
+class ModelPlan(SavedPlan):
     """A plan for a model's step: what is kept of each stage of it, and what is computed again when.
 
     Attributes:
@@ -176,43 +176,15 @@ class ModelPlan:
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as plain data."""
         from memback.plans.files import to_dict
 
         return to_dict(self)
 
-    @staticmethod
-    def from_dict(data: Any) -> ModelPlan:
-        """Read what :meth:`to_dict` wrote.
-
-        Raises:
-            UsageError: it is no plan; the message names what is wrong.
-        """
+    @classmethod
+    def from_dict(cls, data: Any) -> ModelPlan:
         from memback.plans.files import from_dict
 
         return from_dict(data)
-
-    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Write the plan as JSON, whole or not at all.
-
-        Raises:
-            UsageError: the file exists and ``overwrite`` is false, or there is no such folder.
-            MembackError: the system does not let it be written.
-        """
-        from memback.plans.files import save
-
-        save(self, path, overwrite)
-
-    @staticmethod
-    def load(path: str | os.PathLike[str]) -> ModelPlan:
-        """Read a plan that :meth:`save` wrote.
-
-        Raises:
-            UsageError: there is no such file, or it is no plan.
-        """
-        from memback.plans.files import load
-
-        return load(path)
 
 
 def plan(

@@ -10,7 +10,6 @@ the cheapest of those that fit is taken.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
@@ -39,6 +38,7 @@ from memback.ledger import Row
 from memback.plans import chain
 from memback.plans.actions import Action
 from memback.plans.model import FrontierPoint
+from memback.plans.saved import SavedPlan
 from memback.plans.simulate import BudgetError, simulate
 from memback.plans.stage import Stage
 from memback.policy import Policy
@@ -84,7 +84,7 @@ class NoPlanError(MembackError):
 
 
 @dataclass(frozen=True)
-class TorchPlan:
+class TorchPlan(SavedPlan):
     """Which blocks of a module keep what their backward needs, and which are run again.
 
     Attributes:
@@ -210,43 +210,15 @@ class TorchPlan:
         return code(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as plain data."""
         from memback.bridges.torch.plan_files import to_dict
 
         return to_dict(self)
 
-    @staticmethod
-    def from_dict(data: Any) -> TorchPlan:
-        """Read what :meth:`to_dict` wrote.
-
-        Raises:
-            UsageError: it is no plan; the message names what is wrong.
-        """
+    @classmethod
+    def from_dict(cls, data: Any) -> TorchPlan:
         from memback.bridges.torch.plan_files import from_dict
 
         return from_dict(data)
-
-    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Write the plan as JSON, whole or not at all.
-
-        Raises:
-            UsageError: the file exists and ``overwrite`` is false, or there is no such folder.
-            MembackError: the system does not let it be written.
-        """
-        from memback.bridges.torch.plan_files import save
-
-        save(self, path, overwrite)
-
-    @staticmethod
-    def load(path: str | os.PathLike[str]) -> TorchPlan:
-        """Read a plan that :meth:`save` wrote.
-
-        Raises:
-            UsageError: there is no such file, or it is no plan.
-        """
-        from memback.bridges.torch.plan_files import load
-
-        return load(path)
 
 
 class _Applied(AbstractContextManager[TorchPlan]):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,11 +12,10 @@ from memback.bridges.torch.calls import Call
 from memback.bridges.torch.flow import checked
 from memback.bridges.torch.plan import TorchPlan
 from memback.errors import UsageError
-from memback.files import write_atomically
 from memback.plans.simulate import IllegalActionError, simulate
 from memback.plans.stage import Stage
 
-__all__ = ["SCHEMA", "from_dict", "load", "save", "to_dict"]
+__all__ = ["SCHEMA", "from_dict", "to_dict"]
 
 SCHEMA = "memback.torch-plan/1"
 
@@ -168,24 +165,3 @@ def _check_segments(plan: TorchPlan, body: Body, top: bool) -> None:
                 " which it is not known what flows between them"
             )
         before = list(blocks_in((item,)))[-1]
-
-
-def save(plan: TorchPlan, path: str | os.PathLike[str], overwrite: bool) -> None:
-    """Write a plan as JSON; see :meth:`memback.bridges.torch.plan.TorchPlan.save`."""
-    write_atomically(path, msgspec.json.format(msgspec.json.encode(to_dict(plan)), indent=1), overwrite)
-
-
-def load(path: str | os.PathLike[str]) -> TorchPlan:
-    """Read a plan; see :meth:`memback.bridges.torch.plan.TorchPlan.load`."""
-    try:
-        text = Path(path).read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path} can't be read: {error.strerror}") from None
-    try:
-        data = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        raise UsageError(f"{path} is no JSON: {error}") from None
-    try:
-        return from_dict(data)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None

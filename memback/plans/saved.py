@@ -1,0 +1,61 @@
+"""What plans of all kinds have in common: they are plain data, kept as JSON files."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from memback.errors import UsageError
+from memback.files import write_atomically
+
+__all__ = ["SavedPlan"]
+
+
+class SavedPlan(ABC):
+    """A plan that can be written to a file and read again."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data."""
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, data: Any) -> Self:
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            UsageError: it is no plan; the message names what is wrong.
+        """
+
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Write the plan as JSON, whole or not at all.
+
+        Raises:
+            UsageError: the file exists and ``overwrite`` is false, or there is no such folder.
+            MembackError: the system does not let it be written.
+        """
+        write_atomically(path, msgspec.json.format(msgspec.json.encode(self.to_dict()), indent=1), overwrite)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a plan that :meth:`save` wrote.
+
+        Raises:
+            UsageError: there is no such file, or it is no plan.
+        """
+        try:
+            text = Path(path).read_bytes()
+        except OSError as error:
+            raise UsageError(f"{path} can't be read: {error.strerror}") from None
+        try:
+            data = msgspec.json.decode(text)
+        except msgspec.DecodeError as error:
+            raise UsageError(f"{path} is no JSON: {error}") from None
+        try:
+            return cls.from_dict(data)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
