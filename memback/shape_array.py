@@ -443,44 +443,52 @@ def _buffer_bytes(layouts: tuple[tuple[Any, ...], ...], shape: tuple[int, ...]) 
     """Bytes of those buffers (as of NumPy 2.3; older versions have fewer).
 
     An operand has one if it is converted, or if its elements do not lie at one distance from each other for as long as
-    a buffer is (a broadcast row, a part of each row). The length, at most ``np.getbufsize()``, is the one for which
-    (1 + buffers) / length is the least.
+    a buffer is (a broadcast row, a part of each row). A buffer is as long as some inner dimensions of the loop, of at
+    most ``np.getbufsize()`` elements: those for which (1 + buffers) / length is the least, the longest of equals.
     """
     if not layouts:
         return 0
     strides = [_broadcast_strides(shape, *layout[:2]) for layout in layouts]
     order = _order(_elementwise_result, tuple((tuple(min(n, 2) for n in shape), _ranks(s)) for s in strides))
-    stretches = [
-        0 if converted else _stretch(shape, s, order) for s, (*_, converted) in zip(strides, layouts, strict=True)
-    ]
-    length = min(_lengths(shape, order), key=lambda n: ((1 + sum(s < n for s in stretches)) / n, n))
-    return length * sum(layout[3] for layout, s in zip(layouts, stretches, strict=True) if s < length)
+    dimensions = _joined(shape, strides, order)
+    if not dimensions:
+        return 0
+    most = np.getbufsize()
+    buffered = [layout[4] for layout in layouts]
+    size = dimensions[0][0]
+    best = (1 + sum(buffered), size, 1, list(buffered))
+    for (inner, before), (outer, after) in pairwise(dimensions):
+        if size >= most and any(buffered):
+            break
+        buffered = [b or inner * s != t for b, s, t in zip(buffered, before, after, strict=True)]
+        core, size = size, size * outer
+        cost, length = 1 + sum(buffered), min(size, most) if any(buffered) else size
+        if cost * best[1] <= best[0] * length:
+            best = (cost, size, core, buffered)
+    _, size, core, buffered = best
+    length = size if size <= most else core * (most // core)
+    return length * sum(layout[3] for layout, b in zip(layouts, buffered, strict=True) if b)
 
 
-def _lengths(shape: tuple[int, ...], order: tuple[int, ...]) -> list[int]:
-    """Lengths that a buffer can have: of some of the inner dimensions, and a part of the next."""
-    most, inner, lengths = np.getbufsize(), 1, [1]
+def _joined(
+    shape: tuple[int, ...], strides: Sequence[tuple[int, ...]], order: tuple[int, ...]
+) -> list[tuple[int, tuple[int, ...]]]:
+    """A loop's dimensions from the inside out, each with every operand's stride; those that go on alike are one."""
+    joined: list[tuple[int, tuple[int, ...]]] = []
     for d in reversed(order):
-        if shape[d] > 1 and inner <= most:
-            lengths.append(inner * min(shape[d], most // inner))
-            inner *= shape[d]
-    return lengths
+        if shape[d] == 1:
+            continue
+        own = tuple([s[d] for s in strides])
+        if joined and all(joined[-1][0] * s == t for s, t in zip(joined[-1][1], own, strict=True)):
+            joined[-1] = (joined[-1][0] * shape[d], joined[-1][1])
+        else:
+            joined.append((shape[d], own))
+    return joined
 
 
 def _broadcast_strides(shape: tuple[int, ...], own: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
     lead = len(shape) - len(own)
     return (0,) * lead + tuple([0 if n == 1 else s for n, s in zip(own, strides, strict=True)])
-
-
-def _stretch(shape: tuple[int, ...], strides: tuple[int, ...], order: tuple[int, ...]) -> float:
-    """How many elements of a loop lie at one distance from each other; infinity if all of them do."""
-    length, following = 1, None
-    for d in reversed(order):
-        if shape[d] != 1:
-            if following not in (None, strides[d]):
-                return length
-            length, following = length * shape[d], strides[d] * shape[d]
-    return math.inf
 
 
 def _for_a_moment(count: int) -> None:

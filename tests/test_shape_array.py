@@ -619,6 +619,15 @@ PEAKS: dict[str, Trial] = {
     "square of parts of rows": Trial(lambda x: np.square(x[..., :32]), [_block("float64")]),
     "sum of all parts of rows": Trial(lambda x: np.sum(x[..., :32]), [_block("float64")]),
     "sum over pixels of a part": Trial(lambda x: np.sum(x, (0, 2, 3)), [np.ones((16, 64, 8, 8))[:, :32]]),
+    "add into images of a batch": Trial(
+        lambda x, y: np.add(x, 0, out=np.swapaxes(y, 0, 1)),
+        [np.ones((16, 3, 64, 64), "float32"), np.ones((3, 16, 64, 64), "float32")],
+    ),
+    "add of a column into images of a batch": Trial(
+        lambda x, b, y: np.add(x, b, out=np.swapaxes(y, 0, 1)),
+        [np.ones((16, 3, 50, 60), "float32"), np.ones((16, 1, 1, 1), "float32"), np.ones((3, 16, 50, 60), "float32")],
+    ),
+    "add of two types in rows of a hundred": Trial(np.add, [np.ones((200, 100)), np.ones((200, 100), "float32")]),
     "greater into numbers": Trial(lambda x, y: np.greater(x, 0, out=y), [_block(), _block()]),
     "logaddexp": Trial(lambda x: np.logaddexp(x, np.zeros(())), [_block()]),
     "exp of a transpose": Trial(np.exp, [_block().transpose(2, 0, 1)]),
