@@ -39,7 +39,13 @@ def blocks(page: str) -> list[tuple[str, str]]:
     return RUN.findall((DOCS / page).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+LARGE = {"how-to/fit-in-8-gib.md"}
+"""Pages about models whose plans take their time; the site's build runs them, too."""
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.long] * (page in LARGE)) for page in PAGES if blocks(page)]
+)
 def test_a_page_s_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "page"}
