@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 
 # The tests' products are so small that sharing them out among threads takes longer than the products themselves, and
 # on a busy machine a hundred times as long. NumPy reads this when it is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import pytest
 from hypothesis import settings
 
 # The same examples on every machine, and no verdict on how fast it is.
 settings.register_profile("memback", derandomize=True, deadline=None)
 settings.load_profile("memback")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _only_new_objects_are_looked_at() -> Iterator[None]:
+    """What is there before a file's tests stays; or each measurement, which collects garbage, would go through it all."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 
 import numpy as np
@@ -30,13 +29,10 @@ OTHERS = [
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_measurements() -> Iterator[None]:
-    """Garbage collections need not look at what other tests have left, nor memory go back to the system."""
-    gc.collect()
-    gc.freeze()
+    """Memory need not go back to the system."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passes, "_give_back_free_memory", lambda: None)
         yield
-    gc.unfreeze()
 
 
 def step(network: Network) -> Step:
