@@ -20,7 +20,7 @@ settings.load_profile("memback")
 
 @pytest.fixture(autouse=True, scope="module")
 def _only_new_objects_are_looked_at() -> Iterator[None]:
-    """What is there before a file's tests stays; or each measurement, which collects garbage, would go through it all."""
+    """What is there before a file's tests stays: each measurement collects garbage, and would go through it all."""
     gc.collect()
     gc.freeze()
     yield
