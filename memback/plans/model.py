@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from memback.errors import MembackError, UsageError
+from memback.errors import MembackError
 from memback.plans import chain
 from memback.plans.actions import Action, GraphAction, Plan
 from memback.plans.execute import Execution
@@ -26,7 +26,7 @@ from memback.plans.region import Region, Selection
 from memback.plans.registry import WHOLE
 from memback.plans.registry import planner as planner_of
 from memback.plans.running import Run, run_region
-from memback.plans.saved import SavedPlan
+from memback.plans.saved import SavedPlan, check_parameters
 from memback.plans.segments import recorded
 from memback.plans.simulate import BudgetError, Chain, finish, simulate
 from memback.plans.stage import Stage
@@ -167,13 +167,7 @@ class ModelPlan(SavedPlan):
         Raises:
             UsageError: it has not; the message names the first difference.
         """
-        mine, theirs = dict(self.parameters), _parameters(module)
-        for name in [*mine, *theirs]:
-            if mine.get(name) != theirs.get(name):
-                raise UsageError(
-                    f"this plan was made for another model: {name} has shape {mine.get(name, 'none')} in it, in this"
-                    f" {type(module).__name__} {theirs.get(name, 'none')}. Make a plan for this one"
-                )
+        check_parameters(self.parameters, _parameters(module), type(module).__name__)
 
     def to_dict(self) -> dict[str, Any]:
         from memback.plans.files import to_dict

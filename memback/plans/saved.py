@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ import msgspec
 from memback.errors import UsageError
 from memback.files import write_atomically
 
-__all__ = ["SavedPlan"]
+__all__ = ["SavedPlan", "check_parameters"]
 
 
 class SavedPlan(ABC):
@@ -59,3 +60,17 @@ class SavedPlan(ABC):
             return cls.from_dict(data)
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from None
+
+
+def check_parameters(mine: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]], model: str) -> None:
+    """Raise unless ``theirs``, the parameters' shapes of a ``model``, are those that a plan was made for.
+
+    Raises:
+        UsageError: they are not; the message names the first difference.
+    """
+    for name in [*mine, *theirs]:
+        if mine.get(name) != theirs.get(name):
+            raise UsageError(
+                f"this plan was made for another model: {name} has shape {mine.get(name, 'none')} in it, in this"
+                f" {model} {theirs.get(name, 'none')}. Make a plan for this one"
+            )

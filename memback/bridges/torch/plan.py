@@ -38,7 +38,7 @@ from memback.ledger import Row
 from memback.plans import chain
 from memback.plans.actions import Action
 from memback.plans.model import FrontierPoint
-from memback.plans.saved import SavedPlan
+from memback.plans.saved import SavedPlan, check_parameters
 from memback.plans.simulate import BudgetError, simulate
 from memback.plans.stage import Stage
 from memback.policy import Policy
@@ -189,13 +189,7 @@ class TorchPlan(SavedPlan):
         Raises:
             UsageError: it has not; the message names the first difference.
         """
-        mine, theirs = dict(self.parameters), _parameters(module)
-        for name in [*mine, *theirs]:
-            if mine.get(name) != theirs.get(name):
-                raise UsageError(
-                    f"this plan was made for another model: {name} has shape {mine.get(name, 'none')} in it, in this"
-                    f" {type(module).__name__} {theirs.get(name, 'none')}. Make a plan for this one"
-                )
+        check_parameters(self.parameters, _parameters(module), type(module).__name__)
         for call in self.calls:
             submodule(module, call.path)
 
