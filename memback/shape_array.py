@@ -323,6 +323,8 @@ class ShapeArray(NDArrayOperatorsMixin):
                 return _elementwise(ufunc, inputs, out, kwargs)
             if ufunc is np.matmul:
                 return _matmul(inputs, out)
+            if ufunc is np.vecdot:
+                return _vecdot(inputs, out, **kwargs)
         elif method == "reduce":
             return _reduce(ufunc, inputs[0], out=None if out is None else out[0], **kwargs)
         elif method == "at":
@@ -635,10 +637,23 @@ def _matmul(inputs: tuple[Any, ...], out: Any) -> Any:
     columns = () if len(b_shape) == 1 else (right[-1],)
     shape = (*batch, *rows, *columns)
     (dtype,) = _loop(np.matmul, (_kind(a), _kind(b))).outputs
+    return _product("matmul", inputs, shape, dtype, out)
+
+
+def _vecdot(inputs: tuple[Any, ...], out: Any, keepdims: bool = False) -> Any:
+    (*batch, length), (*_, other) = shape_of(inputs[0]), shape_of(inputs[1])
+    if length != other:
+        raise ValueError(f"vecdot: rows of {length} and of {other} do not fit")
+    (dtype,) = _loop(np.vecdot, tuple(map(_kind, inputs))).outputs
+    shape = (*broadcast(tuple(batch), shape_of(inputs[1])[:-1]), *((1,) if keepdims else ()))
+    return _product("vecdot", inputs, shape, dtype, out)
+
+
+def _product(name: str, inputs: tuple[Any, ...], shape: tuple[int, ...], dtype: np.dtype[Any], out: Any) -> Any:
     # NumPy converts whole operands, not a piece at a time as in elementwise functions
-    converted = [ShapeArray(shape_of(x), dtype) for x in (a, b) if _kind(x) != dtype]
+    converted = [ShapeArray(shape_of(x), dtype) for x in inputs if _kind(x) != dtype]
     if out is not None and out[0] is not None:
-        _check_out("matmul", out[0], shape, dtype)
+        _check_out(name, out[0], shape, dtype)
         return out[0]
     made = ShapeArray(shape, dtype)
     del converted

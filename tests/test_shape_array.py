@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401 - makes np.dtype know bfloat16
@@ -212,6 +213,16 @@ def _(draw: Draw, f: Any) -> Trial:
         a, b = (*a[:-1], n), (*b[:-2], n, *b[-1:]) if len(b) > 1 else (n,)
     dtypes = ("float32", "float64", "float32", "bfloat16")
     return Trial(f, [draw.laid_out(shape, draw.one(*dtypes)) for shape in (a, b)])
+
+
+@case(np.vecdot)
+def _(draw: Draw, f: Any) -> Trial:
+    a, b = draw.shape(1, 3), draw.shape(1, 3)
+    if draw.one(True, True, False):
+        b = draw.one(a, a[-1:], (*(1 for _ in a[1:]), a[-1]))
+    dtypes = ("float32", "float64", "float32", "float16")
+    keepdims = draw.one(True, False)
+    return Trial(partial(f, keepdims=keepdims), [draw.laid_out(shape, draw.one(*dtypes)) for shape in (a, b)])
 
 
 @case(np.add)
@@ -657,6 +668,9 @@ PEAKS: dict[str, Trial] = {
     "matmul": Trial(lambda x: x @ x.swapaxes(1, 2), [_block()]),
     "matmul of slices": Trial(lambda x: x[:, ::2, ::2] @ x[:, ::2, ::2].swapaxes(1, 2), [_block()]),
     "matmul of two types": Trial(lambda x, y: x @ y.swapaxes(1, 2), [_block(), _block("float64")]),
+    "vecdot": Trial(np.vecdot, [_block(), _block()]),
+    "vecdot of slices": Trial(lambda x: np.vecdot(x[:, ::2, ::2], x[:, 1::2, ::2]), [_block()]),
+    "vecdot of two types": Trial(np.vecdot, [_block(), _block("float64")]),
     "concatenate": Trial(lambda x, y: np.concatenate([x, y], 1), [_block(), _block("float64")]),
     "stack": Trial(lambda x: np.stack([x, x], 1), [_block()]),
     "reshape of a transpose": Trial(lambda x: x.T.reshape(-1), [_block()]),

@@ -71,11 +71,26 @@ class Embedding(Op):
         d_weight = np.zeros_like(d_out, shape=shapes[1])
         check_indices("input", input, shapes[1][0])  # a kernel does not look whether a row is there
         if not compiled.run("add_rows", d_out, input, d_weight):
-            np.add.at(d_weight, input, d_out)
+            _add_rows(d_out, input, d_weight)
         return None, d_weight
 
     def flops(self) -> int:
         return 0
+
+
+WIDE = 64
+"""Elements from which on a row is added faster by a call of its own than by np.add.at, element by element."""
+
+
+def _add_rows(rows: Array, numbers: Array, out: Array) -> None:
+    """Add each row to that of ``out`` whose number it has, one after the other."""
+    width = out.shape[-1]
+    if width < WIDE or isinstance(out, ShapeArray):
+        np.add.at(out, numbers, rows)
+        return
+    for number, row in zip(np.reshape(numbers, -1), np.reshape(rows, (-1, width)), strict=True):
+        target = out[number]
+        target += row
 
 
 embedding = Embedding()

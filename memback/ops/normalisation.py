@@ -24,6 +24,7 @@ import numpy as np
 from memback import compiled
 from memback.arrays import Array
 from memback.op import Op
+from memback.ops.row_sums import row_dot, row_sum
 from memback.ops.workspace import parts, wide
 from memback.state import current, is_recomputing
 
@@ -50,31 +51,8 @@ class _Form(NamedTuple):
         return np.reshape(np.swapaxes(x, 0, 1) if self.swapped else x, shape)
 
 
-class _Standard(NamedTuple):
-    """What z is made of."""
-
-    x: Array
-    mean: Array | None
-    rstd: Array
-
-    def z(self, part: Any, out: Array | None = None) -> Array:
-        if self.mean is None:
-            return np.multiply(self.x[part], self.rstd[part], out=out)
-        z = np.subtract(self.x[part], self.mean[part], out=out)
-        np.multiply(z, self.rstd[part], out=z)
-        return z
-
-
 def _of(parameter: Array, part: Any) -> Array:
     return parameter if parameter.shape[0] == 1 else parameter[part]
-
-
-def _statistics(x: Array, form: _Form) -> tuple[Array, Array]:
-    """Mean and variance."""
-    seen = form.view(x)
-    mean, variance = _one_each(seen, form), _one_each(seen, form)
-    _measure_parts(seen, form, mean, variance)
-    return mean, variance
 
 
 def _one_each(seen: Array, form: _Form) -> Array:
@@ -83,56 +61,86 @@ def _one_each(seen: Array, form: _Form) -> Array:
     return np.empty_like(seen, shape=shape, dtype=wide(seen.dtype), order="C")
 
 
-def _measure_parts(seen: Array, form: _Form, mean: Array | None, variance: Array) -> None:
-    """Write mean and variance; without ``mean`` the mean square."""
+def _average(x: Array, axes: tuple[int, ...], out: Array | None = None) -> Array:
+    """<x>, in the type of ``out`` if that is given."""
+    dtype = x.dtype if out is None else out.dtype
+    if axes != (x.ndim - 1,) or dtype != x.dtype:
+        return np.mean(x, axis=axes, dtype=dtype, keepdims=True, out=out)
+    total = row_sum(x, out)
+    return np.multiply(total, 1 / x.shape[-1], out=total)
+
+
+def _average_product(x: Array, y: Array, axes: tuple[int, ...], out: Array | None = None) -> Array:
+    """<x y>."""
+    if axes != (x.ndim - 1,):
+        return np.mean(np.multiply(x, y), axis=axes, keepdims=True, out=out)
+    total = row_dot(x, y, out)
+    return np.multiply(total, 1 / x.shape[-1], out=total)
+
+
+def _invert(variance: Array, eps: float, out: Array) -> None:
+    """1 / sqrt(variance + eps)."""
+    np.add(variance, eps, out=out)
+    np.sqrt(out, out=out)
+    np.reciprocal(out, out=out)
+
+
+def _normalise(
+    seen: Array,
+    form: _Form,
+    mean: Array | None,
+    rstd: Array,
+    variance: Array,
+    eps: float,
+    weight: Array | None,
+    bias: Array | None,
+    out: Array,
+) -> None:
+    """Write the output, and on the way mean (None: 0 is taken), variance and rstd, which may be one array."""
     for part in parts(seen):
-        _measure(seen[part], form.axes, None if mean is None else mean[part], variance[part])
+        x = seen[part]
+        if mean is None:
+            x = x.astype(rstd.dtype, copy=False)
+        else:
+            _average(x, form.axes, mean[part])
+            x = np.subtract(x, mean[part], out=_room(out[part], rstd))
+        _average_product(x, x, form.axes, variance[part])
+        _invert(variance[part], eps, rstd[part])
+        _scale_and_shift(x, form, part, rstd, weight, bias, out[part])
 
 
-def _measure(x: Array, axes: tuple[int, ...], mean: Array | None, variance: Array) -> None:
-    if mean is None:
-        squares = np.multiply(x, x, dtype=variance.dtype)
-    else:
-        np.mean(x, axis=axes, dtype=mean.dtype, keepdims=True, out=mean)
-        squares = np.subtract(x, mean)
-        np.multiply(squares, squares, out=squares)
-    np.mean(squares, axis=axes, keepdims=True, out=variance)
+def _normalise_by(
+    seen: Array, form: _Form, mean: Array, rstd: Array, weight: Array | None, bias: Array | None, out: Array
+) -> None:
+    """Write the output for a mean and rstd that are known."""
+    for part in parts(seen):
+        centred = np.subtract(seen[part], mean[part], out=_room(out[part], rstd))
+        _scale_and_shift(centred, form, part, rstd, weight, bias, out[part])
 
 
-def _invert(variance: Array, eps: float) -> Array:
-    """1 / sqrt(variance + eps), in place of the variance."""
-    np.add(variance, eps, out=variance)
-    np.sqrt(variance, out=variance)
-    return np.reciprocal(variance, out=variance)
+def _room(out: Array, like: Array) -> Array | None:
+    """``out`` itself if what is calculated in the type of ``like`` may be written there."""
+    return out if out.dtype == like.dtype else None
 
 
 def _scale_and_shift(
-    x: Array, form: _Form, mean: Array | None, rstd: Array, weight: Array | None, bias: Array | None
-) -> Array:
-    standard = _Standard(form.view(x), mean, rstd)
-    out = np.empty_like(standard.x)
-    _scale_and_shift_parts(standard, form, weight, bias, out)
-    return form.back(out, x.shape)
-
-
-def _scale_and_shift_parts(
-    standard: _Standard, form: _Form, weight: Array | None, bias: Array | None, out: Array
+    centred: Array, form: _Form, part: Any, rstd: Array, weight: Array | None, bias: Array | None, out: Array
 ) -> None:
-    scale = None if weight is None else np.reshape(weight, form.parameter)
-    shift = None if bias is None else np.reshape(bias, form.parameter)
-    for part in parts(out):
-        _scale_and_shift_part(standard, part, scale, shift, out[part])
+    y = np.multiply(centred, rstd[part], out=_room(out, rstd))
+    if weight is not None:
+        np.multiply(y, _of(np.reshape(weight, form.parameter), part), out=y)
+    if bias is not None:
+        np.add(y, _of(np.reshape(bias, form.parameter), part), out=y)
+    if y is not out:
+        np.copyto(out, y, casting="same_kind")
 
 
-def _scale_and_shift_part(standard: _Standard, part: Any, scale: Array | None, shift: Array | None, out: Array) -> None:
-    wide_enough = out.dtype == standard.rstd.dtype
-    z = standard.z(part, out if wide_enough else None)
-    if scale is not None:
-        np.multiply(z, _of(scale, part), out=z)
-    if shift is not None:
-        np.add(z, _of(shift, part), out=z)
-    if not wide_enough:
-        np.copyto(out, z, casting="same_kind")
+class _Saved(NamedTuple):
+    """What a call has kept: its input in the form's view, mean (None where none is subtracted) and rstd."""
+
+    x: Array
+    mean: Array | None
+    rstd: Array
 
 
 class _Gradients:
@@ -154,30 +162,30 @@ class _Gradients:
         self, x: Array | None, weight: Array | None, mean: Array | None, rstd: Array | None
     ) -> tuple[Array | None, ...]:
         """The three gradients, from what was saved for those that are needed."""
-        standard = None if x is None or rstd is None else _Standard(self.form.view(x), mean, rstd)
+        saved = None if x is None or rstd is None else _Saved(self.form.view(x), mean, rstd)
         scale = None if weight is None else np.reshape(weight, self.form.parameter)
-        if not self._run_kernels(standard, scale):
+        if not self._run_kernels(saved, scale):
             for part in parts(self.d_out):
                 if self.bias is not None:
                     self._sum(self.bias, part, self.d_out[part])
-                if standard is not None:
-                    self._collect_part(standard, scale, part)
+                if saved is not None:
+                    self._collect_part(saved, scale, part)
         return (
             None if self.x is None else self.form.back(self.x, self.shape),
             None if self.weight is None else np.reshape(self.weight, self.form.features),
             None if self.bias is None else np.reshape(self.bias, self.form.features),
         )
 
-    def _run_kernels(self, standard: _Standard | None, scale: Array | None) -> bool:
+    def _run_kernels(self, saved: _Saved | None, scale: Array | None) -> bool:
         """By compiled kernels where they are in use, if all is needed of a norm of rows; whether they were."""
-        if len(self.form.shape) != 2 or standard is None or self.weight is None:
+        if len(self.form.shape) != 2 or saved is None or self.weight is None:
             return False
-        given = (self.d_out, standard.x)
-        if standard.mean is None:
-            return compiled.run("rms_norm_gradient", *given, scale, standard.rstd, self.x) and compiled.run(
-                "rms_norm_sums", *given, standard.rstd, self.weight
+        given = (self.d_out, saved.x)
+        if saved.mean is None:
+            return compiled.run("rms_norm_gradient", *given, scale, saved.rstd, self.x) and compiled.run(
+                "rms_norm_sums", *given, saved.rstd, self.weight
             )
-        statistics = (standard.mean, standard.rstd)
+        statistics = (saved.mean, saved.rstd)
         return (
             self.bias is not None
             and compiled.run("layer_norm_gradient", *given, scale, *statistics, self.x)
@@ -189,29 +197,35 @@ class _Gradients:
         target = _of(total, part)
         np.add(target, np.sum(terms, axis=fixed, dtype=total.dtype, keepdims=True), out=target)
 
-    def _collect_part(self, standard: _Standard, scale: Array | None, part: Any) -> None:
-        z = standard.z(part)
+    def _collect_part(self, saved: _Saved, scale: Array | None, part: Any) -> None:
+        """By c = x - mean and e = dL/dy rstd: dL/dweight = sum e c, dL/dx = g - <g> - c rstd^2 <g c> with g = e weight.
+
+        The same as above, with rstd multiplied into what it is a factor of all the way.
+        """
+        rstd = saved.rstd[part]
+        c = saved.x[part].astype(rstd.dtype, copy=False)
+        if saved.mean is not None:
+            c = np.subtract(c, saved.mean[part])
+        e = np.multiply(self.d_out[part], rstd, out=None if self.x is None else _room(self.x[part], rstd))
         if self.weight is not None:
-            self._sum(self.weight, part, np.multiply(self.d_out[part], z))
+            self._sum(self.weight, part, np.multiply(e, c))
         if self.x is None:
             return
-        d_x = self.x[part]
-        wide_enough = d_x.dtype == z.dtype
-        room = d_x if wide_enough else None
-        g = np.multiply(self.d_out[part], 1 if scale is None else _of(scale, part), out=room, dtype=z.dtype)
+        g = e if scale is None else np.multiply(e, _of(scale, part), out=e)
         if not self.constant:
-            self._project(g, z, centred=standard.mean is not None)
-        np.multiply(g, standard.rstd[part], out=g)
-        if not wide_enough:
-            np.copyto(d_x, g, casting="same_kind")
+            self._project(g, c, rstd, centred=saved.mean is not None)
+        if g.dtype != self.x.dtype:
+            np.copyto(self.x[part], g, casting="same_kind")
 
-    def _project(self, g: Array, z: Array, centred: bool) -> None:
-        """Turn g into g - <g> - z <g z> in place; z is used up."""
-        inner = np.mean(np.multiply(g, z), axis=self.form.axes, keepdims=True)
-        np.multiply(z, inner, out=z)
+    def _project(self, g: Array, c: Array, rstd: Array, centred: bool) -> None:
+        """Turn g into g - <g> - c rstd^2 <g c> in place; a centred c is used up."""
+        along = _average_product(g, c, self.form.axes)
+        np.multiply(along, rstd, out=along)
+        np.multiply(along, rstd, out=along)
+        step = np.multiply(c, along, out=c if centred else None)
         if centred:
-            np.subtract(g, np.mean(g, axis=self.form.axes, keepdims=True), out=g)
-        np.subtract(g, z, out=g)
+            np.add(step, _average(g, self.form.axes), out=step)
+        np.subtract(g, step, out=g)
 
 
 # -- over the last dimensions of each row
@@ -256,9 +270,7 @@ class LayerNorm(Op):
         seen = form.view(input)
         mean, rstd, out = _one_each(seen, form), _one_each(seen, form), np.empty_like(seen)
         if not compiled.run("layer_norm", seen, weight, bias, eps, mean, rstd, out):
-            _measure_parts(seen, form, mean, rstd)
-            _invert(rstd, eps)
-            _scale_and_shift_parts(_Standard(seen, mean, rstd), form, weight, bias, out)
+            _normalise(seen, form, mean, rstd, rstd, eps, weight, bias, out)
         return form.back(out, input.shape), mean, rstd
 
     def vjp(
@@ -304,9 +316,7 @@ class RMSNorm(Op):
         seen = form.view(input)
         rstd, out = _one_each(seen, form), np.empty_like(seen)
         if not compiled.run("rms_norm", seen, weight, eps, rstd, out):
-            _measure_parts(seen, form, None, rstd)
-            _invert(rstd, eps)
-            _scale_and_shift_parts(_Standard(seen, None, rstd), form, weight, None, out)
+            _normalise(seen, form, None, rstd, rstd, eps, weight, None, out)
         return form.back(out, input.shape), rstd
 
     def vjp(
@@ -350,9 +360,10 @@ class GroupNorm(Op):
     ) -> tuple[Array, ...]:
         form = self._form(input, num_groups)
         _check_parameters(self.name, form.features, weight, bias)
-        mean, variance = _statistics(input, form)
-        rstd = _invert(variance, eps)
-        return _scale_and_shift(input, form, mean, rstd, weight, bias), mean, rstd
+        seen = form.view(input)
+        mean, rstd, out = _one_each(seen, form), _one_each(seen, form), np.empty_like(seen)
+        _normalise(seen, form, mean, rstd, rstd, eps, weight, bias, out)
+        return form.back(out, input.shape), mean, rstd
 
     def _form(self, x: Array, groups: int) -> _Form:
         if x.ndim < 2:
@@ -415,35 +426,38 @@ class BatchNorm(Op):
     ) -> tuple[Array, Array | None, Array | None]:
         form = self._form(input)
         _check_parameters(self.name, form.features, weight, bias)
+        seen = form.view(input)
         if training:
-            mean, variance = self._of_batch(input, form, running_mean, running_var, momentum)
-        else:
-            mean, variance = self._running(form, running_mean, running_var, wide(input.dtype))
-        rstd = _invert(variance, eps)
-        out = _scale_and_shift(input, form, mean, rstd, weight, bias)
-        return (out, mean, rstd) if training else (out, None, None)
+            count = input.size // max(1, input.shape[1])
+            if count < 2:
+                raise ValueError(f"batch_norm: training needs more than one value a channel, it has {input.shape}")
+            mean, variance, rstd = (_one_each(seen, form) for _ in range(3))
+            out = np.empty_like(seen)
+            _normalise(seen, form, mean, rstd, variance, eps, weight, bias, out)
+            self._move(running_mean, mean, momentum)
+            self._move(running_var, np.multiply(variance, count / (count - 1)), momentum)
+            return form.back(out, input.shape), mean, rstd
+        mean, rstd = self._running(form, running_mean, running_var, eps, wide(input.dtype))
+        out = np.empty_like(seen)
+        _normalise_by(seen, form, mean, rstd, weight, bias, out)
+        return form.back(out, input.shape), None, None
 
-    def _of_batch(
-        self, x: Array, form: _Form, running_mean: Array | None, running_var: Array | None, momentum: float
-    ) -> tuple[Array, Array]:
-        count = x.size // max(1, x.shape[1])
-        if count < 2:
-            raise ValueError(f"batch_norm: training needs more than one value a channel, the input has {x.shape}")
-        mean, variance = _statistics(x, form)
-        if not is_recomputing():
-            if running_mean is not None:
-                _move(running_mean, mean, momentum)
-            if running_var is not None:
-                _move(running_var, np.multiply(variance, count / (count - 1)), momentum)
-        return mean, variance
+    def _move(self, running: Array | None, batch: Array, momentum: float) -> None:
+        if running is None or is_recomputing():
+            return
+        step = np.subtract(np.reshape(batch, running.shape), running)
+        np.multiply(step, momentum, out=step)
+        np.add(running, step, out=running, casting="same_kind")
 
     def _running(
-        self, form: _Form, running_mean: Array | None, running_var: Array | None, dtype: Any
+        self, form: _Form, running_mean: Array | None, running_var: Array | None, eps: float, dtype: Any
     ) -> tuple[Array, Array]:
+        """Mean and rstd."""
         if running_mean is None or running_var is None:
             raise ValueError("batch_norm: outside of training `running_mean` and `running_var` are needed")
-        copies = [np.reshape(running.astype(dtype), form.parameter) for running in (running_mean, running_var)]
-        return copies[0], copies[1]
+        mean, rstd = (np.reshape(running.astype(dtype), form.parameter) for running in (running_mean, running_var))
+        _invert(rstd, eps, rstd)
+        return mean, rstd
 
     def _form(self, x: Array) -> _Form:
         if x.ndim < 2:
@@ -467,8 +481,7 @@ class BatchNorm(Op):
         form = self._form(d_out)
         gradients = _Gradients(d_out, form, needs, constant=not training)
         if not training and (needs.input or needs.weight):
-            mean, variance = self._running(form, running_mean, running_var, wide(d_out.dtype))
-            rstd = _invert(variance, eps)
+            mean, rstd = self._running(form, running_mean, running_var, eps, wide(d_out.dtype))
         d_input, d_weight, d_bias = gradients.collect(input, weight, mean, rstd)
         return d_input, None, None, d_weight, d_bias
 
@@ -484,12 +497,6 @@ class BatchNorm(Op):
         """As for every op; the running statistics stay as they are."""
         with _without_side_effects():
             return super().jacobian(*args, **kwargs)
-
-
-def _move(running: Array, batch: Array, momentum: float) -> None:
-    step = np.subtract(np.reshape(batch, running.shape), running)
-    np.multiply(step, momentum, out=step)
-    np.add(running, step, out=running, casting="same_kind")
 
 
 @contextmanager

@@ -7,6 +7,8 @@ import numpy as np
 from memback import compiled
 from memback.arrays import Array
 from memback.op import Op
+from memback.ops.row_sums import row_dot, row_sum
+from memback.ops.workspace import parts
 
 __all__ = ["attention_softmax", "log_softmax", "softmax"]
 
@@ -40,7 +42,9 @@ class Softmax(Op):
 
 def _normalise(shifted: Array, dim: int) -> Array:
     np.exp(shifted, out=shifted)
-    return np.divide(shifted, np.sum(shifted, axis=dim, keepdims=True), out=shifted)
+    share = row_sum(shifted) if _is_last(dim, shifted) else np.sum(shifted, axis=dim, keepdims=True)
+    np.reciprocal(share, out=share)
+    return np.multiply(shifted, share, out=shifted)
 
 
 def _is_last(dim: int, x: Array) -> bool:
@@ -48,8 +52,10 @@ def _is_last(dim: int, x: Array) -> bool:
 
 
 def _pull_back(d_out: Array, out: Array, dim: int, d_input: Array) -> Array:
-    np.multiply(d_out, out, out=d_input)
-    inner = np.sum(d_input, axis=dim, keepdims=True)
+    if _is_last(dim, out):
+        inner = row_dot(d_out, out)
+    else:
+        inner = np.sum(np.multiply(d_out, out, out=d_input), axis=dim, keepdims=True)
     np.subtract(d_out, inner, out=d_input)
     return np.multiply(d_input, out, out=d_input)
 
@@ -68,24 +74,35 @@ class AttentionSoftmax(Op):
         out = np.empty_like(input)
         if compiled.run("softmax", input, scale, input.shape[-2] if is_causal else 0, out):
             return out
-        np.multiply(input, scale, out=out)
-        if is_causal:
-            rows, columns = input.shape[-2:]
-            later = np.empty_like(input, shape=(rows, columns), dtype=bool)
-            np.greater(np.arange(columns), np.arange(rows)[:, None], out=later)
-            np.copyto(out, -np.inf, where=later)
-        np.subtract(out, np.max(out, axis=-1, keepdims=True), out=out)
-        return _normalise(out, -1)
+        highest = _highest(input) if is_causal else None
+        for part in parts(input):
+            p = np.multiply(input[part], scale, out=out[part])
+            if highest is not None:
+                np.fmin(p, highest, out=p)
+            np.subtract(p, np.max(p, axis=-1, keepdims=True), out=p)
+            _normalise(p, -1)
+        return out
 
     def vjp(self, d_out: Array, out: Array, scale: float) -> Array:
         d_input = np.empty_like(d_out)
         if compiled.run("softmax_gradient", d_out, out, scale, d_input):
             return d_input
-        _pull_back(d_out, out, -1, d_input)
-        return np.multiply(d_input, scale, out=d_input)
+        for part in parts(d_out):
+            d_scores = _pull_back(d_out[part], out[part], -1, d_input[part])
+            np.multiply(d_scores, scale, out=d_scores)
+        return d_input
 
     def flops(self, input: Array) -> int:
         return 6 * input.size
+
+
+def _highest(scores: Array) -> Array:
+    """(L, S): what a score may be at most, -inf where the key comes after the query and inf where it does not."""
+    rows, columns = scores.shape[-2:]
+    highest = np.full_like(scores, np.inf, shape=(rows, columns))
+    later = np.greater(np.arange(columns), np.arange(rows)[:, None], out=np.empty_like(highest, dtype=bool))
+    np.copyto(highest, -np.inf, where=later)
+    return highest
 
 
 class LogSoftmax(Op):

@@ -29,3 +29,15 @@ def test_a_class_to_ignore_may_be_any_number():
 
 def test_no_row_at_all_is_no_mistake():
     assert ops.embedding(np.zeros((2, 0), int), np.ones((3, 4))).shape == (2, 0, 4)
+
+
+@pytest.mark.parametrize("width", [3, 64, 100])
+def test_gradients_of_rows_are_added_in_the_order_of_the_numbers(width):
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(0, 5, (4, 6))
+    weight = mb.Tensor(np.zeros((5, width), np.float32), requires_grad=True)
+    d_out = rng.standard_normal((4, 6, width)).astype(np.float32)
+    ops.embedding(numbers, weight).backward(d_out)
+    expected = np.zeros((5, width), np.float32)
+    np.add.at(expected, numbers, d_out)
+    assert np.array_equal(weight.grad, expected)
