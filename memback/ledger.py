@@ -153,25 +153,51 @@ class Interval(NamedTuple):
     end: tuple[int, ...]
 
 
-@dataclass(slots=True, eq=False)
-class Account:
-    """What the ledger knows of one root buffer. A ``role`` is a category that it has whoever holds it."""
+class Account(weakref.ref[Any]):
+    """What the ledger knows of one root buffer, which it refers to weakly.
 
-    number: int
+    An ``argument`` is a buffer that was there before the step. A ``role`` is a category that the buffer has whoever
+    holds it. A ``closed`` account is that of a buffer that has no memory any more, though it may live on.
+    """
+
+    __slots__ = (
+        "argument",
+        "bytes",
+        "category",
+        "closed",
+        "gradient",
+        "holders",
+        "key",
+        "number",
+        "owner",
+        "recomputed_holders",
+        "role",
+        "what",
+    )
+
+    argument: bool
     bytes: int
+    category: Category | None
+    closed: bool
+    gradient: bool
+    holders: int
+    key: int
+    number: int
     owner: Row | None
-    origin: str
-    ref: weakref.ref[Any] | None = None
-    holders: int = 0
-    recomputed_holders: int = 0
-    gradient: bool = False
-    category: Category | None = None
-    role: Category | None = None
+    recomputed_holders: int
+    role: Category | None
+    what: str
+
+    __eq__ = object.__eq__  # a weak reference would ask the buffers
+    __hash__ = object.__hash__
 
     @property
-    def argument(self) -> bool:
-        """Whether the memory was there before the step."""
-        return self.owner is None and not self.gradient
+    def origin(self) -> str:
+        """Where the buffer comes from, in words."""
+        owner = self.owner
+        if owner is None:
+            return self.what
+        return f"{self.what} {owner.op}" + (f" ({owner.path})" if owner.path else "")
 
     def as_saved(self, name: str) -> SavedValue:
         """This buffer as a value that a call keeps under ``name``."""
@@ -179,13 +205,18 @@ class Account:
         return SavedValue(name, self.bytes, self.origin, source, self.number)
 
 
-class _Watch(weakref.ref[Any]):
-    """A weak reference to a buffer that knows the buffer's account."""
+class _Holding(weakref.ref[Node]):
+    """What a recorded call, which it refers to weakly, keeps: whether it is a ``repeated`` one, and which accounts."""
 
-    __slots__ = ("account", "key")
+    __slots__ = ("accounts", "key", "repeated", "row")
 
-    account: Account
+    accounts: list[Account]
     key: int
+    repeated: bool
+    row: Row
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
 
 class Accounts:
@@ -213,6 +244,7 @@ class Accounts:
         self._where = ("", "")
         self._born = 0
         self._input_bytes = 0
+        self._on_death = self._died
 
     @property
     def events(self) -> list[Event]:
@@ -247,33 +279,54 @@ class Accounts:
         return number
 
     def _open(
-        self, key: int, buffer: Any, size: int, owner: Row | None, origin: str, recomputed: bool = False
+        self,
+        key: int,
+        buffer: Any,
+        size: int,
+        owner: Row | None,
+        what: str = "",
+        gradient: bool = False,
+        recomputed: bool = False,
     ) -> Account:
         """Open the account of a buffer of ``size`` bytes that is met for the first time.
 
-        One that is ``recomputed`` counts as such for as long as it lives.
+        ``what`` it is of its owner's ("output of"), or what an argument is, unless it has a name. One that is
+        ``recomputed`` counts as such for as long as it lives.
         """
-        account = Account(self._born, size, owner, origin or self._names.get(key, "input"))
+        account = Account(buffer, self._on_death)
+        account.key = key
+        account.number = self._born
+        account.bytes = size
+        account.owner = owner
+        account.what = what
+        account.argument = owner is None
+        account.gradient = gradient
+        account.holders = 0
         account.recomputed_holders = int(recomputed)
+        account.category = account.role = None
+        account.closed = False
         self._born += 1
-        if account.argument and account.origin == "input":
-            self._input_bytes += account.bytes
-        watch = account.ref = _Watch(buffer, self._ended)
-        watch.account, watch.key = account, key
         self._accounts[key] = account
-        if self._keep_events and owner is not None:
-            self._made.append(account)
-        self._sort(account, "new")
+        if owner is None:
+            account.what = what or self._names.get(key, "input")
+            if account.what == "input":
+                self._input_bytes += size
+        else:
+            if self._keep_events:
+                self._made.append(account)
+            self._sort(account, "new")
         return account
 
-    def _ended(self, watch: _Watch) -> None:
-        self._died(watch.key, watch.account)
-
-    def _died(self, key: int, account: Account) -> None:
-        if self._accounts.get(key) is account:
-            del self._accounts[key]
-        if account.category is not None:
-            self._totals[account.category] -= account.bytes
+    def _died(self, account: Account) -> None:
+        """A buffer is gone, or its memory is."""
+        if account.closed:
+            return
+        account.closed = True
+        if self._accounts.get(account.key) is account:
+            del self._accounts[account.key]
+        category = account.category
+        if category is not None:
+            self._totals[category] -= account.bytes
             self._live -= account.bytes
             account.category = None
             self._tell("free", account)
@@ -290,14 +343,16 @@ class Accounts:
 
     def _sort(self, account: Account, kind: str) -> None:
         """Put a buffer into the category where it belongs now."""
-        category = self._category(account)
-        before, account.category = account.category, category
-        if before is not None:
-            self._totals[before] -= account.bytes
-            self._live -= account.bytes
+        before, category = account.category, self._category(account)
+        if before is not category:
+            account.category = category
+            if before is not None:
+                self._totals[before] -= account.bytes
+                self._live -= account.bytes
+            if category is not None:
+                self._totals[category] += account.bytes
+                self._live += account.bytes
         if category is not None:
-            self._totals[category] += account.bytes
-            self._live += account.bytes
             self._tell(kind, account)
 
     def _resort(self, account: Account) -> None:
@@ -336,7 +391,8 @@ class Ledger(Accounts, Observer):
         super().__init__(names, events)
         self._intervals: list[tuple[Phase, tuple[str, str], tuple[int, ...], tuple[int, ...]]] = []
         self._timed = timed
-        self._holdings: dict[int, tuple[weakref.ref[Node], Row, list[Account], bool]] = {}
+        self._holdings: dict[int, _Holding] = {}
+        self._on_release = self._let_go
         self._variables: list[tuple[weakref.ref[engine.Tape], Account]] = []
         self._depth = 0
         self._mark = self._snapshot()
@@ -390,8 +446,8 @@ class Ledger(Accounts, Observer):
                 self._meet_gradient(grad, owner)
                 if isinstance(edge, Tensor):
                     self._leaf_gradients[id(edge)] = grad.nbytes
-        if node.kept is None:
-            self._let_go(id(node))
+        if node.kept is None and (holding := self._holdings.get(id(node))) is not None:
+            self._let_go(holding)
         self._close()
 
     def recompute_begins(self, node: Node) -> None:
@@ -467,8 +523,7 @@ class Ledger(Accounts, Observer):
         return row
 
     def _charge_rows(self) -> None:
-        held = self._holdings.values()
-        self._charge((row, accounts) for ref, row, accounts, _ in held if ref() is not None)
+        self._charge((held.row, held.accounts) for held in self._holdings.values())
 
     # -- buffers
 
@@ -476,24 +531,22 @@ class Ledger(Accounts, Observer):
         parameters: dict[int, int] = {}
         for value in call.values:
             for array in _arrays(value):
-                account = self._meet(array, None, "")
-                if account.argument and account.origin.startswith("parameter"):
+                account = self._meet(array, None)
+                if account.argument and account.what.startswith("parameter"):
                     parameters[account.number] = account.bytes
         row.parameter_bytes = sum(parameters.values())
 
-    def _meet(self, array: Array, owner: Row | None, what: str) -> Account:
+    def _meet(self, array: Array, owner: Row | None, what: str = "", gradient: bool = False) -> Account:
         """The account of an array's buffer; where there is none yet, it is opened for ``what`` of the owner's."""
         buffer = array if array.base is None else root(array)
-        account = self._accounts.get(id(buffer))
-        if account is None:
-            origin = "" if owner is None else f"{what} {owner.op}" + (f" ({owner.path})" if owner.path else "")
-            account = self._open(id(buffer), buffer, buffer_bytes(buffer), owner, origin)
-        return account
+        key = id(buffer)
+        account = self._accounts.get(key)
+        return self._open(key, buffer, buffer_bytes(buffer), owner, what, gradient) if account is None else account
 
     def _meet_gradient(self, grad: Array, owner: Row) -> None:
         if not is_array(grad):  # NumPy gives scalars instead of arrays of no dimensions
             return
-        account = self._meet(grad, owner, "gradient from")
+        account = self._meet(grad, owner, "gradient from", gradient=True)
         if not account.gradient and not account.argument:
             account.gradient = True
             self._sort(account, "gradient")
@@ -502,25 +555,28 @@ class Ledger(Accounts, Observer):
         if node.tape.transient:
             return
         repeated = self._phase == "recompute"
-        accounts, residuals = [], node.residuals
+        accounts: list[Account] = []
+        residuals = node.residuals
         for name, value in node.saved():
-            maker = row if name in residuals else None
+            maker, what = (row, f"{name} of") if name in residuals else (None, "")
             for array in _arrays(value):
-                account = self._meet(array, maker, f"{name} of")
+                account = self._meet(array, maker, what)
+                if account.argument:
+                    continue
                 accounts.append(account)
                 if repeated:
                     account.recomputed_holders += 1
                 else:
                     account.holders += 1
-                    if not account.argument:
-                        row.kept.append((name, account))
+                    row.kept.append((name, account))
                 self._sort(account, "hold")
-        key = id(node)
-        self._holdings[key] = (weakref.ref(node, lambda _: self._let_go(key)), row, accounts, repeated)
+        holding = _Holding(node, self._on_release)
+        holding.key, holding.row, holding.accounts, holding.repeated = id(node), row, accounts, repeated
+        self._holdings[holding.key] = holding
 
     def _retain(self, tape: engine.Tape, outs: Iterable[Array], row: Row) -> None:
         for out in outs:
-            account = self._meet(out, row, "")
+            account = self._meet(out, row)
             if account.argument:
                 continue
             if not account.holders:
@@ -531,10 +587,10 @@ class Ledger(Accounts, Observer):
 
     def _settle(self) -> None:
         """Let go of what a tape has dropped without saying so: cleared, or taken backward with nobody watching."""
-        for key, (ref, _, _, _) in list(self._holdings.items()):
-            node = ref()
+        for holding in list(self._holdings.values()):
+            node = holding()
             if node is None or node.kept is None:
-                self._let_go(key)
+                self._let_go(holding)
         kept = []
         for tape_ref, account in self._variables:
             tape = tape_ref()
@@ -545,15 +601,14 @@ class Ledger(Accounts, Observer):
                 self._resort(account)
         self._variables = kept
 
-    def _let_go(self, key: int) -> None:
-        holding = self._holdings.pop(key, None)
-        if holding is None:
+    def _let_go(self, holding: _Holding) -> None:
+        if self._holdings.get(holding.key) is not holding:
             return
-        _, row, accounts, repeated = holding
+        del self._holdings[holding.key]
         if self._phase == "forward":
-            row.kept.clear()  # nobody used the result, so nothing is kept for its backward
-        for account in accounts:
-            if repeated:
+            holding.row.kept.clear()  # nobody used the result, so nothing is kept for its backward
+        for account in holding.accounts:
+            if holding.repeated:
                 account.recomputed_holders -= 1
             else:
                 account.holders -= 1

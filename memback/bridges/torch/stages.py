@@ -171,7 +171,7 @@ class _Weigher(Tracker):
         super().forward_ended(result)
         self.made = dict(self.born)
         for stage, account in self.made.values():
-            if account.ref is not None and account.ref() is not None:
+            if not account.closed:
                 self.kept[stage].append(account)
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

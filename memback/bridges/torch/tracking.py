@@ -170,7 +170,7 @@ class Tracker(Accounts):
             for storage in storages(tensor):
                 if key(storage) not in self._accounts:
                     self._names[key(storage)] = name
-                    self._open(key(storage), storage, storage.nbytes(), None, "")
+                    self._open(key(storage), storage, storage.nbytes(), None)
 
     # -- life
 
@@ -370,7 +370,7 @@ class Tracker(Accounts):
         """An op of forward, or a node of backward, is done: what it has made and is still there has its category."""
         if self._phase == "backward":
             for account in self._fresh:
-                if account.ref is not None and account.ref() is not None and not account.gradient and not account.role:
+                if not account.closed and not account.gradient and not account.role:
                     account.gradient = True
                     self._sort(account, "gradient")
         self._fresh.clear()
@@ -408,9 +408,9 @@ class Tracker(Accounts):
                 account = self._accounts.get(key(storage))
                 if account is None and func not in _BIRTH and storage.nbytes():
                     bucket = self.reduces_in_buckets and self._phase == "backward"
-                    origin = "gradient bucket" if bucket else ""
-                    account = self._open(key(storage), storage, storage.nbytes(), None, origin)
-                if account is not None and account.argument and account.origin.startswith("parameter"):
+                    what = "gradient bucket" if bucket else ""
+                    account = self._open(key(storage), storage, storage.nbytes(), None, what)
+                if account is not None and account.argument and account.what.startswith("parameter"):
                     parameters[account.number] = account.bytes
         row.parameter_bytes = max(row.parameter_bytes, sum(parameters.values()))
 
@@ -427,8 +427,7 @@ class Tracker(Accounts):
         if self._phase == "forward":
             self._list(row)
         what = "gradient from" if self._phase == "backward" else "output of"
-        origin = f"{what} {row.op}" + (f" ({row.path})" if row.path else "")
-        account = self._open(key(storage), storage, size, row, origin, recomputed=self._phase == "recompute")
+        account = self._open(key(storage), storage, size, row, what, recomputed=self._phase == "recompute")
         self._fresh.append(account)
         if self._retained is not None and self._phase == "forward" and account.role is None:
             self._retained.append(storage)
@@ -442,7 +441,7 @@ class Tracker(Accounts):
         """Note the peak if this is higher than all before."""
         if self._bytes <= self._highest.bytes:
             return
-        pending = [account for account in self._fresh if account.ref is not None and account.ref() is not None]
+        pending = [account for account in self._fresh if not account.closed]
         parts: dict[str, int] = {str(category): size for category, size in self._totals.items()}
         for account in pending:
             if account.category is not None:
@@ -506,10 +505,9 @@ class Tracker(Accounts):
         if account is None or size:
             self._meet(storage, self._resizing_row() if self._exchange is None else self._exchange.row)
         else:
-            account.ref = None  # the storage lives on, and may be given memory anew
             for number in [number for number, held in self._held.items() if held.account is account]:
                 del self._held[number]
-            self._died(key(storage), account)
+            self._died(account)  # though the storage lives on, and may be given memory anew
 
     def _resizing_row(self) -> Row:
         if self._phase == "backward":
@@ -537,10 +535,10 @@ class Tracker(Accounts):
                 account.role, account.gradient = None, True
                 self._sort(account, "gradient")
 
-    def _died(self, key: int, account: Account) -> None:
-        if not account.argument and not self._over:
+    def _died(self, account: Account) -> None:
+        if not account.closed and not account.argument and not self._over:
             self._bytes -= account.bytes
-        super()._died(key, account)
+        super()._died(account)
 
     def _list(self, row: Row) -> None:
         """Have a row in the table."""
@@ -567,7 +565,7 @@ class Tracker(Accounts):
         for storage in storages(tensor):
             account = self._accounts.get(key(storage))
             if account is None and storage.nbytes():
-                account = self._open(key(storage), storage, storage.nbytes(), None, "")
+                account = self._open(key(storage), storage, storage.nbytes(), None)
             if account is not None and not account.argument and account.role is None:
                 held.append(self._hold(account, row))
         return _Packed(self, alias, held)
