@@ -329,7 +329,8 @@ class Accounts:
             self._totals[category] -= account.bytes
             self._live -= account.bytes
             account.category = None
-            self._tell("free", account)
+            if self._keep_events:
+                self._events.append(("free", account.number, account.bytes, self._live, self._where, self._phase, None))
 
     def _category(self, account: Account) -> Category | None:
         """Where a buffer belongs now."""
@@ -352,8 +353,8 @@ class Accounts:
             if category is not None:
                 self._totals[category] += account.bytes
                 self._live += account.bytes
-        if category is not None:
-            self._tell(kind, account)
+        if category is not None and self._keep_events:
+            self._events.append((kind, account.number, account.bytes, self._live, self._where, self._phase, category))
 
     def _resort(self, account: Account) -> None:
         if account.category is not None:
@@ -370,12 +371,6 @@ class Accounts:
             others = {a.number: a.bytes for a in accounts if a.owner is not row and not a.argument}
             row.shared_bytes = sum(others.values())
         self.saved_at_end_of_forward = self._totals["saved"]
-
-    def _tell(self, kind: str, account: Account) -> None:
-        if self._keep_events:
-            self._events.append(
-                (kind, account.number, account.bytes, self._live, self._where, self._phase, account.category)
-            )
 
 
 class Ledger(Accounts, Observer):
@@ -440,13 +435,14 @@ class Ledger(Accounts, Observer):
 
     def backward_ended(self, node: Node, edges: Sequence[Edge | None]) -> None:
         self._where = (node.path, node.name)
-        owner = Row(node.path, node.name, 0, (), "", node.site)
+        holding = self._holdings.get(id(node))
+        owner = Row(node.path, node.name, 0, (), "", node.site) if holding is None else holding.row
         for edge in edges:
             if edge is not None and (grad := edge.grad) is not None:
                 self._meet_gradient(grad, owner)
                 if isinstance(edge, Tensor):
                     self._leaf_gradients[id(edge)] = grad.nbytes
-        if node.kept is None and (holding := self._holdings.get(id(node))) is not None:
+        if holding is not None and node.kept is None:
             self._let_go(holding)
         self._close()
 
@@ -508,16 +504,18 @@ class Ledger(Accounts, Observer):
     # -- rows
 
     def _row(self, call: Call, seconds: float | None) -> Row:
-        out = call.out[0] if call.op.multiple else call.out
+        op = call.op
+        out = call.out[0] if op.multiple else call.out
         repeated = self._phase == "recompute"
-        flops = 0 if call.recalled else call.op.count_flops(call.values, call.out)
+        flops = 0 if call.recalled else op.count_flops(call.values, call.out)
         if repeated:
             self.recomputed_flops += flops
         else:
             self.flops += flops
-        number = 0 if repeated else self._count(call.path, call.op.name)
-        row = Row(call.path, call.op.name, number, out.shape, _name_of(out.dtype), call.site, flops, seconds)
-        row.recomputed = call.tape is not None and call.tape.reruns(call.node)
+        path, name, tape = call.path, op.name, call.tape
+        number = 0 if repeated else self._count(path, name)
+        reruns = tape is not None and tape.reruns(call.node)
+        row = Row(path, name, number, out.shape, _name_of(out.dtype), call.site, flops, seconds, reruns)
         if not repeated:
             self.rows.append(row)
         return row
@@ -534,7 +532,8 @@ class Ledger(Accounts, Observer):
                 account = self._meet(array, None)
                 if account.argument and account.what.startswith("parameter"):
                     parameters[account.number] = account.bytes
-        row.parameter_bytes = sum(parameters.values())
+        if parameters:
+            row.parameter_bytes = sum(parameters.values())
 
     def _meet(self, array: Array, owner: Row | None, what: str = "", gradient: bool = False) -> Account:
         """The account of an array's buffer; where there is none yet, it is opened for ``what`` of the owner's."""
@@ -626,7 +625,9 @@ class Ledger(Accounts, Observer):
 
 
 def _arrays(value: Any) -> Iterable[Array]:
-    return (value,) if type(value) is np.ndarray else leaves(value)
+    if type(value) is np.ndarray:
+        return (value,)
+    return () if value is None else leaves(value)
 
 
 def peak_of(intervals: Sequence[Interval], peaks: Sequence[int]) -> tuple[int, dict[str, int]]:

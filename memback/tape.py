@@ -229,9 +229,10 @@ class Node:
 
     def saved(self) -> list[tuple[str, Any]]:
         """What this call keeps for backward: (name, value) pairs, as the op declared them."""
-        if self.kept is None or self.saving is None:
+        kept, saving = self.kept, self.saving
+        if kept is None or saving is None:
             return []
-        return [(name, self.kept[slot]) for name, slot in zip(self.saving.names, self.saving.slots, strict=True)]
+        return list(zip(saving.names, map(kept.__getitem__, saving.slots), strict=True))
 
     def accumulate(self, grads: list[Any], i: int) -> None:
         """Add grads[i] to the gradient of this call's output."""

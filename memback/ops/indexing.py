@@ -82,7 +82,7 @@ WIDE = 64
 """Elements from which on a row is added faster by a call of its own than by np.add.at, element by element."""
 
 
-def _add_rows(rows: Array, numbers: Array, out: Array) -> None:
+def _add_rows(rows: Array, numbers: Array, out: Any) -> None:
     """Add each row to that of ``out`` whose number it has, one after the other."""
     width = out.shape[-1]
     if width < WIDE or isinstance(out, ShapeArray):

@@ -6,24 +6,29 @@ summed dimension as 1.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from memback.arrays import Array
 
 __all__ = ["row_dot", "row_sum"]
 
+_dot: Any = np.vecdot
+"""NumPy's own types do not know that it takes ``keepdims``."""
 
-def row_dot(x: Array, y: Array, out: Array | None = None) -> Array:
+
+def row_dot(x: Array, y: Array, out: Array | None = None) -> Any:
     """The sum of x y over each row, for two arrays of one shape and type; written to ``out`` if given."""
     if _has_dot(x):
-        return np.vecdot(x, y, out=out, keepdims=True)
+        return _dot(x, y, out=out, keepdims=True)
     return np.sum(np.multiply(x, y), axis=-1, keepdims=True, out=out)
 
 
-def row_sum(x: Array, out: Array | None = None) -> Array:
+def row_sum(x: Array, out: Array | None = None) -> Any:
     """The sum of each row; written to ``out`` if given."""
     if _has_dot(x):
-        return np.vecdot(x, np.ones_like(x, shape=x.shape[-1:]), out=out, keepdims=True)
+        return _dot(x, np.ones_like(x, shape=x.shape[-1:]), out=out, keepdims=True)
     return np.sum(x, axis=-1, keepdims=True, out=out)
 
 
