@@ -13,7 +13,7 @@ import numpy as np
 
 from memback.shape_array import ShapeArray
 
-__all__ = ["Array", "Buffer", "buffer_bytes", "distinct_bytes", "is_array", "is_whole", "leaves", "root"]
+__all__ = ["Array", "Buffer", "buffer_bytes", "distinct_bytes", "is_array", "is_whole", "leaves", "root", "stand_in"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 """What ops are written in. On a dry run it is a :class:`ShapeArray`, which answers to the same functions."""
@@ -45,6 +45,11 @@ def is_whole(array: Any) -> bool:
         return True
     dense = array.contiguous if isinstance(array, ShapeArray) else array.flags.c_contiguous
     return bool(dense and array.nbytes == root(array).nbytes)
+
+
+def stand_in(shape: tuple[int, ...], dtype: Any) -> Array:
+    """An array of that shape and dtype in a few bytes: for one that nobody will look at."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def buffer_bytes(buffer: Buffer) -> int:

@@ -17,9 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-import numpy as np
-
-from memback.arrays import buffer_bytes, is_array, leaves, root
+from memback.arrays import buffer_bytes, is_array, leaves, root, stand_in
 from memback.op import Op, Saving
 from memback.packing import PackedValue, saved_tensors_hooks, unpacked
 from memback.state import State, current
@@ -48,6 +46,9 @@ Place: TypeAlias = "tuple[int, Any]"
 Read: TypeAlias = "tuple[weakref.ref[Any], int]"
 """A buffer from outside that a segment reads, and the time of changes at which it did first."""
 
+Unseen: TypeAlias = "tuple[tuple[tuple[int, ...], Any], ...]"
+"""Shapes and dtypes of a segment's last call's outputs, where nobody looks at these when it is run again."""
+
 
 class CheckpointWarning(UserWarning):
     """A checkpoint costs time and saves no memory."""
@@ -58,13 +59,14 @@ class Sketch(Tape):
 
     transient = True
 
-    def __init__(self, keep: Collection[str]) -> None:
+    def __init__(self, keep: Collection[str], weigh: bool) -> None:
         super().__init__()
         self._keep = keep
+        self._weigh = weigh
         self._numbers: dict[Node, int] = {}
         self.calls: list[str] = []
         self.outputs: dict[int, tuple[Any, tuple[Any, ...]]] = {}
-        self.stand_in: Any = None
+        self.unseen: Unseen | None = None
         self._made: dict[int, weakref.ref[Any]] = {}
         self._counted: dict[int, weakref.ref[Any]] = {}
         self.would_save = 0
@@ -79,7 +81,7 @@ class Sketch(Tape):
         """Number a call."""
         self._numbers[node] = len(self.calls)
         self.calls.append(node.name)
-        self.stand_in = None
+        self.unseen = None
 
     def clear(self) -> None:
         """Drop everything."""
@@ -101,12 +103,16 @@ class Sketch(Tape):
         if op.name in self._keep:
             self.outputs[len(self.calls)] = (out, residuals)
         self.note_reads((root(x), changes.clock) for x in op.input_arrays(values) if is_array(x))
+        outs = out if op.multiple else (out,)
+        for buffer in map(root, outs):
+            self._made[id(buffer)] = weakref.ref(buffer)
         saving = op.saving(needs, len(edges))
-        self._count(saving, op.arguments(saving, values, out, residuals), out if op.multiple else (out,))
+        if self._weigh:
+            self._count(saving, op.arguments(saving, values, out, residuals))
         node = Stub(op, self, path, site, None, (), None, saving)
         self.append(node)
         if not {"out", *op.residuals} & set(saving.names):
-            self.stand_in = tuple(map(_stand_in, out)) if op.multiple else _stand_in(out)
+            self.unseen = tuple([(o.shape, o.dtype) for o in outs])
         return node
 
     def note_reads(self, reads: Iterable[tuple[Any, int]]) -> None:
@@ -116,10 +122,7 @@ class Sketch(Tape):
             if not _is(self._made, buffer) and (known is None or known[0]() is not buffer):
                 self.reads[id(buffer)] = (weakref.ref(buffer), time)
 
-    def _count(self, saving: Saving, kept: tuple[Any, ...], outs: tuple[Any, ...]) -> None:
-        for out in outs:
-            buffer = root(out)
-            self._made[id(buffer)] = weakref.ref(buffer)
+    def _count(self, saving: Saving, kept: tuple[Any, ...]) -> None:
         for slot in saving.slots:
             self.unknown = self.unknown or kept[slot] is None
             for buffer in map(root, leaves(kept[slot])):
@@ -136,11 +139,6 @@ class Sketch(Tape):
 def _is(known: dict[int, weakref.ref[Any]], buffer: Any) -> bool:
     ref = known.get(id(buffer))
     return ref is not None and ref() is buffer
-
-
-def _stand_in(array: Any) -> Any:
-    """An array of the same shape and dtype in a few bytes, for an output that nobody will look at."""
-    return np.broadcast_to(np.zeros((), array.dtype), array.shape)
 
 
 class Stub(Node):
@@ -197,15 +195,16 @@ class Recomputation(Tape):
         if number in segment.outputs:
             out, residuals = unpacked(segment.outputs[number])
             return out, residuals
-        if number == len(segment.calls) - 1 and segment.stand_in is not None:
-            return segment.stand_in, (None,) * len(op.residuals)
+        if number == len(segment.calls) - 1 and segment.unseen is not None:
+            made = tuple(stand_in(shape, dtype) for shape, dtype in segment.unseen)
+            return made if op.multiple else made[0], (None,) * len(op.residuals)
         return None
 
 
 class CheckpointNode(Node):
     """A checkpointed segment on the surrounding tape. It keeps the segment's inputs, and outputs of ops in ``keep``."""
 
-    __slots__ = ("calls", "function", "outputs", "random", "reads", "stand_in")
+    __slots__ = ("calls", "function", "outputs", "random", "reads", "unseen")
 
     def __init__(
         self,
@@ -224,7 +223,7 @@ class CheckpointNode(Node):
         self.calls: list[str] = []
         self.outputs: dict[int, tuple[Any, tuple[Any, ...]]] = {}
         self.reads: list[Read] = []
-        self.stand_in: Any = None
+        self.unseen: Unseen | None = None
 
     @property
     def name(self) -> str:
@@ -240,7 +239,7 @@ class CheckpointNode(Node):
 
     def adopt(self, sketch: Sketch, out: Any) -> Any:
         """Take over what the first run showed, and give the outputs as the surrounding graph sees them."""
-        self.calls, self.stand_in, self.reads = sketch.calls, sketch.stand_in, [*sketch.reads.values()]
+        self.calls, self.unseen, self.reads = sketch.calls, sketch.unseen, [*sketch.reads.values()]
         self.outputs, sketch.outputs = sketch.outputs, {}
 
         def outer(tensor: Tensor) -> Tensor:
@@ -275,7 +274,7 @@ class CheckpointNode(Node):
         self.grad = dict.fromkeys(self.dtype)
 
     def forget(self) -> None:
-        self.kept, self.outputs, self.reads, self.stand_in = None, {}, [], None
+        self.kept, self.outputs, self.reads, self.unseen = None, {}, [], None
 
     def saved(self) -> list[tuple[str, Any]]:
         """The inputs by name, and the outputs that are kept."""
@@ -382,7 +381,7 @@ def run_segment(
     if outer is None or not state.checkpointing:
         return function(*args, **kwargs)
     node = CheckpointNode(function, args, kwargs, outer, state, call_site())
-    sketch = Sketch(keep)
+    sketch = Sketch(keep, weigh=warn)
     try:
         with sketch:
             out = function(*args, **kwargs)

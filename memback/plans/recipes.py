@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
-from memback.arrays import leaves
+from memback.arrays import leaves, stand_in
 from memback.op import Op
 from memback.state import State
 from memback.tape import Edge, MultiNode, Node, TapeError, changes
@@ -89,17 +87,13 @@ class Recipe:
             if needed is None or place in needed:
                 items[place] = given(number, index)
             else:
-                items[place] = _stand_in(shape, dtype)
+                items[place] = stand_in(shape, dtype)
         return values
 
     def stand_ins(self, multiple: bool) -> Any:
         """The output's shape and dtype in a few bytes, for a call whose output nobody looks at."""
-        made = tuple(_stand_in(shape, dtype) for shape, dtype in self.outs)
+        made = tuple(stand_in(shape, dtype) for shape, dtype in self.outs)
         return made if multiple else made[0]
-
-
-def _stand_in(shape: tuple[int, ...], dtype: Any) -> Any:
-    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 class PlannedCall(Node):
