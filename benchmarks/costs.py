@@ -14,6 +14,7 @@ from typing import Any
 
 import memback as mb
 from benchmarks.engines.memback import make_model
+from benchmarks.pinning import pin, unpin
 from benchmarks.workloads import WORKLOADS, Workload
 from memback.ledger import Ledger
 from memback.policy import applied
@@ -54,12 +55,13 @@ def _ratio(rounds: int, base: Callable[[], Any], other: Callable[[], Any]) -> fl
 def measure(rounds: int) -> dict[str, Any]:
     """Ratios and bytes."""
     mb.keep_freed_memory()
+    _step(WORKLOADS["W1"])[1]()
+    pin(2)
     data: dict[str, Any] = {
-        "watching": {name: _watching(WORKLOADS[name], rounds) for name in ("W1", "W2", "W3")},
-        "recomputing": {
-            title: _recomputing(*which, rounds=max(3, rounds // 3)) for title, which in CHECKPOINTS.items()
-        },
+        "watching": {name: _watching(WORKLOADS[name], 2 * rounds) for name in ("W1", "W2", "W3")},
+        "recomputing": {title: _recomputing(*which, rounds=rounds) for title, which in CHECKPOINTS.items()},
     }
+    unpin()
     mb.keep_freed_memory(False)
     data["memory"] = {name: _memory(WORKLOADS[name]) for name in ("W1", "W2", "W3")}
     return data

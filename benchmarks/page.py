@@ -34,7 +34,6 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=2, help="threads of each engine (default: %(default)s)")
     options = parser.parse_args()
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of this process, which takes processor time: waiting threads would add
     path = FOLDER / "results.json"
     data: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for name in options.only:

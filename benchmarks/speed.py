@@ -43,6 +43,12 @@ NAMES = {
     "mygrad": "MyGrad",
     PRODUCTS: "NumPy's matrix products alone",
 }
+DISTURBED = 1.15
+"""From how many times their least time on the matrix products alone, which are always the same, tell of a disturbance.
+
+A machine that is shared has times at which the same products take a third longer, and what goes through memory even
+more; which engine suffers how much is then a matter of chance.
+"""
 TOLERANCE = 0.02
 """Largest difference of a parameter's gradient from the hand-written one, in L2 norm, as a fraction.
 
@@ -116,10 +122,18 @@ def _workload(workload: Workload, rounds: int, threads: int) -> dict[str, Any]:
     finally:
         for engine in engines:
             engine.__exit__(None, None, None)
+    calm = _calm_rounds(times[PRODUCTS])
     rows = {name: _summary(taken, times) for name, taken in times.items()}
     for name, row in rows.items():
         row |= {"difference": differences.get(name), "resident_growth": memory[name]}
-    return {"engines": rows, "versions": versions}
+        row["calm"] = _summary([times[name][i] for i in calm], {n: [t[i] for i in calm] for n, t in times.items()})
+    return {"engines": rows, "versions": versions, "calm_rounds": len(calm)}
+
+
+def _calm_rounds(products: list[dict[str, float]]) -> list[int]:
+    """The rounds in which the machine was not disturbed, see :data:`DISTURBED`."""
+    least = min(taken["clock"] for taken in products)
+    return [i for i, taken in enumerate(products) if taken["clock"] <= DISTURBED * least]
 
 
 def _medians(taken: dict[str, list[float]]) -> dict[str, float]:
@@ -187,13 +201,16 @@ def section(data: dict[str, Any]) -> str:
         " rounds. Times are medians, and ratios are medians of the rounds' ratios to the same round of another engine."
         " *Processor* is the time of all of a process's threads together: it does not see whether other programs were"
         " running, nor whether the work was spread over the cores. *Kept* is `mb.keep_freed_memory()`, *compiled*"
-        " `mb.use_compiled_kernels()`. Once warm, each engine's busiest threads are pinned to a core each.",
+        " `mb.use_compiled_kernels()`. Once warm, each engine's busiest threads are pinned to a core each. *Calm*"
+        f" rounds are those in which the matrix products alone took at most {DISTURBED} times their least time: in"
+        " others the machine, which is shared, was disturbed. Tables and chart are of all rounds.",
         "",
         f"![Ratios]({'single' if data['threads'] == 1 else 'speed'}.svg)",
         "",
     ]
     for name, workload in data["workloads"].items():
-        out += [f"### {name}: {WORKLOADS[name].title}", "", _HEAD]
+        calm = f"{workload['calm_rounds']} of {data['rounds']} rounds were calm."
+        out += [f"### {name}: {WORKLOADS[name].title}", "", calm, "", _HEAD]
         for engine, row in workload["engines"].items():
             ratios = " | ".join(
                 f"{row[f'{clock}_ms']:.3g} | {row[f'{clock}_to_by_hand']:.2f} | {row[f'{clock}_to_torch']:.2f}"

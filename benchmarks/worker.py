@@ -16,7 +16,6 @@ from __future__ import annotations
 import gc
 import importlib
 import json
-import os
 import sys
 import time
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from benchmarks.pinning import pin
 from benchmarks.workloads import WORKLOADS
 
 
@@ -70,18 +70,8 @@ class Worker:
         return {"clock": clock[1:], "processor": processor[1:]}
 
     def spread(self, threads: str) -> bool:
-        """Pin the busiest threads to a core each, where the system has a call for it.
-
-        A system that packs what is ready to run onto as few cores as it can puts a product's two threads onto one,
-        where each waits for the other: which engine that hits, and when, is chance.
-        """
-        if not hasattr(os, "sched_setaffinity"):
-            return False
-        busiest = sorted(psutil.Process().threads(), key=lambda t: t.user_time + t.system_time, reverse=True)
-        cores = sorted(os.sched_getaffinity(0))
-        for i, thread in enumerate(busiest[: int(threads)]):
-            os.sched_setaffinity(thread.id, {cores[i % len(cores)]})
-        return True
+        """Pin the busiest threads to a core each, where the system has a call for it."""
+        return pin(int(threads))
 
     def memory(self) -> int:
         """Growth of the resident set in bytes."""

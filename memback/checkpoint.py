@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -102,7 +102,9 @@ class Sketch(Tape):
         """Record that there was a call, without what it would save."""
         if op.name in self._keep:
             self.outputs[len(self.calls)] = (out, residuals)
-        self.note_reads((root(x), changes.clock) for x in op.input_arrays(values) if is_array(x))
+        for x in op.input_arrays(values):
+            if is_array(x):
+                self.note_read(root(x), changes.clock)
         outs = out if op.multiple else (out,)
         for buffer in map(root, outs):
             self._made[id(buffer)] = weakref.ref(buffer)
@@ -115,12 +117,12 @@ class Sketch(Tape):
             self.unseen = tuple([(o.shape, o.dtype) for o in outs])
         return node
 
-    def note_reads(self, reads: Iterable[tuple[Any, int]]) -> None:
-        """Remember when buffers from outside were first read: a second run must find them unchanged."""
-        for buffer, time in reads:
-            known = self.reads.get(id(buffer))
-            if not _is(self._made, buffer) and (known is None or known[0]() is not buffer):
-                self.reads[id(buffer)] = (weakref.ref(buffer), time)
+    def note_read(self, buffer: Any, time: int) -> None:
+        """Remember when a buffer from outside was first read: a second run must find it unchanged."""
+        key = id(buffer)
+        made, known = self._made.get(key), self.reads.get(key)
+        if (made is None or made() is not buffer) and (known is None or known[0]() is not buffer):
+            self.reads[key] = (weakref.ref(buffer), time)
 
     def _count(self, saving: Saving, kept: tuple[Any, ...]) -> None:
         for slot in saving.slots:
@@ -395,7 +397,9 @@ def run_segment(
     out = node.adopt(sketch, out)
     outer.append(node)
     if isinstance(outer, Sketch):
-        outer.note_reads((buffer, time) for ref, time in node.reads if (buffer := ref()) is not None)
+        for ref, time in node.reads:
+            if (buffer := ref()) is not None:
+                outer.note_read(buffer, time)
         node.forget()
     elif state.packing is not None and not state.recomputing:
         node.pack(state.packing)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import tracemalloc
 
+import ml_dtypes  # noqa: F401 - makes np.dtype know bfloat16
 import numpy as np
 import pytest
 
