@@ -171,10 +171,9 @@ _SCALE = 0.7978845608028654
 _CUBIC = 0.044715
 
 
-def _inner_tanh(x: Array, out: Array) -> None:
-    """The inner t = tanh(u), u = sqrt(2/pi) (x + 0.044715 x^3)."""
-    np.multiply(x, x, out=out)
-    np.multiply(out, _SCALE * _CUBIC, out=out)
+def _inner_tanh(x: Array, square: Array, out: Array) -> None:
+    """The inner t = tanh(u), u = sqrt(2/pi) (x + 0.044715 x^3); ``out`` may be the place of the square of x."""
+    np.multiply(square, _SCALE * _CUBIC, out=out)
     np.add(out, _SCALE, out=out)
     np.multiply(out, x, out=out)
     np.tanh(out, out=out)
@@ -182,7 +181,8 @@ def _inner_tanh(x: Array, out: Array) -> None:
 
 def _tanh_gate(x: Array, out: Array) -> None:
     """(1 + t) / 2."""
-    _inner_tanh(x, out)
+    square = np.multiply(x, x, out=out)
+    _inner_tanh(x, square, out)
     np.add(out, 1, out=out)
     np.multiply(out, 0.5, out=out)
 
@@ -190,9 +190,9 @@ def _tanh_gate(x: Array, out: Array) -> None:
 def _tanh_slope(x: Array, out: Array) -> None:
     """(1 + t) / 2 + x (1 - t^2) u' / 2 = (1 + t) (1/2 + (1 - t) x u' / 2)."""
     t = np.empty_like(x)
-    _inner_tanh(x, t)
-    np.multiply(x, x, out=out)
-    np.multiply(out, 1.5 * _SCALE * _CUBIC, out=out)
+    square = np.multiply(x, x, out=out)
+    _inner_tanh(x, square, t)
+    np.multiply(square, 1.5 * _SCALE * _CUBIC, out=out)
     np.add(out, 0.5 * _SCALE, out=out)
     np.multiply(out, x, out=out)
     rest = np.subtract(1, t, out=np.empty_like(t))
