@@ -46,8 +46,9 @@ NAMES = {
 DISTURBED = 1.15
 """From how many times their least time on the matrix products alone, which are always the same, tell of a disturbance.
 
-A machine that is shared has times at which the same products take a third longer, and what goes through memory even
-more; which engine suffers how much is then a matter of chance.
+A virtual machine has times, of seconds or minutes, at which the same products take a third longer: all points to its two
+cores sharing no cache then, so that what one has written reaches the other slowly. It hits engines that let one thread
+work on what two have computed harder than those that split everything.
 """
 TOLERANCE = 0.02
 """Largest difference of a parameter's gradient from the hand-written one, in L2 norm, as a fraction.
@@ -203,7 +204,8 @@ def section(data: dict[str, Any]) -> str:
         " running, nor whether the work was spread over the cores. *Kept* is `mb.keep_freed_memory()`, *compiled*"
         " `mb.use_compiled_kernels()`. Once warm, each engine's busiest threads are pinned to a core each. *Calm*"
         f" rounds are those in which the matrix products alone took at most {DISTURBED} times their least time: in"
-        " others the machine, which is shared, was disturbed. Tables and chart are of all rounds.",
+        " others something else slowed the machine down, which hits NumPy's engines harder than PyTorch. Tables and"
+        " chart are of all rounds.",
         "",
         f"![Ratios]({'single' if data['threads'] == 1 else 'speed'}.svg)",
         "",
