@@ -46,9 +46,9 @@ NAMES = {
 DISTURBED = 1.15
 """From how many times their least time on the matrix products alone, which are always the same, tell of a disturbance.
 
-A virtual machine has times, of seconds or minutes, at which the same products take a third longer: all points to its two
-cores sharing no cache then, so that what one has written reaches the other slowly. It hits engines that let one thread
-work on what two have computed harder than those that split everything.
+A virtual machine has times, of seconds or minutes, at which the same products take a third longer: all points to its
+two cores sharing no cache then, so that what one has written reaches the other slowly. It hits engines that let one
+thread work on what two have computed harder than those that split everything.
 """
 TOLERANCE = 0.02
 """Largest difference of a parameter's gradient from the hand-written one, in L2 norm, as a fraction.

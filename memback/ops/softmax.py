@@ -78,7 +78,7 @@ class AttentionSoftmax(Op):
         for part in parts(input):
             p = np.multiply(input[part], scale, out=out[part])
             if highest is not None:
-                np.fmin(p, highest, out=p)
+                np.fmin(p, highest if input.ndim > 2 else highest[part], out=p)
             np.subtract(p, np.max(p, axis=-1, keepdims=True), out=p)
             _normalise(p, -1)
         return out

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import memback as mb
+from memback import ops
 from memback.arrays import distinct_bytes, leaves
 from memback.op import OpError
 from memback.ops.attention import scaled_dot_product_attention as attention
@@ -36,6 +37,22 @@ def saved(op, *args, **kwargs):
 
 
 # -- the softmax
+
+
+@pytest.mark.parametrize("shape", [(700, 300), (300, 700), (3, 300, 300), (2, 2, 200, 200)])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_a_softmax_in_pieces_is_that_of_the_whole(rng, shape, is_causal):
+    scores = rng.normal(size=shape)
+    hidden = np.triu(np.ones(shape[-2:], bool), 1) if is_causal else np.zeros(shape[-2:], bool)
+    powers = np.where(hidden, 0, np.exp(0.5 * scores))
+    expected = powers / powers.sum(-1, keepdims=True)
+    x = Tensor(scores, requires_grad=True)
+    out = ops.attention_softmax(x, 0.5, is_causal)
+    np.testing.assert_allclose(out.data, expected, rtol=1e-12)
+    d_out = rng.normal(size=shape)
+    out.backward(d_out)
+    slope = expected * (d_out - (d_out * expected).sum(-1, keepdims=True)) * 0.5
+    np.testing.assert_allclose(x.grad, slope, rtol=1e-9, atol=1e-12)
 
 
 def by_definition(q, k, v, mask, scale):

@@ -9,11 +9,13 @@ import ml_dtypes  # noqa: F401 - makes np.dtype know bfloat16
 import numpy as np
 import pytest
 
+from memback.ops.activations import gelu
 from memback.ops.attention import scaled_dot_product_attention, tiled_attention
 from memback.ops.convolution import avg_pool2d, conv2d, max_pool2d, upsample
 from memback.ops.normalisation import batch_norm, group_norm, layer_norm, rms_norm
 from memback.ops.random import dropout
 from memback.ops.rotary import rotary
+from memback.ops.softmax import attention_softmax, softmax
 from memback.ops.workspace import pieces, slices, wide
 from memback.shape_array import ShapeArray, dry_memory
 
@@ -38,6 +40,10 @@ CALLS = {
     "tiled attention": (tiled_attention, (SEQUENCES,) * 3, {"is_causal": True}),
     "masked attention": (scaled_dot_product_attention, (SHORT,) * 3, {"attn_mask": (200, 200)}),
     "masked tiles": (tiled_attention, (SHORT,) * 3, {"attn_mask": (200, 200)}),
+    "softmax": (softmax, ((700, 300),), {}),
+    "attention softmax": (attention_softmax, ((3, 300, 300), 0.5, True), {}),
+    "attention softmax of one head": (attention_softmax, ((700, 300), 0.5, True), {}),
+    "gelu": (gelu, (IMAGES, "tanh"), {}),
     "rotary": (rotary, (SEQUENCES,), {}),
 }
 """Op, its arguments with shapes in the place of inputs, and its keyword arguments."""
@@ -86,6 +92,7 @@ def measured(op, args, kwargs, dtype):
         tracemalloc.reset_peak()
 
     values = values_of(op, args, kwargs, lambda shape: np.ones(shape, dtype))
+    peaks(op, values, lambda: None, lambda: 0)  # what is loaded with the first use is loaded
     tracemalloc.start()
     try:
         return peaks(op, values, begin, lambda: tracemalloc.get_traced_memory()[1] - before[-1])
