@@ -54,6 +54,18 @@ def test_live_bytes_are_those_born_and_not_dead(run: Run) -> None:
         assert event.live_bytes == live
 
 
+def test_a_gradient_is_one_from_its_birth(run: Run) -> None:
+    gradients = {buffer.buffer for buffer in run.buffers if buffer.origin.startswith("gradient from")}
+    births = [event.category for event in run.timeline if event.kind == "new" and event.buffer in gradients]
+    assert set(births) == (set() if run.mode == "inference" else {"gradients"})
+
+
+def test_a_gradient_belongs_to_the_call_that_it_came_from(run: Run) -> None:
+    made = [buffer for buffer in run.buffers if buffer.origin == "gradient from matmul (blocks.0.attention.core)"]
+    calls = {"inference": set(), "checkpoint": {0}}.get(run.mode, {0, 1})  # what runs again is not counted
+    assert {buffer.call for buffer in made} == calls
+
+
 def test_what_is_held_at_the_end_of_forward_is_what_is_saved(run: Run) -> None:
     holders: dict[int, int] = {}
     for event in run.timeline:
