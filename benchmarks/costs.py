@@ -21,6 +21,8 @@ from memback.policy import applied
 from memback.state import current
 from memback.tape import Edge, Node, Observer, Tensor
 
+WATCHED = {"W1": 12, "W2": 6, "W3": 4}
+"""How many times the usual number of rounds each is run: a few percent are to be seen, and its steps are short."""
 CHECKPOINTS = {"W2 at batch 4096, `sqrt`": ("W2", 4096, "sqrt"), "W3, `all` (each block)": ("W3", None, "all")}
 
 
@@ -58,7 +60,7 @@ def measure(rounds: int) -> dict[str, Any]:
     _step(WORKLOADS["W1"])[1]()
     pin(2)
     data: dict[str, Any] = {
-        "watching": {name: _watching(WORKLOADS[name], 2 * rounds) for name in ("W1", "W2", "W3")},
+        "watching": {name: _watching(WORKLOADS[name], times * rounds) for name, times in WATCHED.items()},
         "recomputing": {title: _recomputing(*which, rounds=rounds) for title, which in CHECKPOINTS.items()},
     }
     unpin()

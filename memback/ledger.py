@@ -162,6 +162,7 @@ class Account(weakref.ref[Any]):
 
     __slots__ = (
         "argument",
+        "books",
         "bytes",
         "category",
         "closed",
@@ -176,6 +177,7 @@ class Account(weakref.ref[Any]):
     )
 
     argument: bool
+    books: weakref.ref[Accounts]
     bytes: int
     category: Category | None
     closed: bool
@@ -208,15 +210,27 @@ class Account(weakref.ref[Any]):
 class _Holding(weakref.ref[Node]):
     """What a recorded call, which it refers to weakly, keeps: whether it is a ``repeated`` one, and which accounts."""
 
-    __slots__ = ("accounts", "key", "repeated", "row")
+    __slots__ = ("accounts", "books", "key", "repeated", "row")
 
     accounts: list[Account]
+    books: weakref.ref[Any]
     key: int
     repeated: bool
     row: Row
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
+
+
+def _buffer_gone(account: Any) -> None:
+    """Accounts refer weakly to the books that they are in, which are so gone as soon as nobody looks at them."""
+    if (books := account.books()) is not None:
+        books._died(account)
+
+
+def _call_gone(holding: Any) -> None:
+    if (books := holding.books()) is not None:
+        books._let_go(holding)
 
 
 class Accounts:
@@ -244,7 +258,7 @@ class Accounts:
         self._where = ("", "")
         self._born = 0
         self._input_bytes = 0
-        self._on_death = self._died
+        self._books = weakref.ref(self)
 
     @property
     def events(self) -> list[Event]:
@@ -293,7 +307,8 @@ class Accounts:
         ``what`` it is of its owner's ("output of"), or what an argument is, unless it has a name. One that is
         ``recomputed`` counts as such for as long as it lives.
         """
-        account = Account(buffer, self._on_death)
+        account = Account(buffer, _buffer_gone)
+        account.books = self._books
         account.key = key
         account.number = self._born
         account.bytes = size
@@ -387,7 +402,6 @@ class Ledger(Accounts, Observer):
         self._intervals: list[tuple[Phase, tuple[str, str], tuple[int, ...], tuple[int, ...]]] = []
         self._timed = timed
         self._holdings: dict[int, _Holding] = {}
-        self._on_release = self._let_go
         self._variables: list[tuple[weakref.ref[engine.Tape], Account]] = []
         self._depth = 0
         self._mark = self._snapshot()
@@ -569,8 +583,9 @@ class Ledger(Accounts, Observer):
                     account.holders += 1
                     row.kept.append((name, account))
                 self._sort(account, "hold")
-        holding = _Holding(node, self._on_release)
-        holding.key, holding.row, holding.accounts, holding.repeated = id(node), row, accounts, repeated
+        holding = _Holding(node, _call_gone)
+        holding.books, holding.key, holding.row = self._books, id(node), row
+        holding.accounts, holding.repeated = accounts, repeated
         self._holdings[holding.key] = holding
 
     def _retain(self, tape: engine.Tape, outs: Iterable[Array], row: Row) -> None:
