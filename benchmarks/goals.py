@@ -104,6 +104,8 @@ def _startup(data: dict[str, Any]) -> Iterator[Goal]:
 def _costs(data: dict[str, Any]) -> Iterator[Goal]:
     for name, ratio in data["watching"].items():
         yield Goal(f"{name} under a ledger, more time", 3, 100 * (ratio - 1), " %")
+    for name, ratio in data["watching_frozen"].items():
+        yield Goal(f"{name} under a ledger, more time, what was loaded before frozen", 3, 100 * (ratio - 1), " %")
     for name, row in data["recomputing"].items():
         share = round(100 * row["flops"] + 5, 1)
         yield Goal(f"{name}: more time (recomputed FLOPs' share + 5 %)", share, 100 * row["time"], " %")

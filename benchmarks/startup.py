@@ -25,6 +25,7 @@ def measure(rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         environment["PYTHONPYCACHEPREFIX"] = folder
+        environment["OPENBLAS_NUM_THREADS"] = "1"  # threads that NumPy starts and that wait would take processor time
         for _ in range(rounds + 1):
             for name, arguments in COMMANDS.items():
                 taken[name].append(_once(arguments, environment))

@@ -404,7 +404,7 @@ class Ledger(Accounts, Observer):
         self._holdings: dict[int, _Holding] = {}
         self._variables: list[tuple[weakref.ref[engine.Tape], Account]] = []
         self._depth = 0
-        self._mark = self._snapshot()
+        self._mark = tuple(self._totals.values())
         self._began = 0.0
         self._leaf_gradients: dict[int, int] = {}
 
@@ -630,11 +630,8 @@ class Ledger(Accounts, Observer):
 
     # -- time
 
-    def _snapshot(self) -> tuple[int, ...]:
-        return tuple(self._totals.values())
-
     def _close(self) -> None:
-        end = self._snapshot()
+        end = tuple(self._totals.values())
         self._intervals.append((self._phase, self._where, self._mark, end))
         self._mark = end
 
