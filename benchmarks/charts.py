@@ -32,7 +32,7 @@ def bars(title: str, groups: Sequence[str], series: Mapping[str, Sequence[float]
             body.append(_text(x(values[i]) + 5, y + 11, f"{values[i]:.2f}", size=11))
             y += bar
         y += gap - 20
-    body.append(f'<path d="M{x(1):.1f} 40V{y:.0f}" stroke="#333" stroke-dasharray="3 3"/>')
+    body.insert(1, f'<path d="M{x(1):.1f} 40V{y:.0f}" stroke="#333" stroke-dasharray="3 3"/>')  # under the numbers
     return _svg(left + width + 60, height, body)
 
 
@@ -73,7 +73,7 @@ def _text(
 ) -> str:
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" font-weight="{weight}"'
-        f' fill="{fill}">{escape(text)}</text>'
+        f' fill="{fill}" stroke="#fff" stroke-width="3" paint-order="stroke">{escape(text)}</text>'
     )
 
 
