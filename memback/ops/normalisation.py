@@ -47,6 +47,9 @@ class _Form(NamedTuple):
         x = np.reshape(x, self.shape)
         return np.swapaxes(x, 0, 1) if self.swapped else x
 
+    def spread(self, parameter: Array | None) -> Array | None:
+        return None if parameter is None else np.reshape(parameter, self.parameter)
+
     def back(self, x: Array, shape: tuple[int, ...]) -> Array:
         return np.reshape(np.swapaxes(x, 0, 1) if self.swapped else x, shape)
 
@@ -67,7 +70,7 @@ def _average(x: Array, axes: tuple[int, ...], out: Array | None = None) -> Array
     if axes != (x.ndim - 1,) or dtype != x.dtype:
         return np.mean(x, axis=axes, dtype=dtype, keepdims=True, out=out)
     total = row_sum(x, out)
-    return np.multiply(total, 1 / x.shape[-1], out=total)
+    return np.divide(total, x.shape[-1], out=total)
 
 
 def _average_product(x: Array, y: Array, axes: tuple[int, ...], out: Array | None = None) -> Array:
@@ -75,7 +78,7 @@ def _average_product(x: Array, y: Array, axes: tuple[int, ...], out: Array | Non
     if axes != (x.ndim - 1,):
         return np.mean(np.multiply(x, y), axis=axes, keepdims=True, out=out)
     total = row_dot(x, y, out)
-    return np.multiply(total, 1 / x.shape[-1], out=total)
+    return np.divide(total, x.shape[-1], out=total)
 
 
 def _invert(variance: Array, eps: float, out: Array) -> None:
@@ -97,6 +100,7 @@ def _normalise(
     out: Array,
 ) -> None:
     """Write the output, and on the way mean (None: 0 is taken), variance and rstd, which may be one array."""
+    scale, shift = form.spread(weight), form.spread(bias)
     for part in parts(seen):
         x = seen[part]
         if mean is None:
@@ -106,16 +110,17 @@ def _normalise(
             x = np.subtract(x, mean[part], out=_room(out[part], rstd))
         _average_product(x, x, form.axes, variance[part])
         _invert(variance[part], eps, rstd[part])
-        _scale_and_shift(x, form, part, rstd, weight, bias, out[part])
+        _scale_and_shift(x, part, rstd, scale, shift, out[part])
 
 
 def _normalise_by(
     seen: Array, form: _Form, mean: Array, rstd: Array, weight: Array | None, bias: Array | None, out: Array
 ) -> None:
     """Write the output for a mean and rstd that are known."""
+    scale, shift = form.spread(weight), form.spread(bias)
     for part in parts(seen):
         centred = np.subtract(seen[part], mean[part], out=_room(out[part], rstd))
-        _scale_and_shift(centred, form, part, rstd, weight, bias, out[part])
+        _scale_and_shift(centred, part, rstd, scale, shift, out[part])
 
 
 def _room(out: Array, like: Array) -> Array | None:
@@ -124,13 +129,13 @@ def _room(out: Array, like: Array) -> Array | None:
 
 
 def _scale_and_shift(
-    centred: Array, form: _Form, part: Any, rstd: Array, weight: Array | None, bias: Array | None, out: Array
+    centred: Array, part: Any, rstd: Array, scale: Array | None, shift: Array | None, out: Array
 ) -> None:
     y = np.multiply(centred, rstd[part], out=_room(out, rstd))
-    if weight is not None:
-        np.multiply(y, _of(np.reshape(weight, form.parameter), part), out=y)
-    if bias is not None:
-        np.add(y, _of(np.reshape(bias, form.parameter), part), out=y)
+    if scale is not None:
+        np.multiply(y, _of(scale, part), out=y)
+    if shift is not None:
+        np.add(y, _of(shift, part), out=y)
     if y is not out:
         np.copyto(out, y, casting="same_kind")
 
@@ -163,7 +168,7 @@ class _Gradients:
     ) -> tuple[Array | None, ...]:
         """The three gradients, from what was saved for those that are needed."""
         saved = None if x is None or rstd is None else _Saved(self.form.view(x), mean, rstd)
-        scale = None if weight is None else np.reshape(weight, self.form.parameter)
+        scale = self.form.spread(weight)
         if not self._run_kernels(saved, scale):
             for part in parts(self.d_out):
                 if self.bias is not None:

@@ -153,3 +153,9 @@ def test_backward_and_jacobian_do_not_move_them(running, rng):
 def test_a_wrong_call_names_value_and_remedy(call, message):
     with pytest.raises(OpError, match=message):
         call(np.zeros((4, 3)))
+
+
+@pytest.mark.parametrize("norm", [layer_norm, rms_norm])
+def test_rows_of_no_features_are_normalised_to_themselves(norm):
+    with np.errstate(invalid="ignore"):  # the mean of nothing is no number
+        assert norm(np.zeros((3, 0), np.float32), 0).shape == (3, 0)
