@@ -14,7 +14,7 @@ from typing import Any
 
 import memback as mb
 from benchmarks.engines.memback import make_model
-from benchmarks.pinning import pin, unpin
+from benchmarks.pinning import pinned
 from benchmarks.workloads import WORKLOADS, Workload
 from memback.ledger import Ledger
 from memback.policy import applied
@@ -58,16 +58,15 @@ def measure(rounds: int) -> dict[str, Any]:
     """Ratios and bytes."""
     mb.keep_freed_memory()
     _step(WORKLOADS["W1"])[1]()
-    pin(2)
-    data: dict[str, Any] = {"watching": _watching_all(rounds)}
-    gc.collect()
-    gc.freeze()
-    data |= {
-        "watching_frozen": _watching_all(rounds),
-        "recomputing": {title: _recomputing(*which, rounds=rounds) for title, which in CHECKPOINTS.items()},
-    }
-    gc.unfreeze()
-    unpin()
+    with pinned(2):
+        data: dict[str, Any] = {"watching": _watching_all(rounds)}
+        gc.collect()
+        gc.freeze()
+        data |= {
+            "watching_frozen": _watching_all(rounds),
+            "recomputing": {title: _recomputing(*which, rounds=rounds) for title, which in CHECKPOINTS.items()},
+        }
+        gc.unfreeze()
     mb.keep_freed_memory(False)
     data["memory"] = {name: _memory(WORKLOADS[name]) for name in ("W1", "W2", "W3")}
     return data

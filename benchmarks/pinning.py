@@ -7,10 +7,12 @@ waits for the other: which engine that hits, and when, is chance.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 
-__all__ = ["pin", "unpin"]
+__all__ = ["pin", "pinned"]
 
 
 def pin(threads: int) -> bool:
@@ -24,8 +26,14 @@ def pin(threads: int) -> bool:
     return True
 
 
-def unpin() -> None:
-    """Let all threads of this process run on any core again."""
-    if hasattr(os, "sched_setaffinity"):
-        for thread in psutil.Process().threads():
-            os.sched_setaffinity(thread.id, range(os.cpu_count() or 1))
+@contextmanager
+def pinned(threads: int) -> Iterator[None]:
+    """As :func:`pin` in the block; afterwards all threads run where the first one did before."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    pin(threads)
+    try:
+        yield
+    finally:
+        if cores:
+            for thread in psutil.Process().threads():
+                os.sched_setaffinity(thread.id, cores)

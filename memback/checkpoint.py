@@ -119,10 +119,9 @@ class Sketch(Tape):
 
     def note_read(self, buffer: Any, time: int) -> None:
         """Remember when a buffer from outside was first read: a second run must find it unchanged."""
-        key = id(buffer)
-        made, known = self._made.get(key), self.reads.get(key)
-        if (made is None or made() is not buffer) and (known is None or known[0]() is not buffer):
-            self.reads[key] = (weakref.ref(buffer), time)
+        known = self.reads.get(id(buffer))
+        if not _is(self._made, buffer) and (known is None or known[0]() is not buffer):
+            self.reads[id(buffer)] = (weakref.ref(buffer), time)
 
     def _count(self, saving: Saving, kept: tuple[Any, ...]) -> None:
         for slot in saving.slots:

@@ -307,6 +307,10 @@ class Accounts:
         ``what`` it is of its owner's ("output of"), or what an argument is, unless it has a name. One that is
         ``recomputed`` counts as such for as long as it lives.
         """
+        if owner is None:
+            what = what or self._names.get(key, "input")
+            if what == "input":
+                self._input_bytes += size
         account = Account(buffer, _buffer_gone)
         account.books = self._books
         account.key = key
@@ -322,11 +326,7 @@ class Accounts:
         account.closed = False
         self._born += 1
         self._accounts[key] = account
-        if owner is None:
-            account.what = what or self._names.get(key, "input")
-            if account.what == "input":
-                self._input_bytes += size
-        else:
+        if owner is not None:
             if self._keep_events:
                 self._made.append(account)
             self._sort(account, "new")

@@ -78,7 +78,7 @@ class AttentionSoftmax(Op):
         for part in parts(input):
             p = np.multiply(input[part], scale, out=out[part])
             if highest is not None:
-                np.fmin(p, highest if input.ndim > 2 else highest[part], out=p)
+                np.fmin(p, highest[part], out=p)
             np.subtract(p, np.max(p, axis=-1, keepdims=True), out=p)
             _normalise(p, -1)
         return out
@@ -97,12 +97,12 @@ class AttentionSoftmax(Op):
 
 
 def _highest(scores: Array) -> Array:
-    """(L, S): what a score may be at most, -inf where the key comes after the query and inf where it does not."""
+    """What each score may be at most: -inf where the key comes after the query, and inf where it does not."""
     rows, columns = scores.shape[-2:]
     highest = np.full_like(scores, np.inf, shape=(rows, columns))
     later = np.greater(np.arange(columns), np.arange(rows)[:, None], out=np.empty_like(highest, dtype=bool))
     np.copyto(highest, -np.inf, where=later)
-    return highest
+    return np.broadcast_to(highest, scores.shape)
 
 
 class LogSoftmax(Op):
