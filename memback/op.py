@@ -17,6 +17,9 @@ An op is a subclass of :class:`Op` and one instance of it. It declares
     differentiated, by name: ``needs.h``) and ``shapes`` (of the inputs, in order).
 ``flops(self, ...)``
     floating-point operations of one forward, a multiply-add counting 2; parameters by name, as in ``vjp``, and ``out``.
+``makes_residuals(self, ...)``
+    whether a call makes any of the declared residuals, where that depends on attributes (a dropout that is off makes
+    none); parameters by name, as in ``flops``. By default every call does.
 
 The names are checked when the instance is made, at import. ``vjp`` is handed exactly what ``saves`` declares and
 nothing else, so the account of saved bytes can't miss anything.
@@ -89,13 +92,14 @@ class Op:
     forward: Callable[..., Any]
     vjp: Callable[..., Any]
     flops: Callable[..., int]
+    makes_residuals: Callable[..., bool] = lambda self: True
 
     def __init__(self) -> None:
         self._read_forward()
         self._check_saves()
         self._vjp_names = self._read_names(self.vjp, skip=1) if self.saves else ()
-        flops_names = self._read_names(self.flops, skip=0)
-        self._flops_places = [(*self.parameters, "out").index(name) for name in flops_names]
+        self._flops_places = self._read_places(self.flops)
+        self._residuals_places = self._read_places(self.makes_residuals)
         unused = {name for names in self.saves.values() for name in names} - set(self._vjp_names)
         if unused:
             raise OpDefinitionError(f"op {self.name!r} saves {sorted(unused)}, which its vjp does not take")
@@ -159,6 +163,9 @@ class Op:
                 f" {sorted(name for name in self._places if name)}"
             )
         return names
+
+    def _read_places(self, function: Callable[..., Any]) -> list[int]:
+        return [(*self.parameters, "out").index(name) for name in self._read_names(function, skip=0)]
 
     # -- running
 
@@ -263,6 +270,10 @@ class Op:
         """The arguments of ``vjp`` after ``d_out``, which is all that the call keeps."""
         shapes = [getattr(value, "shape", ()) for value in self.input_arrays(values)] if self._wants_shapes else None
         return saving.pick((*values, out, *(residuals or self._no_residuals), None, saving.needs, shapes))
+
+    def has_residuals(self, values: list[Any]) -> bool:
+        """Whether a call on these values makes residuals where its backward is to follow."""
+        return bool(self.residuals) and self.makes_residuals(*[values[place] for place in self._residuals_places])
 
     def count_flops(self, values: list[Any], out: Any) -> int:
         """FLOPs of this forward call."""

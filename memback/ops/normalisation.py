@@ -493,6 +493,9 @@ class BatchNorm(Op):
     def flops(self, out: Array, weight: Array | None, bias: Array | None, training: bool) -> int:
         return ((6 if training else 2) + (weight is not None) + (bias is not None)) * out.size
 
+    def makes_residuals(self, training: bool) -> bool:
+        return training
+
     def backward(self, d_out: Any, *args: Any, **kwargs: Any) -> Any:
         """As for every op; the running statistics stay as they are."""
         with _without_side_effects():

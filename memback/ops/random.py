@@ -45,5 +45,8 @@ class Dropout(Op):
     def flops(self, out: Array, p: float, training: bool) -> int:
         return 2 * out.size if training and p else 0
 
+    def makes_residuals(self, p: float, training: bool) -> bool:
+        return training and p > 0
+
 
 dropout = Dropout()

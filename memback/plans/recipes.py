@@ -188,9 +188,10 @@ class CallShape(NamedTuple):
 
 
 def keeps_its_own(node: Any) -> tuple[bool, bool]:
-    """Whether a call keeps its output, and whether it keeps residuals."""
+    """Whether a call keeps its output, and whether it keeps residuals, which not every call of an op with some makes."""
     names = set(node.saving.names)
-    return "out" in names, bool(names & set(node.op.residuals))
+    keeps_residuals = bool(names & set(node.op.residuals)) and node.op.has_residuals(node.recipe.values)
+    return "out" in names, keeps_residuals
 
 
 def saved_places(node: Any) -> frozenset[int] | range:
