@@ -21,6 +21,7 @@ from memback.plans.recipes import PlannedCall
 from memback.plans.region import Region, Selection
 from memback.plans.running import Run, run_region
 from memback.plans.segments import inputs_alone, recorded
+from memback.plans.selections import selections
 from memback.plans.simulate import Chain
 from memback.plans.stage import Stage
 from memback.plans.trace import Layout, Trace
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from memback.nn.module import Module
 
 __all__ = ["Choice", "Staged", "measure", "planned", "predict", "trace"]
-
-_CHOICES = 3
 
 
 @contextmanager
@@ -179,7 +178,7 @@ class _Measurement:
         lean, _ = self._run(self.skeleton.kept, self.inputs)
         stages = self._with_workspace(self._stages(None), [(full, self.everything), (lean, self.inputs)])
         choices = [Choice(self.skeleton.kept, stages)]
-        choices += [self._choice(layout.select(threshold)) for threshold in layout.thresholds()[:_CHOICES]]
+        choices += [self._choice(selection) for selection in selections(layout)]
         flops = tuple(call.flops for call in layout.calls)
         return Staged(self.skeleton, tuple(choices), self.base, full.flops, flops)
 

@@ -20,8 +20,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -29,16 +29,13 @@ from memback.plans.actions import GraphAction, GraphPlan
 from memback.plans.graph_memory import finish
 from memback.plans.graph_nodes import Graph
 from memback.plans.graph_schedule import Schedule, everything, unfold
+from memback.plans.linear_program import GAP, ONE, Program, Term, solve
 
 __all__ = ["cheapest", "leanest"]
 
 PROVED = "optimal over a fixed order"
-_PROVED_GAP = 1e-9
 _RETRIES = 3
 
-Term: TypeAlias = tuple[int, float]
-"""(variable, coefficient); the variable ``_ONE`` stands for the number 1."""
-_ONE = -1
 
 
 def cheapest(graph: Graph, budget: int, time_limit: float, pinned: int = 0) -> GraphPlan | None:
@@ -74,7 +71,7 @@ def _labelled(graph: Graph, plan: GraphPlan, bound: float) -> GraphPlan:
     """The plan with what is proved of it; ``bound`` is one on the cost of computing nodes again."""
     once = sum(node.cost + node.backward_cost for node in graph.nodes)
     gap = max(plan.cost - once - bound, 0) / max(once + bound, 1e-300)
-    if gap <= _PROVED_GAP:
+    if gap <= GAP:
         return GraphPlan(plan.actions, plan.cost, plan.peak_bytes, PROVED, 0.0)
     label = f"feasible, at most {100 * gap:.2g} % above the optimum over a fixed order"
     return GraphPlan(plan.actions, plan.cost, plan.peak_bytes, label, gap)
@@ -88,49 +85,14 @@ class _Answer:
     bound: float
 
 
-@dataclass
-class _Program:
-    """Rows and columns in the making."""
-
-    lower: list[float] = field(default_factory=list)
-    upper: list[float] = field(default_factory=list)
-    integer: list[bool] = field(default_factory=list)
-    cost: list[float] = field(default_factory=list)
-    starts: list[int] = field(default_factory=lambda: [0])
-    columns: list[int] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-    row_upper: list[float] = field(default_factory=list)
-
-    def variable(self, cost: float = 0.0, integer: bool = True, lower: float = 0.0, upper: float = 1.0) -> int:
-        """A new column."""
-        self.lower.append(lower)
-        self.upper.append(upper)
-        self.integer.append(integer)
-        self.cost.append(cost)
-        return len(self.cost) - 1
-
-    def at_most(self, terms: Sequence[Term], bound: float) -> None:
-        """A new row: the terms' sum is at most ``bound``."""
-        merged: dict[int, float] = {}
-        for variable, coefficient in terms:
-            if variable == _ONE:
-                bound -= coefficient
-            else:
-                merged[variable] = merged.get(variable, 0.0) + coefficient
-        self.columns += merged.keys()
-        self.values += merged.values()
-        self.starts.append(len(self.columns))
-        self.row_upper.append(bound)
-
-
 class _Model:
-    """The program of a graph. A variable is its column's number, ``_ONE`` (always 1) or None (always 0)."""
+    """The program of a graph. A variable is its column's number, ``ONE`` (always 1) or None (always 0)."""
 
     def __init__(self, graph: Graph, pinned: int) -> None:
         self.graph = graph
         self.n = len(graph)
         self.pinned = pinned
-        self.program = _Program()
+        self.program = Program()
         self.scale = max((node.cost for node in graph.nodes), default=0.0) or 1.0
         self.unit = max(math.gcd(*_sizes(graph)), 1)
         self.needs = [frozenset(node.needs) for node in graph.nodes]
@@ -165,7 +127,7 @@ class _Model:
 
     def _stored(self, size: int, needed: bool) -> int:
         if needed and size < self.pinned:
-            return _ONE
+            return ONE
         return self.program.variable()
 
     # -- what can be stored, computed and reversed
@@ -177,9 +139,9 @@ class _Model:
         for v, stored in (self.saves[b - 1] if b else {}).items():
             self._implies(stored, [saves.get(v), runs.get(v)])
         for v in self.needs[b]:
-            self._implies(_ONE, [outputs.get(v), runs.get(v)])
+            self._implies(ONE, [outputs.get(v), runs.get(v)])
         if self.own[b]:
-            self._implies(_ONE, [saves.get(b), runs.get(b)])
+            self._implies(ONE, [saves.get(b), runs.get(b)])
         for k, run in runs.items():
             for used in set(self.graph.nodes[k].uses):
                 self._implies(run, [outputs.get(used), runs.get(used)])
@@ -190,7 +152,7 @@ class _Model:
     def _implies(self, variable: int, any_of: Sequence[int | None]) -> None:
         """If the variable is 1, so is one of the others."""
         present = [other for other in any_of if other is not None]
-        if variable in present or _ONE in present:
+        if variable in present or ONE in present:
             return
         self.program.at_most([(variable, 1.0), *((other, -1.0) for other in present)], 0.0)
 
@@ -200,14 +162,14 @@ class _Model:
         graph, nodes = self.graph, self.graph.nodes
         kept = self.outputs[b - 1] if b else {}
         kept_saves = self.saves[b - 1] if b else {}
-        after = {v: kept[v] for v in kept if v not in self.needs[b]} | dict.fromkeys(self.needs[b], _ONE)
-        saves_after = {**kept_saves, **({b: _ONE} if self.own[b] else {})}
+        after = {v: kept[v] for v in kept if v not in self.needs[b]} | dict.fromkeys(self.needs[b], ONE)
+        saves_after = {**kept_saves, **({b: ONE} if self.own[b] else {})}
         reversal = [(variable, float(nodes[v].output_bytes)) for v, variable in after.items()]
         reversal += [(variable, float(nodes[v].saved_bytes)) for v, variable in saves_after.items()]
-        self._memory.append([(_ONE, float(graph.during[b])), *reversal])
+        self._memory.append([(ONE, float(graph.during[b])), *reversal])
         lives = {v: self._live(b, v, after.get(v)) for v in range(b)} if self.runs[b] else {}
         for k, run in self.runs[b].items():
-            terms: list[Term] = [(_ONE, float(graph.before[b])), (run, float(nodes[k].workspace))]
+            terms: list[Term] = [(ONE, float(graph.before[b])), (run, float(nodes[k].workspace))]
             terms.append((run, float(nodes[k].output_bytes)))
             terms += [(s, float(nodes[v].output_bytes)) for v, s in self.outputs[b].items() if v > k]
             for v in range(k):
@@ -220,7 +182,7 @@ class _Model:
 
     def _live(self, b: int, v: int, after: int | None) -> list[tuple[int, int]]:
         """By user of output v in stage b, in order: whether v is live when that has its turn."""
-        if after == _ONE:
+        if after == ONE:
             return []
         lives: list[tuple[int, int]] = []
         for user in reversed([u for u in self.graph.users[v] if u in self.runs[b]]):
@@ -237,7 +199,7 @@ class _Model:
         outputs, saves = self.outputs[self.n - 1], self.saves[self.n - 1]
         for moment in self.graph.running:
             alive = sum(nodes[v].output_bytes for v in moment.alive)
-            terms = [(_ONE, float(moment.besides + alive))]
+            terms = [(ONE, float(moment.besides + alive))]
             terms += [
                 (s, float(nodes[v].output_bytes))
                 for v, s in outputs.items()
@@ -263,14 +225,14 @@ class _Model:
                 program.at_most(scaled, room)
             else:
                 program.at_most([*scaled, (peak, -1.0)], 0.0)
-        highs, bound = _run_highs(program, time_limit)
+        highs, bound = solve(program, time_limit)
         values = None if highs is None else np.asarray(highs) > 0.5
         actions = None if values is None else unfold(self.graph, self._schedule(values))
         return _Answer(actions, bound * (self.scale if budget is not None else biggest))
 
     def _schedule(self, values: Any) -> Schedule:
         def chosen(variables: dict[int, int]) -> frozenset[int]:
-            return frozenset(v for v, variable in variables.items() if variable == _ONE or values[variable])
+            return frozenset(v for v, variable in variables.items() if variable == ONE or values[variable])
 
         return Schedule(
             [chosen(stored) for stored in self.outputs],
@@ -282,40 +244,3 @@ class _Model:
 def _sizes(graph: Graph) -> list[int]:
     sizes = [size for node in graph.nodes for size in (node.output_bytes, node.saved_bytes, node.workspace)]
     return [*sizes, *(moment.besides for moment in graph.running), *graph.before, *graph.during]
-
-
-def _run_highs(program: _Program, time_limit: float) -> tuple[Sequence[float] | None, float]:
-    """The values of the best solution found, if any, and a lower bound of the objective."""
-    import highspy
-
-    lp = highspy.HighsLp()
-    lp.num_col_, lp.num_row_ = len(program.cost), len(program.row_upper)
-    lp.col_cost_, lp.col_lower_, lp.col_upper_ = map(np.asarray, (program.cost, program.lower, program.upper))
-    lp.row_lower_ = np.full(lp.num_row_, -highspy.kHighsInf)
-    lp.row_upper_ = np.asarray(program.row_upper)
-    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-    lp.a_matrix_.start_ = np.asarray(program.starts)
-    lp.a_matrix_.index_ = np.asarray(program.columns)
-    lp.a_matrix_.value_ = np.asarray(program.values)
-    kinds = highspy.HighsVarType
-    lp.integrality_ = [kinds.kInteger if integer else kinds.kContinuous for integer in program.integer]
-
-    class Quiet(highspy.Highs):
-        """The solver, which would greet on standard output before it can be told to be silent."""
-
-        def enableCallbacks(self) -> None:  # the first thing that its constructor does
-            self.setOptionValue("output_flag", False)
-            super().enableCallbacks()  # type: ignore[no-untyped-call]
-
-    highs = Quiet()  # type: ignore[no-untyped-call]
-    highs.setOptionValue("output_flag", False)
-    highs.setOptionValue("time_limit", time_limit)
-    highs.setOptionValue("mip_rel_gap", 0.0)
-    highs.setOptionValue("mip_abs_gap", _PROVED_GAP)
-    highs.passModel(lp)
-    highs.run()
-    info = highs.getInfo()
-    bound = info.mip_dual_bound if math.isfinite(info.mip_dual_bound) else 0.0
-    if info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
-        return None, bound
-    return list(highs.getSolution().col_value), bound

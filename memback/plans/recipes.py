@@ -188,7 +188,7 @@ class CallShape(NamedTuple):
 
 
 def keeps_its_own(node: Any) -> tuple[bool, bool]:
-    """Whether a call keeps its output, and whether it keeps residuals, which not every call of an op with some makes."""
+    """Whether a call keeps its output, and whether it keeps residuals: not every call of an op with some makes them."""
     names = set(node.saving.names)
     keeps_residuals = bool(names & set(node.op.residuals)) and node.op.has_residuals(node.recipe.values)
     return "out" in names, keeps_residuals

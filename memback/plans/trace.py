@@ -23,8 +23,6 @@ from memback.tape import Edge, Tensor
 
 __all__ = ["Layout", "Trace", "TracedCall"]
 
-_APART = 4.0
-"""Ops whose FLOPs a saved byte are this many times apart are not of the same sort."""
 _SHARE = 0.25
 """A stretch without cuts that holds more than this share of all saved bytes is divided further."""
 
@@ -266,32 +264,3 @@ class Layout:
         if selection is not None:
             saved |= self._made(selection.stored)
         return saved - self.activations[stage] - self.activations[stage + 1] - self.lasting_buffers
-
-    @cached_property
-    def _outputs(self) -> dict[int, int]:
-        """The saved buffers that are outputs of calls inside stages, and the call that made each."""
-        fixed = self.lasting_buffers.union(*self.activations)
-        makers: dict[int, int] = {}
-        for number, call in enumerate(self.calls):
-            for buffer in call.made:
-                makers.setdefault(buffer, number)
-        return {buffer: number for buffer, number in makers.items() if buffer in self.saved - fixed}
-
-    def thresholds(self) -> list[float]:
-        """FLOPs a byte that tell what is cheap to compute again from what is dear: between sorts of ops."""
-        intensity = sorted({self._intensity(buffer, number) for buffer, number in self._outputs.items()})
-        gaps = pairwise(intensity)
-        return [low for low, high in gaps if high > _APART * max(low, 0.25)]
-
-    def _intensity(self, buffer: int, number: int) -> float:
-        return self.calls[number].flops / max(self.trace.buffers[buffer], 1)
-
-    def select(self, threshold: float) -> tuple[Selection, ...]:
-        """For each stage: outputs that take more FLOPs a byte than this are kept, the others are computed again."""
-        dropped = {b for b, number in self._outputs.items() if self._intensity(b, number) <= threshold}
-        stages = []
-        for stage in range(len(self.bounds) - 1):
-            inside = self.calls_of(stage)
-            stored = frozenset(n for b, n in self._outputs.items() if n in inside and b not in dropped)
-            stages.append(Selection(stored, frozenset(n for n in inside if not self.calls[n].saved & dropped)))
-        return tuple(stages)
