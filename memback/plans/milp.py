@@ -37,7 +37,6 @@ PROVED = "optimal over a fixed order"
 _RETRIES = 3
 
 
-
 def cheapest(graph: Graph, budget: int, time_limit: float, pinned: int = 0) -> GraphPlan | None:
     """The cheapest schedule within a budget (bytes); None if there is none, or none was found in time (seconds)."""
     end = time.monotonic() + time_limit

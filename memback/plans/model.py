@@ -8,7 +8,6 @@ every budget are left for that.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,13 +21,14 @@ from memback.plans.execute import Execution
 from memback.plans.graph_execution import GraphExecution
 from memback.plans.graph_region import GraphRegion
 from memback.plans.measure import Choice, Staged, measure, planned, predict, trace
+from memback.plans.mixing import Mixing
 from memback.plans.region import Region, Selection
 from memback.plans.registry import WHOLE
 from memback.plans.registry import planner as planner_of
 from memback.plans.running import Run, run_region
 from memback.plans.saved import SavedPlan, check_parameters
 from memback.plans.segments import recorded
-from memback.plans.simulate import BudgetError, Chain, finish, simulate
+from memback.plans.simulate import BudgetError, Chain, finish
 from memback.plans.stage import Stage
 from memback.profiling.passes import Step
 from memback.units import format_bytes, format_bytes_short, parse_bytes
@@ -62,6 +62,8 @@ KEEPING_EVERYTHING = frozenset({"chain", "exact", "all", *WHOLE})
 """Planners that compute nothing again where all that backward needs fits the budget."""
 
 _REFINEMENTS = 3
+_MIXTURES = 64
+"""Points of the frontier between plans that keep stages in one way."""
 
 
 class NoPlanError(MembackError):
@@ -274,7 +276,9 @@ class Planning:
             return graph_plans.PLANNERS[planner](self, budget, time_limit)
         if planner in KEEPING_EVERYTHING and self.everything.budget <= budget:
             return replace(self.everything, budget=budget)
-        found = [p for choice in self.staged.choices if (p := self._within(choice, budget, planner)) is not None]
+        found = [
+            p for number in range(len(self.staged.choices)) if (p := self._within(number, budget, planner)) is not None
+        ]
         if not found:
             leanest = self.leanest(planner)
             if leanest.budget > budget:
@@ -306,17 +310,18 @@ class Planning:
         best = min(plans, key=lambda p: (p.peak_bytes, p.extra_flops))
         return replace(best, budget=best.peak_bytes + RESERVE)
 
-    def _within(self, choice: Choice, budget: int, planner: str) -> ModelPlan | None:
+    def _within(self, number: int, budget: int, planner: str) -> ModelPlan | None:
         """The plan for one choice. What a simulation counts too much is room for a cheaper plan."""
-        solve = planner_of(planner)
+        solve, stages = planner_of(planner), self.staged.choices[number].stages
+        mixing = Mixing(self.staged.choices, number)
         most = budget - RESERVE
         room, best = most - self.staged.base_bytes, None
         for _ in range(_REFINEMENTS):
             try:
-                solved = solve(choice.stages, room)
+                solved = solve(stages, room)
             except BudgetError:
                 break
-            made = self._realise(self._eased(choice, solved, room), solved, budget)
+            made = self._realise(mixing.most(solved.actions, room), solved, budget)
             if made.peak_bytes <= most and (best is None or made.extra_flops < best.extra_flops):
                 best = made
             slack = most - made.peak_bytes
@@ -324,26 +329,6 @@ class Planning:
                 break
             room += slack
         return best
-
-    def _eased(self, choice: Choice, made: Plan, room: int) -> Choice:
-        """The choice with everything kept of as many stages as there is room for, those first that gain most by it."""
-        full = self.staged.choices[0]
-        gains = {
-            i: (lean.backward_cost - stage.backward_cost) / max(stage.saved_bytes - lean.saved_bytes, 1)
-            for i, (lean, stage) in enumerate(zip(choice.stages, full.stages, strict=True))
-            if choice.kept[i] is not None and lean.backward_cost > stage.backward_cost
-        }
-        order = sorted(gains, key=gains.__getitem__, reverse=True)
-
-        def mixed(count: int) -> Choice:
-            eased = set(order[:count])
-            pick = [full if i in eased else choice for i in range(len(choice.stages))]
-            return Choice(tuple(c.kept[i] for i, c in enumerate(pick)), tuple(c.stages[i] for i, c in enumerate(pick)))
-
-        def exceeds(count: int) -> bool:
-            return simulate(mixed(count).stages, made.actions)[1] > room
-
-        return mixed(max(bisect_left(range(len(order) + 1), True, key=exceeds) - 1, 0))
 
     # -- the whole curve
 
@@ -355,11 +340,10 @@ class Planning:
         """
         once = sum(stage.forward_cost + stage.backward_cost for stage in self.staged.choices[0].stages)
         points: list[FrontierPoint] = []
-        every = sorted(
-            (peak + self.staged.base_bytes + RESERVE, max(cost - once, 0))
-            for choice in self.staged.choices
-            for peak, cost in chain.frontier(choice.stages)
-        )
+        found = [point for choice in self.staged.choices for point in chain.frontier(choice.stages)]
+        mixing = Mixing(self.staged.choices, len(self.staged.choices) - 1)
+        found += mixing.curve(tuple(recorded(0, len(self.staged.choices[0].stages))), _MIXTURES)
+        every = sorted((peak + self.staged.base_bytes + RESERVE, max(cost - once, 0)) for peak, cost in found)
         for peak, extra in every:
             if not points or extra < points[-1].extra_flops:
                 points.append(FrontierPoint(peak, extra))

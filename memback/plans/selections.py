@@ -10,12 +10,12 @@ __all__ = ["selections"]
 
 _PRICES = tuple(float(2**exponent) for exponent in range(-3, 18))
 """FLOPs a byte, from ops that make a value by reading another to large matrix products."""
-_LESS = 0.9
-"""A selection is another one where it keeps less than this share of the bytes."""
+_APART = 0.1
+"""A selection counts as another one where it keeps less by this share of all bytes: each costs two dry runs."""
 
 
 def selections(layout: Layout) -> list[tuple[Selection, ...]]:
-    """What to keep of each stage at rising prices of a byte: each of the selections keeps clearly less than the last.
+    """What to keep of each stage at rising prices of a byte; each of the selections keeps clearly less than the last.
 
     They end before the one that keeps nothing inside of stages, which planners have without them.
     """
@@ -23,13 +23,13 @@ def selections(layout: Layout) -> list[tuple[Selection, ...]]:
     problems = [_Problem(layout, stage) for stage in stages]
     solved: dict[tuple[object, ...], frozenset[int]] = {}
     found: list[tuple[Selection, ...]] = []
-    least = sum(layout.trace.bytes_of(layout.saved_of(i)) for i in stages)
+    least = full = sum(layout.trace.bytes_of(layout.saved_of(i)) for i in stages)
     for price in _PRICES:
         chosen = tuple(problem.solve(price, solved) for problem in problems)
         size = sum(layout.trace.bytes_of(layout.saved_of(i, chosen[i])) for i in stages)
         if not size:
             break
-        if size < _LESS * least:
+        if size < least - _APART * full:
             found.append(chosen)
             least = size
     return found
