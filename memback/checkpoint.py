@@ -379,8 +379,11 @@ def run_segment(
     """What :func:`checkpoint` does; a policy, which has chosen its segments on purpose, runs it without warnings."""
     state = current()
     outer = state.tape
-    if outer is None or not state.checkpointing:
+    if outer is None:
         return function(*args, **kwargs)
+    if not state.checkpointing:
+        with outer.segment(keep):
+            return function(*args, **kwargs)
     node = CheckpointNode(function, args, kwargs, outer, state, call_site())
     sketch = Sketch(keep, weigh=warn)
     try:

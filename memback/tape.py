@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from operator import attrgetter
 from types import CodeType, FrameType, TracebackType
@@ -719,6 +720,10 @@ class Tape:
     def reruns(self, node: Node | None) -> bool:
         """Whether a call that was just made (``node``, if it was recorded) will be made again for its backward."""
         return self.transient
+
+    def segment(self, keep: Collection[str]) -> AbstractContextManager[None]:
+        """The block runs a segment that a checkpoint would recompute, all but the outputs of the ops in ``keep``."""
+        return nullcontext()
 
     def recall(self, op: Op) -> tuple[Any, tuple[Any, ...]] | None:
         """The output of this call where it is known already (on a recomputation that kept it)."""

@@ -22,6 +22,7 @@ from memback.plans.graph_execution import GraphExecution
 from memback.plans.graph_region import GraphRegion
 from memback.plans.measure import Choice, Staged, measure, planned, predict, trace
 from memback.plans.mixing import Mixing
+from memback.plans.policies import programs
 from memback.plans.region import Region, Selection
 from memback.plans.registry import WHOLE
 from memback.plans.registry import planner as planner_of
@@ -259,6 +260,15 @@ class Planning:
 
         return graphed(self.step, self.trace)
 
+    @cached_property
+    def policies(self) -> list[ModelPlan]:
+        """What the policies do that find something in the model, as plans."""
+        return [
+            replace(plan, budget=plan.peak_bytes + RESERVE)
+            for program in programs(self.step, trace)
+            for plan in [self.realise(program.region, program.stages, 0, f"heuristic: the policy {program.policy}")]
+        ]
+
     # -- one plan
 
     def plan(self, budget: int, planner: str = "auto", time_limit: float = TIME_LIMIT) -> ModelPlan:
@@ -307,6 +317,8 @@ class Planning:
                 plans.append(self._realise(choice, planner_of(planner)(choice.stages, room), room))
             else:
                 raise AssertionError("a plan within no bytes at all")
+        if planner == "chain":
+            plans += self.policies
         best = min(plans, key=lambda p: (p.peak_bytes, p.extra_flops))
         return replace(best, budget=best.peak_bytes + RESERVE)
 
@@ -335,15 +347,16 @@ class Planning:
     def frontier(self) -> list[FrontierPoint]:
         """What less memory costs: budgets rise and extra FLOPs fall strictly, over all choices of what to keep.
 
-        The points are those of the planner ``chain``; for a small graph ``auto`` may find cheaper plans.
-        Peaks are simulated, which counts too much rather than too little.
+        The points are those of the planner ``chain``; for a small graph ``auto`` may find cheaper plans. Peaks are
+        simulated, which counts too much rather than too little, but for those of policies and of full retention.
         """
         once = sum(stage.forward_cost + stage.backward_cost for stage in self.staged.choices[0].stages)
         points: list[FrontierPoint] = []
         found = [point for choice in self.staged.choices for point in chain.frontier(choice.stages)]
         mixing = Mixing(self.staged.choices, len(self.staged.choices) - 1)
         found += mixing.curve(tuple(recorded(0, len(self.staged.choices[0].stages))), _MIXTURES)
-        every = sorted((peak + self.staged.base_bytes + RESERVE, max(cost - once, 0)) for peak, cost in found)
+        every = [(peak + self.staged.base_bytes + RESERVE, max(cost - once, 0)) for peak, cost in found]
+        every = sorted([*every, *((plan.budget, plan.extra_flops) for plan in [*self.policies, self.everything])])
         for peak, extra in every:
             if not points or extra < points[-1].extra_flops:
                 points.append(FrontierPoint(peak, extra))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from memback.errors import UsageError
@@ -83,6 +83,10 @@ class Run:
         if getattr(node, "execution", None) is not self:
             return None
         return node.index, edge.index if isinstance(edge, Port) else None  # type: ignore[attr-defined]
+
+    def segment(self, keep: Collection[str]) -> AbstractContextManager[None]:
+        """The model's own code runs what would be a segment without the plan."""
+        return nullcontext()
 
     def finish(self) -> None:
         """The region's forward is over.
@@ -167,6 +171,9 @@ class _RegionTape(Tape):
 
     def reruns(self, node: Node | None) -> bool:
         return node is not None and self._execution.runs_again(node)
+
+    def segment(self, keep: Collection[str]) -> AbstractContextManager[None]:
+        return self._execution.segment(keep)
 
     def clear(self) -> None:
         self._outer_tape.clear()

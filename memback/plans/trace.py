@@ -8,7 +8,8 @@ stage is *lasting*: always stored, so that what remains is a chain.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -60,6 +61,9 @@ class Trace(Run):
         self._numbers: dict[int, int] = {}
         self._alive: list[Any] = []
         self._own: set[int] = set()
+        self.segments: list[tuple[int, int, frozenset[str]]] = []
+        """(first call, one past the last, ops whose outputs are kept) of each segment that the model recomputes."""
+        self._in_segment = False
 
     def keeps(self) -> bool:
         return True
@@ -69,6 +73,16 @@ class Trace(Run):
 
     def may_run_again(self) -> bool:
         return False
+
+    @contextmanager
+    def segment(self, keep: Collection[str]) -> Iterator[None]:
+        outermost, start = not self._in_segment, self.count
+        self._in_segment = True
+        yield
+        if outermost:
+            self._in_segment = False
+            if self.count > start:
+                self.segments.append((start, self.count, frozenset(keep)))
 
     def expect(self, *_: Any) -> None:
         return
@@ -141,14 +155,14 @@ def _leaves(edges: Sequence[Edge | None]) -> Iterable[tuple[int, int]]:
 
 
 class Layout:
-    """A traced region cut into stages; see the module's text.
+    """A traced region cut into stages: at ``bounds``, by default as the module's text says.
 
     Attributes:
         bounds, crossing, lasting: as in :class:`memback.plans.region.Region`. Nothing crosses the last boundary: what
             comes after the region follows it at once, is run once, and belongs to its last stage.
     """
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, bounds: Sequence[int] | None = None) -> None:
         self.trace = trace
         self.calls = trace.calls
         n = len(self.calls)
@@ -159,7 +173,7 @@ class Layout:
         for number in trace.outputs:
             self._last[number] = n
         self.saved = frozenset().union(*(call.saved for call in self.calls))
-        self.bounds = tuple(self._choose_bounds())
+        self.bounds = tuple(bounds or self._choose_bounds())
         stage_of = [i for i, (a, b) in enumerate(pairwise(self.bounds)) for _ in range(a, b)]
         stage_of.append(len(self.bounds) - 1)
         across = {k: stage_of[last] for k, last in enumerate(self._last) if stage_of[last] > stage_of[k]}

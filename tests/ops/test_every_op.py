@@ -120,6 +120,17 @@ def pull_back(outs: list[Tensor], d_outs: list[Any]) -> None:
     total.backward()
 
 
+# -- residuals
+
+
+@of_every_op(examples=12)
+def test_residuals_are_made_exactly_where_the_op_says_so(op, call):
+    mb.manual_seed(SEED)
+    values = op.bind(*call.copy())
+    residuals = op.run(values, keep=True)[1]
+    assert any(residual is not None for residual in residuals) == op.has_residuals(values)
+
+
 # -- gradients
 
 

@@ -175,6 +175,20 @@ def test_ops_inside_of_kept_stages_are_chosen_by_what_they_cost():
     assert not again & {op.name for op in REGISTRY.values() if op.matrix_product}
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_product_in_front_of_a_dropout_is_run_again_only_for_its_mask(training):
+    mb.manual_seed(0)
+    blocks = [nn.Sequential(nn.Linear(32, 32), nn.Dropout(0.5)) for _ in range(4)]
+    for block in blocks:
+        block.train(training)
+    model = nn.Sequential(*blocks)
+    planning = Planning(Step(lambda: ops.sum(model(mb.Tensor(X))), model))
+    plan = planning.realise(planning.staged.skeleton.keeping_inputs(), (), 0, "")
+    assert plan.region.stages == 4
+    products = sum(count for number, count in plan.runs.items() if plan.region.calls[number].op == "linear")
+    assert products == (3 if training else 0)
+
+
 def test_frozen_layers_are_no_part_of_a_plan():
     model = mlp()
     model[0].requires_grad_(False)
