@@ -1,4 +1,4 @@
-"""What every shipped profile takes in every mode, under every policy and under plans: ``python -m tests.golden.figures``.
+"""What every shipped profile takes, by mode, by policy and under plans: ``python -m tests.golden.figures``.
 
 It writes ``figures.json`` beside it, an entry a line, so that a change of the engine or of a planner shows as a diff of
 figures. ``test_golden.py`` holds the present code against it. Gradients depend on the machine's BLAS too: their hashes
