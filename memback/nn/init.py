@@ -72,7 +72,7 @@ def looks_linear(mirrored_in: bool = True, mirrored_out: bool = True, slope: flo
 
     Outputs come in pairs z and -z, and the next layer weighs the pair f(z) and f(-z) by w and -w. For relu, gelu, silu
     and softplus f(z) - f(-z) = z, so a network of any depth begins as a rotation: signals and gradients keep their size
-    and their directions. Where a size is odd, its last feature has no mirror image.
+    and their directions. Where a size is odd, its last feature repeats the first, and weighs 0 in the next layer.
 
     Args:
         mirrored_in: whether inputs are such pairs: not those of the first layer.
@@ -82,12 +82,15 @@ def looks_linear(mirrored_in: bool = True, mirrored_out: bool = True, slope: flo
 
     def fill(generator: np.random.Generator, shape: tuple[int, ...]) -> Any:
         rows, columns = shape
-        half = _orthogonal(
-            generator, -(-rows // 2) if mirrored_in else rows, -(-columns // 2) if mirrored_out else columns
-        )
-        whole = np.concatenate([half, -half], 1) if mirrored_out else half
-        whole = np.concatenate([whole, -whole]) / np.float32(slope) if mirrored_in else whole
-        return whole[:rows, :columns]
+        inner = max(1, rows // 2) if mirrored_in else rows
+        outer = max(1, columns // 2) if mirrored_out else columns
+        pairs = _orthogonal(generator, inner, outer)
+        pairs = np.concatenate([pairs, -pairs], 1) if mirrored_out else pairs
+        pairs = np.concatenate([pairs, -pairs]) / np.float32(slope) if mirrored_in else pairs
+        weight = np.zeros(shape, np.float32)
+        weight[: len(pairs), : pairs.shape[1]] = pairs[:rows, :columns]
+        weight[:, pairs.shape[1] :] = weight[:, :1]
+        return weight
 
     return fill
 

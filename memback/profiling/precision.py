@@ -15,7 +15,11 @@ __all__ = ["PrecisionWarning", "floating_dtypes", "warn_of_subnormal_gradients",
 
 
 class PrecisionWarning(UserWarning):
-    """A dtype is too narrow for a step's gradients, or wider than its parameters."""
+    """A dtype is too narrow for a step's gradients, or wider than its parameters.
+
+    Gradients are looked at after backward: those of the first step of a training and of every hundredth after it, and
+    those of the first mode of a profile that is run for real. The dtypes of values are those that ops gave in forward.
+    """
 
 
 def warn_of_subnormal_gradients(parameters: Iterable[tuple[str, Tensor]], stacklevel: int = 2) -> bool:
@@ -35,7 +39,7 @@ def warn_of_subnormal_gradients(parameters: Iterable[tuple[str, Tensor]], stackl
     others = f" and of {len(small) - 1} more weights" if len(small) > 1 else ""
     warnings.warn(
         f"the gradients of {name}{others} are subnormal {grad.dtype} numbers (of {name} at most {largest:.1e}; below"
-        f" {_normal(grad):.1e} digits are lost): slow on most processors, and nothing is learnt there. {_remedy(grad)}",
+        f" {_normal(grad):.1e} digits are lost): slow on many processors, and nothing is learnt there. {_remedy(grad)}",
         PrecisionWarning,
         stacklevel + 1,
     )
