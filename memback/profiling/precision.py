@@ -71,8 +71,8 @@ def _remedy(grad: Any) -> str:
             " bfloat16, which has the range of float32"
         )
     return (
-        "Begin with weights that keep signals at their size from layer to layer (in a profile:"
-        ' model.initialisation = "looks_linear"), normalise, or add residual connections'
+        "Begin with weights that keep signals at their size from layer to layer (in a profile"
+        ' of an mlp: model.initialisation = "looks_linear"), normalise, or add residual connections'
     )
 
 
