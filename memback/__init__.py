@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from memback.compiled import use_compiled_kernels
     from memback.offload import OffloadWarning, save_on_disk
     from memback.plans.model import plan
+    from memback.profiling.precision import PrecisionWarning
     from memback.profiling.run import profile
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "OffloadWarning",
     "OpError",
     "OutOfMemoryError",
+    "PrecisionWarning",
     "ShapeArray",
     "Tape",
     "TapeError",
@@ -76,6 +78,7 @@ __all__ = [
 
 _LAZY = {
     "OffloadWarning": "memback.offload",
+    "PrecisionWarning": "memback.profiling.precision",
     "keep_freed_memory": "memback.allocator",
     "models": "memback.models",
     "optim": "memback.optim",
@@ -85,7 +88,15 @@ _LAZY = {
     "save_on_disk": "memback.offload",
     "use_compiled_kernels": "memback.compiled",
 }
-_FUNCTIONS = {"OffloadWarning", "keep_freed_memory", "plan", "profile", "save_on_disk", "use_compiled_kernels"}
+_FUNCTIONS = {
+    "OffloadWarning",
+    "PrecisionWarning",
+    "keep_freed_memory",
+    "plan",
+    "profile",
+    "save_on_disk",
+    "use_compiled_kernels",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import rich_click as click
 from rich.console import Console
@@ -17,7 +19,7 @@ from memback.files import check_target, write_atomically
 if TYPE_CHECKING:
     from memback.profiling.report import Report
 
-__all__ = ["Output", "output_options", "report_options"]
+__all__ = ["Output", "output_options", "report_options", "shown"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,23 @@ class Output:
             click.echo(text, nl=False)
         else:
             self.write(self.json, text)
+
+
+@contextmanager
+def shown(category: type[Warning], output: Output, label: str = "Warning") -> Iterator[None]:
+    """Show warnings of a category in the block as lines on standard error, in place of Python's own form."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", category)
+        others = warnings.showwarning
+
+        def show(message: Any, kind: Any, *rest: Any, **named: Any) -> None:
+            if issubclass(kind, category):
+                Console(stderr=True, quiet=output.quiet, highlight=False).print(f"{label}: {message}", markup=False)
+            else:
+                others(message, kind, *rest, **named)
+
+        warnings.showwarning = cast(Any, show)
+        yield
 
 
 def output_options(function: Callable[..., Any]) -> Callable[..., Any]:

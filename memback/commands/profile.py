@@ -8,7 +8,7 @@ import rich_click as click
 from msgspec.structs import replace
 
 from memback.commands.inputs import plan_options, planning_of, profile_argument, progress_bar, recomputation
-from memback.commands.options import Output, report_options
+from memback.commands.options import Output, report_options, shown
 from memback.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,9 +52,12 @@ def command(
     the report also has the cheapest plans for all budgets. The suffix of FILE is the report's format: .html .json
     .md .csv .txt .svg .png .trace.json .speedscope.json.
     """
+    from memback.profiling.precision import PrecisionWarning
+
     planning = planning_of(profile) if curve else None
     again = recomputation(profile, policy, budget, plan_file, planning)
-    report = _report(profile, modes, again, dry or profile.dry, rounds, output)
+    with shown(PrecisionWarning, output):
+        report = _report(profile, modes, again, dry or profile.dry, rounds, output)
     return report if planning is None else replace(report, frontier=_frontier(planning))
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import rich_click as click
 
 from memback.commands.inputs import progress_bar
-from memback.commands.options import Output, report_options
+from memback.commands.options import Output, report_options, shown
 from memback.commands.torch_plans import Again, again_options
 from memback.errors import MembackError, UsageError
 
@@ -165,22 +164,8 @@ def _explained(factory: str) -> Iterator[None]:
         raise MembackError(f"{factory} can't be run: {described(error)}") from error
 
 
-@contextmanager
-def _notes(output: Output) -> Iterator[None]:
+def _notes(output: Output) -> AbstractContextManager[None]:
     """Show warnings of dry runs in the block as notes, on standard error."""
-    from rich.console import Console
-
     from memback.bridges.torch import DryRunWarning
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", DryRunWarning)
-        others = warnings.showwarning
-
-        def show(message: Any, category: Any, *rest: Any, **named: Any) -> None:
-            if issubclass(category, DryRunWarning):
-                Console(stderr=True, quiet=output.quiet, highlight=False).print(f"Note: {message}", markup=False)
-            else:
-                others(message, category, *rest, **named)
-
-        warnings.showwarning = show
-        yield
+    return shown(DryRunWarning, output, "Note")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from memback.commands.inputs import plan_options, profile_argument, recomputation
-from memback.commands.options import Output, output_options
+from memback.commands.options import Output, output_options, shown
 from memback.units import format_bytes_short
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def command(
     """
     from memback.allocator import keep_freed_memory
     from memback.errors import UsageError
+    from memback.profiling.precision import PrecisionWarning
     from memback.profiling.training import Training
     from memback.profiling.workload import Workload
 
@@ -94,7 +95,8 @@ def command(
         raise UsageError(f"{resume} has done {training.next_step} steps already; ask for more than --steps {until}")
     keep_freed_memory()
     try:
-        history, seconds = _train(training, until, save, save_every, output)
+        with shown(PrecisionWarning, output):
+            history, seconds = _train(training, until, save, save_every, output)
     finally:
         keep_freed_memory(False)
     if save is not None:

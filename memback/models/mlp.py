@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from memback import nn, ops
 from memback.models.classifier import Classifier, activation_of
+from memback.nn import init
 from memback.tape import Tensor
 
 __all__ = ["MLP"]
+
+_SLOPES = {"leaky_relu": 1.01, "tanh": 2.0, "sigmoid": 0.5}
+"""Of f(z) - f(-z) at 0; 1 for all other activations."""
 
 
 class MLP(Classifier):
@@ -23,6 +27,11 @@ class MLP(Classifier):
         depth: their number.
         activation: after each hidden layer.
         objective: ``cross_entropy``, or ``sqerr`` (Eq. 10b) for targets of the output's shape.
+        initialisation: ``uniform`` in +-1/sqrt(inputs of the layer), PyTorch's default, with which every relu layer
+            divides the mean square of the gradient by 6, so that a network of many layers learns nothing; or
+            ``looks_linear`` (:func:`memback.nn.init.looks_linear`), with which signals and gradients keep their size.
+            Weights of variance 2/inputs (He et al. 2015, arXiv 1502.01852, as Glorot & Bengio 2010 for tanh) keep it
+            too, but after 100 layers all samples look alike.
         dtype: of the parameters.
 
     Raises:
@@ -38,6 +47,7 @@ class MLP(Classifier):
         depth: int | None = None,
         activation: str = "relu",
         objective: str = "cross_entropy",
+        initialisation: Literal["uniform", "looks_linear"] = "uniform",
         *,
         dtype: str = "float32",
     ) -> None:
@@ -46,10 +56,19 @@ class MLP(Classifier):
             raise ValueError("give either `hidden`, a list of widths, or `width` and `depth`")
         if objective not in ("cross_entropy", "sqerr"):
             raise ValueError(f"`objective` (={objective!r}) must be 'cross_entropy' or 'sqerr'")
-        widths = [inputs, *(hidden if hidden is not None else [width or 0] * (depth or 0))]
-        pairs = pairwise(widths)
-        units = [nn.Sequential(nn.Linear(a, b, dtype=dtype), activation_of(activation)) for a, b in pairs]
-        self.layers = nn.Sequential(*units, nn.Linear(widths[-1], outputs, dtype=dtype))
+        if initialisation not in ("uniform", "looks_linear"):
+            raise ValueError(f"`initialisation` (={initialisation!r}) must be 'uniform' or 'looks_linear'")
+        widths = [inputs, *(hidden if hidden is not None else [width or 0] * (depth or 0)), outputs]
+        last = len(widths) - 2
+
+        def linear(number: int, a: int, b: int) -> nn.Module:
+            fill = None
+            if initialisation == "looks_linear":
+                fill = init.looks_linear(number > 0, number < last, _SLOPES.get(activation, 1.0))
+            return nn.Linear(a, b, dtype=dtype, fill=fill)
+
+        *inner, outer = (linear(number, a, b) for number, (a, b) in enumerate(pairwise(widths)))
+        self.layers = nn.Sequential(*(nn.Sequential(layer, activation_of(activation)) for layer in inner), outer)
         self.objective = objective
         self.reduction = "sum" if objective == "sqerr" else "mean"
 

@@ -16,7 +16,7 @@ from memback.nn.module import Parameter
 from memback.shape_array import ShapeArray
 from memback.state import current
 
-__all__ = ["Fill", "buffer", "constant", "normal", "parameter", "uniform"]
+__all__ = ["Fill", "buffer", "constant", "looks_linear", "normal", "parameter", "uniform"]
 
 Fill: TypeAlias = "Callable[[np.random.Generator, tuple[int, ...]], Any]"  # a string: numpy.random takes long to load
 """Gives an array's values from a generator and a shape."""
@@ -65,3 +65,39 @@ def uniform(fan_in: int) -> Fill:
     """Uniform in +-1/sqrt(fan_in): PyTorch's default for weights and biases of linear layers and convolutions."""
     bound = 1 / math.sqrt(max(1, fan_in))
     return lambda generator, shape: generator.uniform(-bound, bound, shape)
+
+
+def looks_linear(mirrored_in: bool = True, mirrored_out: bool = True, slope: float = 1.0) -> Fill:
+    """An orthogonal matrix in mirrored pairs (Balduzzi et al. 2017, arXiv 1702.08591), for weights of shape (in, out).
+
+    Outputs come in pairs z and -z, and the next layer weighs the pair f(z) and f(-z) by w and -w. For relu, gelu, silu
+    and softplus f(z) - f(-z) = z, so a network of any depth begins as a rotation: signals and gradients keep their size
+    and their directions. Where a size is odd, its last feature repeats the first, and weighs 0 in the next layer.
+
+    Args:
+        mirrored_in: whether inputs are such pairs: not those of the first layer.
+        mirrored_out: whether outputs are to be: not those of the last layer.
+        slope: of f(z) - f(-z) at 0, by which weights of mirrored inputs are divided.
+    """
+
+    def fill(generator: np.random.Generator, shape: tuple[int, ...]) -> Any:
+        rows, columns = shape
+        inner = max(1, rows // 2) if mirrored_in else rows
+        outer = max(1, columns // 2) if mirrored_out else columns
+        pairs = _orthogonal(generator, inner, outer)
+        pairs = np.concatenate([pairs, -pairs], 1) if mirrored_out else pairs
+        pairs = np.concatenate([pairs, -pairs]) / np.float32(slope) if mirrored_in else pairs
+        weight = np.zeros(shape, np.float32)
+        weight[: len(pairs), : pairs.shape[1]] = pairs[:rows, :columns]
+        weight[:, pairs.shape[1] :] = weight[:, :1]
+        return weight
+
+    return fill
+
+
+def _orthogonal(generator: np.random.Generator, rows: int, columns: int) -> Any:
+    """Orthonormal rows or columns, whichever are fewer, of no preferred direction (Saxe et al. 2013, 1312.6120)."""
+    long, short = max(rows, columns), min(rows, columns)
+    q, r = np.linalg.qr(generator.standard_normal((long, short), np.float32))
+    q = q * np.sign(np.diagonal(r))
+    return q if rows >= columns else q.T

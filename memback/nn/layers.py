@@ -36,13 +36,24 @@ __all__ = [
 
 
 class Linear(Module):
-    """h W + b (Eq. 10a): (..., in_features) to (..., out_features). The weight has shape (in, out), as in the notes."""
+    """h W + b (Eq. 10a): (..., in_features) to (..., out_features). The weight has shape (in, out), as in the notes.
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, dtype: Any = "float32") -> None:
+    With a ``fill`` of :mod:`memback.nn.init` the weight begins with its values, and the bias with zeros.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        dtype: Any = "float32",
+        fill: init.Fill | None = None,
+    ) -> None:
         super().__init__()
-        fill = init.uniform(in_features)
-        self.weight = init.parameter((in_features, out_features), dtype, fill)
-        self.bias = init.parameter((out_features,), dtype, fill) if bias else None
+        uniform = init.uniform(in_features)
+        self.weight = init.parameter((in_features, out_features), dtype, fill or uniform)
+        self.bias = init.parameter((out_features,), dtype, init.constant(0) if fill else uniform) if bias else None
 
     def forward(self, h: Any) -> Tensor:
         return ops.linear(h, self.weight, self.bias)

@@ -27,6 +27,7 @@ from memback.errors import MembackError, UsageError
 from memback.ledger import Interval, Ledger, peak_of
 from memback.op import Op
 from memback.policy import Planned, applied
+from memback.profiling.precision import warn_of_subnormal_gradients
 from memback.shape_array import ShapeArray, dry_memory, fresh_dry_memory
 from memback.state import current
 from memback.tape import Call, Edge, Node, Observer, Tape, Tensor, no_grad
@@ -310,6 +311,7 @@ class Step:
         self.optimizer = optimizer
         state = current()
         self._random = (state.seed, state.draws)
+        self._gradients_looked_at = False
         self._update_workspace: dict[tuple[Any, ...], int] = {}
 
     def run(
@@ -472,6 +474,9 @@ class Step:
     def _gradients(self) -> tuple[str, int]:
         digest, size = hashlib.sha256(), 0
         parameters = {} if self.module is None else dict(self.module.named_parameters())
+        if not self._gradients_looked_at:
+            self._gradients_looked_at = True
+            warn_of_subnormal_gradients(parameters.items(), stacklevel=5)
         for name in sorted(parameters):
             grad = parameters[name].grad
             if grad is not None:

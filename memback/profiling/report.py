@@ -47,7 +47,11 @@ Duration = Annotated[float, Meta(ge=0)]
 
 
 class Profile(Struct, frozen=True, kw_only=True):
-    """What was run; ``sha256`` is that of the definition in full, None where there was none."""
+    """What was run; ``sha256`` is that of the definition in full, None where there was none.
+
+    ``dtype`` names the floating-point dtypes of what ops gave, in the order in which they came up; of a PyTorch module,
+    those of its parameters.
+    """
 
     name: str
     model: Mapping[str, Any]

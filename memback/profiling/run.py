@@ -19,6 +19,7 @@ from memback.ledger import Accounts, Row
 from memback.policy import Planned
 from memback.profiling import report as plain
 from memback.profiling.passes import Account, Mode, Peak, Prediction, Seconds, Step, median
+from memback.profiling.precision import floating_dtypes, warn_of_wider_values
 from memback.profiling.report import Report, Run
 from memback.shape_array import NoValuesError
 from memback.state import current
@@ -56,10 +57,15 @@ def profile(
         optimizer: whose update ends the step, and whose state counts as training memory.
         rounds: how often each mode is timed; the median is reported.
         predict: whether to predict each mode by a dry run, beside the measurement.
-        about: what the report says of the profile (``name``, ``model``, ``data``, ``dtype``, ``sha256``).
+        about: what the report says of the profile (``name``, ``model``, ``data``, ``sha256``). Its ``dtype`` is what
+            the step has computed in: all floating-point dtypes that ops gave.
         progress: called with (what is done now, steps done, steps in all).
 
     Inside ``with mb.dry_run():`` nothing is run for real: predictions alone are reported.
+
+    Warns (:class:`memback.PrecisionWarning`), once, where values are wider than the parameters, as those computed from
+    a float64 input are, and where gradients of weights are subnormal, as a real run of the first mode with gradients
+    shows.
 
     Returns:
         the :class:`~memback.profiling.report.Report`; all sizes in bytes, times in seconds.
@@ -72,11 +78,12 @@ def profile(
     repeatable = Step(step, module, optimizer)
     work = _Dry(repeatable) if current().dry else _Real(repeatable, rounds, predict)
     runs = work.runs(chosen, progress)
+    warn_of_wider_values(work.rows, () if module is None else module.parameters())
     report = Report(
         memback=__version__,
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         machine=machine(),
-        profile=plain.Profile(**{**_about(step, module), **(about or {})}),
+        profile=plain.Profile(**{**_about(step, module), **(about or {}), **_computed_in(work.rows)}),
         arguments=_arguments(module, optimizer, work.input_bytes),
         runs=tuple(runs),
     )
@@ -102,6 +109,7 @@ class _Dry:
     def __init__(self, step: Step) -> None:
         self.step = step
         self.input_bytes = 0
+        self.rows: Sequence[Row] = ()
 
     def runs(self, modes: Sequence[Mode], progress: Callable[[str, int, int], None]) -> list[Run]:
         runs = []
@@ -109,6 +117,7 @@ class _Dry:
             progress(f"dry run of {mode}", done, len(modes))
             prediction = self.step.predict(mode)
             self.input_bytes = prediction.ledger.input_bytes
+            self.rows = prediction.ledger.rows
             runs.append(run_of(mode, prediction.ledger, prediction.peak.bytes, prediction.peak))
         return runs
 
@@ -121,6 +130,7 @@ class _Real:
         self.rounds = rounds
         self.predict = predict
         self.input_bytes = 0
+        self.rows: Sequence[Row] = ()
 
     def runs(self, modes: Sequence[Mode], progress: Callable[[str, int, int], None]) -> list[Run]:
         total = len(modes) * (3 + self.rounds)
@@ -148,6 +158,7 @@ class _Real:
             prediction = self._prediction(mode)
             ledger = accounts[mode].ledger
             self.input_bytes = max(self.input_bytes, ledger.input_bytes)
+            self.rows = ledger.rows
             peak = measured if prediction is None else prediction.peak
             run = run_of(mode, ledger, None if prediction is None else prediction.peak.bytes, peak)
             runs.append(
@@ -229,13 +240,17 @@ def _arguments(module: Module | None, optimizer: Optimizer | None, input_bytes: 
 
 
 def _about(step: Callable[[], Tensor], module: Module | None) -> dict[str, Any]:
-    dtypes = {} if module is None else {p.dtype.name: None for p in module.parameters()}
     return {
         "name": getattr(step, "__name__", "step"),
         "model": {} if module is None else {"name": type(module).__name__},
         "data": {},
-        "dtype": ", ".join(dtypes),
+        "dtype": "",
     }
+
+
+def _computed_in(rows: Sequence[Row]) -> dict[str, str]:
+    dtypes = floating_dtypes(rows)
+    return {"dtype": ", ".join(dtypes)} if dtypes else {}
 
 
 def machine() -> dict[str, Any]:

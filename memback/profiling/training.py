@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from memback.errors import MembackError, UsageError
-from memback.ledger import Category, Ledger
+from memback.ledger import Category, Ledger, Row
 from memback.micro_batches import accumulate_gradients
 from memback.nn.state import read, write
 from memback.offload import save_on_disk
 from memback.policy import Planned, Policy, applied
+from memback.profiling.precision import warn_of_subnormal_gradients, warn_of_wider_values
 from memback.profiling.workload import Workload
 from memback.state import current
 from memback.tape import Tape, no_grad
@@ -27,6 +28,9 @@ from memback.tape import Tape, no_grad
 __all__ = ["StepResult", "Training"]
 
 _SCHEMA = "memback.training/1"
+
+_LOOK_EVERY = 100
+"""Steps from one look at the gradients to the next: a look reads each of them twice."""
 
 
 @dataclass(frozen=True)
@@ -68,18 +72,30 @@ class Training:
         self.micro_batches = micro_batches
         self.disk = save_on_disk() if offload else None
         self.next_step = 0
+        self._warned = False
 
     def steps(self, until: int) -> Iterator[StepResult]:
         """Train up to step ``until`` (exclusive), giving each step's result.
+
+        Warns (:class:`memback.PrecisionWarning`) where the first step computes in a wider dtype than the parameters',
+        and, once, where the first or a hundredth step after it has subnormal gradients.
 
         Raises:
             MembackError: the loss is not finite any more.
         """
         self.work.model.train()
+        first = self.next_step
         while self.next_step < until:
-            yield self._step()
+            yield self._step(self.next_step - first)
 
-    def _step(self) -> StepResult:
+    def _look(self, rows: Sequence[Row], since_first: int) -> None:
+        model = self.work.model
+        if since_first == 0:
+            warn_of_wider_values(rows, model.parameters(), stacklevel=4)
+        if since_first % _LOOK_EVERY == 0 and not self._warned:
+            self._warned = warn_of_subnormal_gradients(model.named_parameters(), stacklevel=4)
+
+    def _step(self, since_first: int) -> StepResult:
         work, step = self.work, self.next_step
         work.optimizer.lr = work.profile.train.rate(step)
         x, y = work.batch(step)
@@ -108,6 +124,7 @@ class Training:
                 f"the loss of step {step} is {value}: training has diverged. Lower train.learning_rate"
                 f" (={work.profile.train.learning_rate}) or lengthen train.warmup (={work.profile.train.warmup})"
             )
+        self._look(ledger.rows, since_first)
         work.optimizer.step()
         self.next_step += 1
         return StepResult(step, value, time.perf_counter() - began, len(x), live[0])
