@@ -300,6 +300,35 @@ def test_what_is_sharded_by_itself_is_gathered_by_itself():
     assert blocks.arguments == whole.arguments
 
 
+def test_patterns_match_part_by_part_and_parts_within_others_are_sharded_first():
+    def predicted_of(*shard):
+        return bridge.predict(job.Net, job.inputs(0), strategy="fsdp2", ranks=2, shard=shard, modes=("inference",))
+
+    lists, blocks = predicted_of(), predicted_of("blocks.*")
+    assert lists.runs[0].peak == blocks.runs[0].peak
+    once, twice = predicted_of("blocks.*.one", "blocks.*"), predicted_of("blocks.*", "blocks.?", "blocks.*.one")
+    assert once.runs[0].peak == twice.runs[0].peak
+    assert once.runs[0].peak.gathered < blocks.runs[0].peak.gathered
+
+
+def test_what_can_t_be_sharded_is_refused_with_the_remedy():
+    for shard, said in (["blocks"], "write blocks.*"), (["norm"], "no submodule's path matches 'norm'"):
+        with pytest.raises(UsageError) as refused:
+            bridge.predict(job.Net, job.inputs(0), strategy="fsdp2", ranks=2, shard=shard)
+        assert said in str(refused.value)
+    with pytest.raises(UsageError, match="reshard_after_forward=3 does not divide the 4 ranks"):
+        bridge.predict(job.Net, job.inputs(0), strategy="fsdp2", ranks=4, options={"reshard_after_forward": 3})
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_what_is_called_by_name_is_predicted_by_name(strategy):
+    given = {"strategy": strategy, "ranks": 2, "modes": ["full"], "loss": job.loss}
+    by_name = bridge.predict(job.Net, kwargs={"x": job.inputs(0)}, **given)
+    by_position = bridge.predict(job.Net, job.inputs(0), **given)
+    assert by_name.distributed.ranks == by_position.distributed.ranks
+    assert by_name.arguments.input_bytes == job.inputs(0).nbytes
+
+
 def test_a_prediction_allocates_nothing():
     def wide():
         return torch.nn.Sequential(*[torch.nn.Linear(60_000, 60_000, bias=False) for _ in range(4)])

@@ -8,7 +8,6 @@ can be run again together, keeping nothing between them.
 
 from __future__ import annotations
 
-import fnmatch
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from memback.bridges.torch.flow import Flow, NotPlainError, describe
+from memback.bridges.torch.paths import matches
 from memback.bridges.torch.storages import key, storages, tensors
 from memback.errors import UsageError
 
@@ -312,7 +312,7 @@ def _matching(roots: Sequence[_Node], patterns: Sequence[str]) -> list[_Node]:
     unused = set(patterns)
 
     def visit(node: _Node, within: bool) -> None:
-        hits = [pattern for pattern in patterns if node.path and _matches(node.path, pattern)]
+        hits = [pattern for pattern in patterns if node.path and matches(node.path, pattern)]
         unused.difference_update(hits)
         if hits and not within:
             found.append(node)
@@ -329,12 +329,6 @@ def _matching(roots: Sequence[_Node], patterns: Sequence[str]) -> list[_Node]:
                 + (", …" if len(called) > 12 else "")
             )
     return found
-
-
-def _matches(path: str, pattern: str) -> bool:
-    """As in a shell, part by part: ``layer.*`` is ``layer.0``, not ``layer.0.mlp``."""
-    parts, wanted = path.split("."), pattern.split(".")
-    return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
 
 
 def _expanded(root: _Node) -> list[_Node]:
