@@ -385,8 +385,27 @@ def test_compiled_modules_are_refused():
     with pytest.raises(UsageError, match=r"the module is compiled.*_orig_mod"):
         bridge.profile(torch.compile(module, backend="eager"), X)
     module[0].compile(backend="eager")
-    with pytest.raises(UsageError, match="submodule 0 is compiled"):
+    with pytest.raises(UsageError, match=r"submodule 0 is compiled.*before its compile\(\) was called") as refused:
         bridge.profile(module, X)
+    assert "_orig_mod" not in str(refused.value)
+    module[0]._compiled_call_impl = None  # which is what it says undoes that
+    assert bridge.profile(module, X, rounds=0).runs
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_scripted_modules_are_refused():
+    module = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    scripted, traced = torch.jit.script(module), torch.jit.trace(module, X)
+    for owner, name in ((scripted, "the module"), (traced, "the module"), (nn.Sequential(scripted), "submodule 0")):
+        said = f"^{name} is scripted.*before torch.jit.script or torch.jit.trace$"
+        for ask in (
+            lambda: bridge.profile(owner, X),  # noqa: B023
+            lambda: bridge.profile(owner, X, dry=True),  # noqa: B023
+            lambda: bridge.plan(owner, X, budget="1MiB"),  # noqa: B023
+            lambda: bridge.predict(lambda: owner, X, strategy="fsdp2", ranks=2),  # noqa: B023
+        ):
+            with pytest.raises(UsageError, match=said):
+                ask()
 
 
 def test_compiled_functions_run_as_they_are_written():

@@ -28,7 +28,7 @@ from memback.bridges.torch.body import (
     runs_again,
     segments_in,
 )
-from memback.bridges.torch.calls import Call
+from memback.bridges.torch.calls import Call, check_all_visible
 from memback.bridges.torch.fake import faked
 from memback.bridges.torch.planned import running, submodule
 from memback.bridges.torch.stages import Blocks, find_blocks, seconds, weighed
@@ -162,7 +162,7 @@ class TorchPlan(SavedPlan):
         it is. Hooks of a block run whenever the block does, so again with what is run again.
 
         Raises:
-            UsageError: the plan was made for another model, or the module runs a plan already, or is compiled.
+            UsageError: the plan was made for another model, or the module runs a plan already, or can't be looked into.
         """
         self.check(module)
         if id(module) in self._applied:
@@ -270,7 +270,7 @@ class Planning:
         progress: called with (what is done now, steps done, steps in all).
 
     Raises:
-        UsageError: there are no blocks; or a step without memory can't be timed.
+        UsageError: there are no blocks; or a step without memory can't be timed; or the module is compiled or scripted.
         MembackError: the step takes decisions on values.
     """
 
@@ -283,6 +283,7 @@ class Planning:
     ) -> None:
         if timed and step.dry:
             raise UsageError("a step without memory can't be run, so its stages can't be timed: leave timed out")
+        check_all_visible(step.module)
         self.step = step
         self.timed = timed
         self.progress = progress

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from torch.nn.parallel import DistributedDataParallel
 
 from memback._version import __version__
-from memback.bridges.torch.calls import is_compiled
+from memback.bridges.torch.calls import check_all_visible
 from memback.bridges.torch.plan import TorchPlan, planned_by
 from memback.bridges.torch.sharding import bucket_bytes, fsdp_params
 from memback.bridges.torch.step import DryRunError, Loss, Step, sum_of_outputs
@@ -72,7 +72,8 @@ def profile(
         with several threads (``torch.use_deterministic_algorithms`` names them).
 
     Raises:
-        UsageError: an unknown mode, a loss that is none, or a module that is compiled or not yet made in full.
+        UsageError: an unknown mode, a loss that is none, or a module that is compiled or scripted, or not yet made in
+            full.
         MembackError: a dry run of a step that takes decisions on values.
 
     Warns:
@@ -105,12 +106,7 @@ def _check(module: torch.nn.Module) -> None:
     """Refuse what would give figures that are not the module's own."""
     if not isinstance(module, torch.nn.Module):
         raise UsageError(f"{module!r:.80} is no torch.nn.Module")
-    for name, owner in module.named_modules():
-        if is_compiled(owner):
-            raise UsageError(
-                f"{f'submodule {name}' if name else 'the module'} is compiled: the compiler arranges memory anew, in"
-                " kernels that cannot be looked into; profile it as it was before torch.compile (module._orig_mod)"
-            )
+    check_all_visible(module)
     lazy = [name for name, tensor in module.named_parameters() if torch.nn.parameter.is_lazy(tensor)]
     if lazy:
         raise UsageError(f"parameter {lazy[0]} has no shape yet: call the module once before it is profiled")

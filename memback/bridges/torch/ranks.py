@@ -19,6 +19,7 @@ import torch.distributed as dist
 from msgspec.structs import replace
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from memback.bridges.torch.calls import check_all_visible
 from memback.bridges.torch.fake import DryRunError
 from memback.bridges.torch.guard import check_fits
 from memback.bridges.torch.loading import Loaded
@@ -68,7 +69,9 @@ def predict(
         options: for ``DistributedDataParallel`` or ``fully_shard``.
         loss: gives the loss, a tensor of one number, from what the module gives; by default the sum of its numbers.
         kwargs: what each rank's module is called with by name.
-        modes: as in :func:`~memback.bridges.torch.profile`, as are ``autocast`` and ``about``.
+        modes: as in :func:`~memback.bridges.torch.profile`.
+        autocast: as there.
+        about: as there.
 
     Returns:
         the merged :class:`~memback.profiling.report.Report`: the rank that needs the most memory leads.
@@ -101,6 +104,7 @@ def predict_loaded(
     for rank in range(ranks):
         with _fake_group(rank, ranks):
             loaded = load()
+            check_all_visible(loaded.module)
             module = wrap(loaded.module, strategy, shard, **(options or {}))
             reports.append(profile(module, *loaded.args, kwargs=loaded.kwargs, dry=True, **named))
     return merge(reports)

@@ -41,9 +41,9 @@ def wrap(module: nn.Module, strategy: str, shard: Sequence[str] = (), **options:
     Args:
         module: on real tensors, or on such as hold no memory; it is changed in place.
         strategy: ``ddp`` or ``fsdp2``.
-        shard: for ``fsdp2``, patterns of the paths of submodules that are sharded, and gathered, each by itself, part by
-            part as in a shell: ``blocks.*`` is ``blocks.0``, not ``blocks.0.norm``. By default the parts of every
-            ``ModuleList`` and ``Sequential`` that is in no other. What is left is one more group.
+        shard: for ``fsdp2``, patterns of the paths of submodules that are sharded, and gathered, each by itself. They
+            match part by part, as in a shell: ``blocks.*`` is ``blocks.0``, not ``blocks.0.norm``. By default the parts
+            of every ``ModuleList`` and ``Sequential`` that is in no other. What is left is one more group.
         options: for PyTorch's own function.
 
     Raises:
