@@ -392,22 +392,6 @@ def test_compiled_modules_are_refused():
     assert bridge.profile(module, X, rounds=0).runs
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_scripted_modules_are_refused():
-    module = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
-    scripted, traced = torch.jit.script(module), torch.jit.trace(module, X)
-    for owner, name in ((scripted, "the module"), (traced, "the module"), (nn.Sequential(scripted), "submodule 0")):
-        said = f"^{name} is scripted.*before torch.jit.script or torch.jit.trace$"
-        for ask in (
-            lambda: bridge.profile(owner, X),  # noqa: B023
-            lambda: bridge.profile(owner, X, dry=True),  # noqa: B023
-            lambda: bridge.plan(owner, X, budget="1MiB"),  # noqa: B023
-            lambda: bridge.predict(lambda: owner, X, strategy="fsdp2", ranks=2),  # noqa: B023
-        ):
-            with pytest.raises(UsageError, match=said):
-                ask()
-
-
 def test_compiled_functions_run_as_they_are_written():
     calls = []
 
