@@ -37,13 +37,14 @@ from memback.errors import MembackError, UsageError
 from memback.ledger import Row
 from memback.plans import chain
 from memback.plans.actions import Action
+from memback.plans.budget import Budget
 from memback.plans.model import FrontierPoint
 from memback.plans.saved import SavedPlan, check_parameters
 from memback.plans.simulate import BudgetError, simulate
 from memback.plans.stage import Stage
 from memback.policy import Policy
 from memback.profiling.passes import Mode, Peak
-from memback.units import format_bytes, format_bytes_short, parse_bytes
+from memback.units import format_bytes, format_bytes_short
 
 __all__ = ["NoPlanError", "Planning", "TorchPlan", "Verdict", "frontier", "plan", "planned_by"]
 
@@ -296,6 +297,10 @@ class Planning:
             times = seconds(step, self.blocks)
             self.stages = [replace(s, forward_cost=t) for s, t in zip(self.stages, times, strict=True)]
         self._judged: dict[Body, _Judged] = {}
+
+    def full_peak_bytes(self) -> int:
+        """The peak of the step without a plan."""
+        return self.judge(self.everything).peak.bytes
 
     # -- bodies over units
 
@@ -587,7 +592,7 @@ def plan(
     Args:
         module: any module; of those that are compiled, the one that was.
         inputs: what it is called with: tensors (fake ones, and those of the device ``meta``, too), and anything else.
-        budget: the largest peak above the arguments, in bytes or as ``"2GiB"``.
+        budget: the largest peak above the arguments, in bytes, as ``"2GiB"``, or as ``"75%"`` of the full peak.
         loss: gives the loss, a tensor of one number, from what the module gives; by default the sum of its numbers.
         kwargs: what it is called with by name.
         blocks: patterns of the paths of submodules that may be run again, as in a shell: ``["encoder.layer.*"]``. By
@@ -601,9 +606,9 @@ def plan(
         UsageError: a malformed budget; there are no blocks; the module is compiled.
         MembackError: the step takes decisions on values, or has ops of which a dry run does not know what they take.
     """
-    wanted = parse_bytes(budget) if isinstance(budget, str) else budget
-    step = Step.of(module, inputs, kwargs, loss, autocast)
-    return Planning(step, blocks, timed, progress).plan(wanted)
+    wanted = Budget.read(budget)
+    planning = Planning(Step.of(module, inputs, kwargs, loss, autocast), blocks, timed, progress)
+    return planning.plan(wanted.bytes(planning.full_peak_bytes))
 
 
 def frontier(
