@@ -327,6 +327,8 @@ def test_what_is_called_by_name_is_predicted_by_name(strategy):
     by_position = bridge.predict(job.Net, job.inputs(0), **given)
     assert by_name.distributed.ranks == by_position.distributed.ranks
     assert by_name.arguments.input_bytes == job.inputs(0).nbytes
+    half = bridge.predict(lambda: job.Net().bfloat16(), job.inputs(0).bfloat16(), **given)
+    assert 2 * half.runs[0].gradient_bytes == by_name.runs[0].gradient_bytes
 
 
 def test_a_prediction_allocates_nothing():

@@ -17,12 +17,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from msgspec.structs import replace
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from memback.bridges.torch.calls import check_all_visible
 from memback.bridges.torch.fake import DryRunError
 from memback.bridges.torch.guard import check_fits
-from memback.bridges.torch.loading import Loaded
+from memback.bridges.torch.loading import Loaded, without_memory
 from memback.bridges.torch.paths import described
 from memback.bridges.torch.profile import MODES, profile
 from memback.bridges.torch.sharding import wrap
@@ -82,7 +81,7 @@ def predict(
     """
 
     def load() -> Loaded:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with without_memory():
             return Loaded(make(), inputs, kwargs or {})
 
     named = {"loss": loss, "modes": modes, "autocast": autocast, "about": about}
