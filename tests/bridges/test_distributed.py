@@ -122,6 +122,14 @@ def test_whole_parameters_are_gathered_for_as_long_as_the_policy_says():
     assert kept.peak.gathered == head + 5 * block
 
 
+def test_shards_for_a_smaller_group_are_gathered_parameters_and_no_activations():
+    whole, halves = (reports(4, name)[0].reference for name in ("fsdp2", "fsdp2-halves"))
+    assert halves.saved_bytes == whole.saved_bytes
+    kept = [event for event in halves.timeline if event.op == "reshard" and event.kind == "new"]
+    assert sum(event.bytes for event in kept) == gathered(job.Net(), 4) // 2
+    assert {event.category for event in kept} == {"gathered"}
+
+
 def gathered(module, ranks):
     """Bytes of a module's parameters, the first length of each filled up so that all ranks have as many."""
     shapes = [tuple(p.shape) for p in module.parameters()]
