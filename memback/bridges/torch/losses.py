@@ -12,21 +12,21 @@ import torch
 from memback.bridges.torch.step import Loss, sum_of_outputs
 from memback.bridges.torch.storages import tensors
 
-__all__ = ["NamedLoss"]
+__all__ = ["with_name"]
 
 
-class NamedLoss:
-    """A loss with its ``name``. What the default one is called is known when it has been taken."""
+def with_name(loss: Loss) -> tuple[Loss, Callable[[], str]]:
+    """A loss as a step may take it, and what gives its name after that: of the default one it is known only then."""
+    if loss is not sum_of_outputs:
+        return loss, lambda: _name(loss)
+    names = [_name(loss)]
 
-    def __init__(self, loss: Loss) -> None:
-        self.loss = loss
-        self.name = _name(loss)
+    def told(output: Any) -> torch.Tensor:
+        value = loss(output)
+        names[0] = _taken(output, value)
+        return value
 
-    def __call__(self, output: Any) -> torch.Tensor:
-        loss = self.loss(output)
-        if self.loss is sum_of_outputs:
-            self.name = _taken(output, loss)
-        return loss
+    return told, lambda: names[0]
 
 
 def _taken(output: Any, loss: torch.Tensor) -> str:

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from memback._version import __version__
 from memback.bridges.torch.calls import check_all_visible
-from memback.bridges.torch.losses import NamedLoss
+from memback.bridges.torch.losses import with_name
 from memback.bridges.torch.plan import TorchPlan, planned_by
 from memback.bridges.torch.sharding import bucket_bytes, fsdp_params
 from memback.bridges.torch.step import DryRunError, Loss, Step, sum_of_outputs
@@ -83,7 +83,8 @@ def profile(
             then no prediction.
     """
     _check(module)
-    step = Step.of(module, inputs, kwargs, NamedLoss(loss), autocast)
+    taken, name_of_loss = with_name(loss)
+    step = Step.of(module, inputs, kwargs, taken, autocast)
     chosen = modes_of(modes, None if policy is None else cast(Any, planned_by(step, policy)))
     work = _dry(step, chosen, progress) if dry or step.dry else _real(step, chosen, rounds, progress)
     runs, input_bytes = zip(*work, strict=True)
@@ -91,7 +92,7 @@ def profile(
         memback=__version__,
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         machine={**machine(), "torch": str(torch.__version__), "device": _device(step)},
-        profile=_about(step, about or {}),
+        profile=_about(step, name_of_loss(), about or {}),
         arguments=_arguments(step, max(input_bytes)),
         runs=runs,
         distributed=_distributed(step),
@@ -200,14 +201,14 @@ def _distributed(step: Step) -> plain.Distributed | None:
     )
 
 
-def _about(step: Step, given: Mapping[str, Any]) -> plain.Profile:
+def _about(step: Step, loss: str, given: Mapping[str, Any]) -> plain.Profile:
     """What was run: what is ``given`` goes before what the step says itself."""
     dtypes = dict.fromkeys(str(p.dtype).removeprefix("torch.") for p in step.module.parameters())
     module = step.module.module if isinstance(step.module, DistributedDataParallel) else step.module
     name = type(module).__name__.removeprefix("FSDP" if step.strategy == "fsdp2" else "")
     own: dict[str, Any] = {"name": name, "dtype": ", ".join(dtypes)}
     model = {"name": name, "training": _training(module), **given.get("model", {})}
-    data = {"loss": cast(NamedLoss, step.loss).name, **given.get("data", {})}
+    data = {"loss": loss, **given.get("data", {})}
     if step.autocast is not None:
         data.setdefault("autocast", str(step.autocast).removeprefix("torch."))
     return plain.Profile(**{**own, **given, "model": model, "data": data})
