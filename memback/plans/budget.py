@@ -26,14 +26,14 @@ class Budget:
     share: Fraction | None = None
 
     @classmethod
-    def read(cls, given: int | str) -> Budget:
+    def read(cls, given: float | str) -> Budget:
         """Bytes, ``"512MiB"``, or ``"75%"`` of the full peak.
 
         Raises:
             UsageError: it is no size, and no share of more than nothing.
         """
-        if isinstance(given, int):
-            return cls(given)
+        if not isinstance(given, str):
+            return cls(int(given))
         if "%" not in given:
             return cls(parse_bytes(given))
         match = _SHARE.fullmatch(given.strip())

@@ -42,7 +42,7 @@ def test_bytes_stay_bytes_and_ask_for_no_peak() -> None:
     def never() -> int:
         raise AssertionError
 
-    assert [Budget.read(size).bytes(never) for size in (7, "7", "1.5KiB")] == [7, 7, 1536]
+    assert [Budget.read(size).bytes(never) for size in (7, 7.5, "7", "1.5KiB")] == [7, 7, 7, 1536]
 
 
 @pytest.mark.parametrize("text", ["0%", "%", "-5%", "75%%", "7x%", "1e3%", "0.000%", "75% of it", "٣%"])
