@@ -10,7 +10,7 @@ import rich_click as click
 from memback.commands.inputs import profile_argument, progress_bar
 from memback.commands.options import Output, output_options
 from memback.errors import UsageError
-from memback.units import format_bytes, format_bytes_short, format_flops, parse_bytes
+from memback.units import format_bytes, format_bytes_short, format_flops
 
 if TYPE_CHECKING:
     from memback.plans.fit import Option, Setup, Trials
@@ -30,7 +30,7 @@ _RESULTS = {
 @click.command("fit", epilog="Example: memback fit source-gpt --budget 24MiB")
 @profile_argument
 @click.option(
-    "--budget", required=True, metavar="BYTES", help="The largest peak above the arguments: 512MiB, 1.5GB, 1000000."
+    "--budget", required=True, metavar="BYTES", help="The largest peak above the arguments: 512MiB, 1.5GB, 75%."
 )
 @click.option(
     "--find", type=click.Choice(["batch", "depth", "sequence"]), help="Find the largest one that fits instead."
@@ -55,18 +55,21 @@ def command(
     """Find what to change so that a training step of PROFILE fits into a budget of memory, the fastest first.
 
     Tried by dry runs, alone and combined: checkpoint policies and plans, micro-batches, saved activations on disk,
-    attention in another form, smaller dropout masks, a narrower dtype. Nothing is trained.
+    attention in another form, smaller dropout masks, a narrower dtype. Nothing is trained. A budget of 75% is that much
+    of the peak of full retention as PROFILE is now.
     """
+    from memback.plans.budget import Budget
     from memback.plans.fit import DoesNotFitError, Setup, Trials, fit, measure_machine
     from memback.plans.largest import find_largest
 
-    wanted = parse_bytes(budget)
+    asked = Budget.read(budget)
     if planned and (find is None or policy is not None or micro_batches > 1 or offload):
         raise UsageError("--plan belongs to --find, without --policy, --micro-batches and --offload")
-    setup = Setup(policy=policy, budget=wanted if planned else None, micro_batches=micro_batches, offload=offload)
     given = _given()
     with progress_bar(output) as progress:
         trials = Trials(profile, measure_machine(profile.dtype), lambda what: progress(what, 0, 0))
+        wanted = asked.bytes(trials.full_peak_bytes)
+        setup = Setup(policy=policy, budget=wanted if planned else None, micro_batches=micro_batches, offload=offload)
         _check(trials, setup)
         if find is not None:
             largest = find_largest(trials, find, wanted, setup)

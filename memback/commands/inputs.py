@@ -48,7 +48,7 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a subcommand ``--policy``, ``--budget`` and ``--plan``: three ways to say what is computed again."""
 
     @click.option("--policy", metavar="POLICY", help="What to compute again in backward: sqrt, every:4, selective, ...")
-    @click.option("--budget", metavar="BYTES", help="Plan it, so that the peak fits: 512MiB, 1.5GB, 1000000.")
+    @click.option("--budget", metavar="BYTES", help="Plan it, so that the peak fits: 512MiB, 1.5GB, 75%.")
     @click.option("--plan", "plan_file", metavar="FILE", help="As in a file that memback plan --save wrote.")
     @functools.wraps(function)
     def wrapper(*args: Any, policy: str | None, budget: str | None, plan_file: str | None, **kwargs: Any) -> Any:
@@ -90,10 +90,11 @@ def recomputation(
         return ModelPlan.load(plan_file)
     if budget is None:
         return policy
-    from memback.units import parse_bytes
+    from memback.plans.budget import Budget
 
-    wanted = parse_bytes(budget)
-    return (planning or planning_of(profile)).plan(wanted)
+    wanted = Budget.read(budget)
+    planning = planning or planning_of(profile)
+    return planning.plan(wanted.bytes(planning.full_peak_bytes))
 
 
 def _split(setting: str) -> tuple[str, str]:

@@ -19,7 +19,7 @@ __all__ = ["command"]
 
 @click.command("plan", epilog="Example: memback plan deep-mlp --budget 64MiB")
 @profile_argument
-@click.option("--budget", metavar="BYTES", help="The largest peak above the arguments: 512MiB, 1.5GB, 1000000.")
+@click.option("--budget", metavar="BYTES", help="The largest peak above the arguments: 512MiB, 1.5GB, 75%.")
 @click.option("--planner", default="auto", show_default=True, metavar="NAME", help="`memback list` shows them.")
 @click.option("--frontier", "curve", is_flag=True, help="Show the whole curve of peak against extra computation.")
 @click.option("--time", "timed", is_flag=True, help="Run the step for real, too, and predict the plan's extra seconds.")
@@ -37,12 +37,12 @@ def command(
     """Find the cheapest way to run a training step of PROFILE within a budget of memory.
 
     Nothing is allocated: stages, sizes and the plan's own peak come from dry runs. The budget is for everything above
-    the arguments: saved and recomputed activations, gradients, workspace.
+    the arguments: saved and recomputed activations, gradients, workspace. 75% is that much of the peak without a plan.
     """
+    from memback.plans.budget import Budget
     from memback.plans.model import Planning
     from memback.profiling.passes import Mode
     from memback.profiling.workload import Workload
-    from memback.units import parse_bytes
 
     if budget is None and not curve:
         raise UsageError(
@@ -54,12 +54,12 @@ def command(
         output.check(save)
     if timed and profile.dry:
         raise UsageError(f"profile {profile.name} is too large to be run, it can only be predicted: leave out --time")
-    wanted = None if budget is None else parse_bytes(budget)
+    wanted = None if budget is None else Budget.read(budget)
     work = Workload.build(profile, dry=True)
     step = work.predicted_step()
     planning = Planning(step)
     full = step.predict(Mode("full")).peak.bytes
-    plan = None if wanted is None else planning.plan(wanted, planner)
+    plan = None if wanted is None else planning.plan(wanted.bytes(lambda: full), planner)
     points = planning.frontier() if curve else None
     seconds = _seconds(profile, plan) if timed and plan is not None else None
     _show(profile, planner, plan, points, planning, full, seconds, output)

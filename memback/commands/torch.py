@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +15,7 @@ from memback.commands.torch_plans import Again, again_options
 from memback.errors import MembackError, UsageError
 
 if TYPE_CHECKING:
+    from memback.bridges.torch.inputs import Input
     from memback.bridges.torch.loading import Loaded
     from memback.profiling.report import Report
 
@@ -23,8 +24,13 @@ __all__ = ["command"]
 
 @click.command("torch", epilog="Example: memback torch torch.nn:Transformer --input 32x8x512 --input 32x8x512 --dry")
 @click.argument("factory", metavar="MODULE:FACTORY")
+@click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="Call the factory with n_layer=4, ...")
 @click.option(
-    "--input", "inputs", multiple=True, metavar="SHAPE", help="[NAME=]SHAPE[:DTYPE], as in 8x3x224x224 or 8x1024:int64."
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="SHAPE",
+    help="[NAME=]SHAPE[:DTYPE][=VALUE]: 8x3x224x224, 8x1024:int64, mask=8x1024:int64=1.",
 )
 @click.option("--loss", metavar="MODULE:FUNCTION", help="Gives the loss from the output. Default: the output's sum.")
 @click.option("--mode", "modes", multiple=True, metavar="MODE", help="retain-all, full, checkpoint or inference.")
@@ -42,6 +48,7 @@ __all__ = ["command"]
 @report_options
 def command(
     factory: str,
+    arguments: tuple[str, ...],
     inputs: tuple[str, ...],
     loss: str | None,
     modes: tuple[str, ...],
@@ -58,10 +65,11 @@ def command(
 ) -> Report | None:
     """Run one training step of a PyTorch module in every mode, and show what each one keeps in memory.
 
-    MODULE:FACTORY is called without arguments and gives a torch.nn.Module, or a pair of one and its inputs: a tensor, a
-    tuple of arguments, or a dict of arguments by name. Otherwise give --input once for each argument: floating-point
-    inputs are random, all others zeros. Nothing of the module is changed; checkpoints that it has are seen at work. A
-    mode whose predicted peak does not fit into the free memory is refused before anything is run, unless --force.
+    MODULE:FACTORY is called with what --arg says and gives a torch.nn.Module; or (module, inputs), with a tensor, a
+    tuple of arguments or a dict of arguments by name; or (module, args, kwargs). Otherwise give --input once for each
+    argument: floating-point inputs are random, all others zeros, unless a value is given. Nothing of the module is
+    changed; checkpoints that it has are seen at work. A mode whose predicted peak does not fit into the free memory is
+    refused before anything is run, unless --force.
 
     Mode checkpoint runs parts of the module again in backward: what --policy says (sqrt, every:4, all), what is the
     cheapest within --budget, or a saved plan. The parts are its Sequential's and ModuleList's members, or --blocks.
@@ -70,6 +78,7 @@ def command(
     under torchrun each rank writes its own report beside the first -o FILE, and rank 0 merges them, the worst first.
     """
     from memback.bridges import torch as bridge
+    from memback.bridges.torch.arguments import parse_arguments
     from memback.bridges.torch.guard import check_fits
     from memback.bridges.torch.inputs import dtype_named, parse_inputs
     from memback.bridges.torch.loading import device_named, find, load
@@ -78,31 +87,32 @@ def command(
     from memback.profiling.run import modes_of
 
     again.check(output, dry)
-    given = parse_inputs(inputs)
+    given, named = parse_inputs(inputs), parse_arguments(arguments)
     modes_of(modes, None)
     kind = None if autocast is None else dtype_named(autocast)
     of_output = sum_of_outputs if loss is None else find(loss)
     where = None if device is None else device_named(device)
 
     def loading() -> Loaded:
-        loaded = load(factory, given, where, dry)
+        loaded = load(factory, given, where, dry, named)
         if evaluate:
             loaded.module.eval()
         return loaded
 
     options: dict[str, Any] = {"loss": of_output, "autocast": kind}
-    options["about"] = {"name": factory, "data": {"inputs": list(map(str, given))}}
+    data = {"inputs": list(map(str, given)), **({} if loss is None else {"loss": loss})}
+    options["about"] = {"name": factory, "model": {"arguments": named} if named else {}, "data": data}
     if distributed is not None:
         if again.asked:
             raise UsageError("plans are made for one process: leave out --distributed, or what asks for a plan")
         options["modes"] = [mode.name for mode in modes_of(modes or MODES, None)]
-        with _explained(factory):
+        with _explained(factory, given):
             return _on_ranks(loading, distributed, ranks, shard, dry, output, {**options, "rounds": rounds})
     if ranks is not None or shard:
         raise UsageError("--ranks and --shard belong to --distributed ddp or fsdp2")
     loaded = loading()
     step = Step(loaded.module, loaded.args, loaded.kwargs, of_output, kind)
-    with _notes(output), _explained(factory):
+    with _notes(output), _explained(factory, given):
         plan = again.plan(step, output)
         if again.instead:
             return None
@@ -153,15 +163,20 @@ def _on_ranks(
 
 
 @contextmanager
-def _explained(factory: str) -> Iterator[None]:
+def _explained(factory: str, inputs: Sequence[Input]) -> Iterator[None]:
+    from memback.bridges.torch.inputs import dtype_remedy
     from memback.bridges.torch.paths import described
+    from memback.bridges.torch.step import DryRunError
 
     try:
         yield
+    except DryRunError as error:
+        raise DryRunError(f"{error}{dtype_remedy(str(error), inputs)}") from error
     except MembackError:
         raise
     except Exception as error:
-        raise MembackError(f"{factory} can't be run: {described(error)}") from error
+        said = f"{factory} can't be run: {described(error)}"
+        raise MembackError(f"{said}{dtype_remedy(said, inputs)}") from error
 
 
 def _notes(output: Output) -> AbstractContextManager[None]:

@@ -73,7 +73,7 @@ class Again:
             UsageError: the module has no blocks, the file is no plan for it, or the budget no size.
         """
         from memback.bridges.torch.plan import Planning, TorchPlan
-        from memback.units import parse_bytes
+        from memback.plans.budget import Budget
 
         if self.plan_file is not None:
             loaded = TorchPlan.load(self.plan_file)
@@ -81,11 +81,11 @@ class Again:
             return self._shown(loaded, None, output)
         if self.policy is None and self.budget is None and not self.curve:
             return None
-        wanted = None if self.budget is None else parse_bytes(self.budget)
+        wanted = None if self.budget is None else Budget.read(self.budget)
         with progress_bar(output) as progress:
             planning = Planning(step, self.blocks or None, self.timed, progress)
             plan = planning.by_policy(self.policy) if self.policy is not None else None
-            plan = planning.plan(wanted) if wanted is not None else plan
+            plan = planning.plan(wanted.bytes(planning.full_peak_bytes)) if wanted is not None else plan
             points = planning.frontier() if self.curve else None
             everything = planning.realise(planning.everything, 0, "")
         plan = self._shown(plan, points, output, everything)

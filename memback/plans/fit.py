@@ -217,6 +217,10 @@ class Trials:
         """A step at the rate of a product: less than it really takes, since other ops are slower."""
         return self.flops / self.machine.flops_per_second
 
+    def full_peak_bytes(self) -> int:
+        """The peak of the profile's step as it is, where all that backward needs is kept."""
+        return self.work(Setup()).predicted_step().predict(Mode("full")).peak.bytes
+
     def work(self, setup: Setup) -> Workload:
         """The dry workload of a setup."""
         key = repr(setup.settings)

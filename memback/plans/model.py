@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from memback.errors import MembackError
 from memback.plans import chain
 from memback.plans.actions import Action, GraphAction, Plan
+from memback.plans.budget import Budget
 from memback.plans.execute import Execution
 from memback.plans.graph_execution import GraphExecution
 from memback.plans.graph_region import GraphRegion
@@ -31,8 +32,8 @@ from memback.plans.saved import SavedPlan, check_parameters
 from memback.plans.segments import recorded
 from memback.plans.simulate import BudgetError, Chain, finish
 from memback.plans.stage import Stage
-from memback.profiling.passes import Step
-from memback.units import format_bytes, format_bytes_short, parse_bytes
+from memback.profiling.passes import Mode, Step
+from memback.units import format_bytes, format_bytes_short
 
 if TYPE_CHECKING:
     from memback.nn.module import Module
@@ -198,7 +199,7 @@ def plan(
     Args:
         module: the model.
         *inputs: what it is called with, on real arrays, Tensors or :class:`memback.ShapeArray`.
-        budget: the largest peak, above the arguments, in bytes or as ``"512MiB"``.
+        budget: the largest peak, above the arguments, in bytes, as ``"512MiB"``, or as ``"75%"`` of the full peak.
         step: runs forward and returns the scalar loss, calling the module once; by default the sum of its output.
         planner: one of :data:`memback.plans.PLANNERS` or :data:`memback.plans.WHOLE`, or ``"uniform:k"``.
         optimizer: whose update ends the step; its workspace counts too.
@@ -209,8 +210,9 @@ def plan(
         UsageError: an unknown planner or a malformed budget; a step that does not call the module once.
         NoValuesError: the step takes decisions on values, so it can't be predicted.
     """
-    wanted = parse_bytes(budget) if isinstance(budget, str) else budget
-    return Planning(Step(step or _summed(module, inputs), module, optimizer)).plan(wanted, planner, time_limit)
+    wanted = Budget.read(budget)
+    planning = Planning(Step(step or _summed(module, inputs), module, optimizer))
+    return planning.plan(wanted.bytes(planning.full_peak_bytes), planner, time_limit)
 
 
 def _summed(module: Module, inputs: tuple[Any, ...]) -> Callable[[], Tensor]:
@@ -240,6 +242,10 @@ class Planning:
         self.staged: Staged = measure(step, self.trace)
         self._leanest: dict[tuple[str, float], ModelPlan] = {}
         self._realised: dict[tuple[tuple[Selection | None, ...], tuple[Action, ...]], ModelPlan] = {}
+
+    def full_peak_bytes(self) -> int:
+        """The peak of the step without a plan."""
+        return self.step.predict(Mode("full")).peak.bytes
 
     @cached_property
     def everything(self) -> ModelPlan:

@@ -47,6 +47,7 @@ def _overview(report: Report) -> dict[str, Any]:
     return {
         "title": tables.printable(report.profile.name),
         "headline": tables.printable(tables.headline(report)),
+        "facts": [tables.printable(fact) for fact in words.facts(report)],
         "warnings": [tables.printable(warning) for warning in tables.warnings(report)],
         "sentences": [tables.printable(sentence) for sentence in words.sentences(report)],
         "parts": report.parts,

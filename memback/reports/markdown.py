@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from memback.profiling.report import Report
-from memback.reports import tables
+from memback.reports import tables, words
 from memback.reports.tables import Cell, Row, Table
 from memback.units import format_bytes
 
@@ -21,6 +21,8 @@ def render(report: Report) -> str:
     lines = [f"### {escape(tables.headline(report))}", ""]
     for warning in tables.warnings(report):
         lines += [f"**{escape(warning)}**", ""]
+    for fact in words.facts(report):
+        lines += [escape(fact), ""]
     if report.distributed is not None and report.distributed.ranks:
         lines += [*table_lines(tables.ranks(report)), ""]
     lines += table_lines(tables.comparison(report))

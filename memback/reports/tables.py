@@ -147,9 +147,19 @@ def comparison(report: Report) -> Table:
     shown = [(column, cells) for column, cells in columns if any(cell.text != NONE for cell in cells)]
     rows = [Row(cells) for cells in zip(*(cells for _, cells in shown), strict=True)]
     titles = {column.title for column, _ in shown}
-    notes = [note for title, note in _PROCESS_NOTES.items() if title in titles]
+    notes = [_APART_TORCH if "torch" in report.machine else _APART] if any(map(_difference, runs)) else []
+    notes += [note for title, note in _PROCESS_NOTES.items() if title in titles]
     return Table("Modes", [column for column, _ in shown], rows, bad=bad, notes=notes)
 
+
+_APART = (
+    "Apart: measured less predicted. The measurement also sees what Python and NumPy make for themselves within an op,"
+    " of which a dry run makes none."
+)
+_APART_TORCH = (
+    "Apart: measured less predicted. The real step ran other ops than the dry run, or a kernel made other storages than"
+    " PyTorch's own description of it says."
+)
 
 _PROCESS_NOTES = {
     "bookkeeping": "Bookkeeping: Python's own small objects at the measured peak, and no part of it.",
@@ -352,7 +362,7 @@ def _unequal(report: Report) -> list[str]:
 
 def composition(report: Report, run: Run) -> Table:
     """What memory consists of at a run's peak; the shares add up to 100 % of the total in the last row."""
-    always = ("parameters", "gradients", "optimiser state", "saved activations", "workspace")
+    always = ("parameters", "gradients", "saved activations", "workspace")
     parts = {name: n for name, n in report.training_memory(run).items() if n or name in always}
     sizes = list(parts.values())
     total = sum(sizes)
@@ -372,6 +382,10 @@ def composition(report: Report, run: Run) -> Table:
     whole = "100.0 %" if total else NONE
     last = Row([Cell("total"), _bytes(total), mebibytes[-1], Cell(whole), Cell("")])
     notes = [f"Parameter gradients at the end of the step: {run.gradient_bytes:,} B."] if run.gradient_bytes else []
+    if not report.arguments.optimizer_bytes:
+        notes.append(
+            "No optimiser state is in this: what an optimiser keeps, as Adam two numbers a parameter, comes on top."
+        )
     return Table(f"Memory at the peak of {run.label}: {place(run)}", columns, rows, last, notes=notes)
 
 

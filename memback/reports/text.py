@@ -14,7 +14,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.text import Text
 
 from memback.profiling.report import Report, Run
-from memback.reports import tables
+from memback.reports import tables, words
 from memback.reports.tables import Cell, Column, Detail, Row, Table
 from memback.units import format_bytes, format_bytes_short
 
@@ -51,6 +51,7 @@ def summary(report: Report) -> RenderableType:
     parts: list[RenderableType] = [
         _Line(tables.headline(report), "bold"),
         *(_Line(f"! {warning}", "bold red", 2) for warning in tables.warnings(report)),
+        *map(_Line, words.facts(report)),
         _Line(_machine(report), "dim"),
         _Line(_arguments(report)),
     ]

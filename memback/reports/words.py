@@ -5,7 +5,27 @@ from __future__ import annotations
 from memback.profiling.report import Report, Run
 from memback.units import format_bytes_short, format_flops
 
-__all__ = ["sentences"]
+__all__ = ["facts", "sentences"]
+
+
+def facts(report: Report) -> list[str]:
+    """How a PyTorch module's step was run, and whose figures they are where these depend on the device."""
+    model, data = report.profile.model, report.profile.data
+    how = [said for flag, said in _PHASES if model.get("training") == flag]
+    if "loss" in data:
+        autocast = f", under autocast to {data['autocast']}" if "autocast" in data else ""
+        how.append(f"Loss: {data['loss']}{autocast}.")
+    said = [" ".join(how)] if how else []
+    if report.machine.get("device") in ("cpu", "meta") and not any(run.measured_peak_bytes for run in report.runs):
+        said.append("These are a CPU's figures: a GPU's kernels save other values, and its figures differ.")
+    return said
+
+
+_PHASES = (
+    (True, "The module is in training mode."),
+    (False, "The module is in evaluation mode."),
+    ("mixed", "Some parts of the module are in training mode, others in evaluation mode."),
+)
 
 
 def sentences(report: Report) -> list[str]:

@@ -58,10 +58,11 @@ VARIANTS = {
     "ddp-buffers": ("ddp", partial(Net, counted=True), {}),
     "fsdp2": ("fsdp2", Net, {}),
     "fsdp2-kept": ("fsdp2", Net, {"reshard_after_forward": False}),
+    "fsdp2-halves": ("fsdp2", Net, {"reshard_after_forward": 2}),
     "fsdp2-mixed": ("fsdp2", partial(Net, frozen=True), {"mp_policy": BF16}),
 }
 
-VARIANTS_ON = {2: tuple(VARIANTS), 4: ("ddp", "fsdp2")}
+VARIANTS_ON = {2: tuple(name for name in VARIANTS if name != "fsdp2-halves"), 4: ("ddp", "fsdp2", "fsdp2-halves")}
 
 
 def inputs(rank, length=BATCH):

@@ -122,6 +122,14 @@ def test_whole_parameters_are_gathered_for_as_long_as_the_policy_says():
     assert kept.peak.gathered == head + 5 * block
 
 
+def test_shards_for_a_smaller_group_are_gathered_parameters_and_no_activations():
+    whole, halves = (reports(4, name)[0].reference for name in ("fsdp2", "fsdp2-halves"))
+    assert halves.saved_bytes == whole.saved_bytes
+    kept = [event for event in halves.timeline if event.op == "reshard" and event.kind == "new"]
+    assert sum(event.bytes for event in kept) == gathered(job.Net(), 4) // 2
+    assert {event.category for event in kept} == {"gathered"}
+
+
 def gathered(module, ranks):
     """Bytes of a module's parameters, the first length of each filled up so that all ranks have as many."""
     shapes = [tuple(p.shape) for p in module.parameters()]
@@ -298,6 +306,37 @@ def test_what_is_sharded_by_itself_is_gathered_by_itself():
     )
     assert blocks.runs[0].peak.gathered < whole.runs[0].peak.gathered
     assert blocks.arguments == whole.arguments
+
+
+def test_patterns_match_part_by_part_and_parts_within_others_are_sharded_first():
+    def predicted_of(*shard):
+        return bridge.predict(job.Net, job.inputs(0), strategy="fsdp2", ranks=2, shard=shard, modes=("inference",))
+
+    lists, blocks = predicted_of(), predicted_of("blocks.*")
+    assert lists.runs[0].peak == blocks.runs[0].peak
+    once, twice = predicted_of("blocks.*.one", "blocks.*"), predicted_of("blocks.*", "blocks.?", "blocks.*.one")
+    assert once.runs[0].peak == twice.runs[0].peak
+    assert once.runs[0].peak.gathered < blocks.runs[0].peak.gathered
+
+
+def test_what_can_t_be_sharded_is_refused_with_the_remedy():
+    for shard, said in (["blocks"], "write blocks.*"), (["norm"], "no submodule's path matches 'norm'"):
+        with pytest.raises(UsageError) as refused:
+            bridge.predict(job.Net, job.inputs(0), strategy="fsdp2", ranks=2, shard=shard)
+        assert said in str(refused.value)
+    with pytest.raises(UsageError, match="reshard_after_forward=3 does not divide the 4 ranks"):
+        bridge.predict(job.Net, job.inputs(0), strategy="fsdp2", ranks=4, options={"reshard_after_forward": 3})
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_what_is_called_by_name_is_predicted_by_name(strategy):
+    given = {"strategy": strategy, "ranks": 2, "modes": ["full"], "loss": job.loss}
+    by_name = bridge.predict(job.Net, kwargs={"x": job.inputs(0)}, **given)
+    by_position = bridge.predict(job.Net, job.inputs(0), **given)
+    assert by_name.distributed.ranks == by_position.distributed.ranks
+    assert by_name.arguments.input_bytes == job.inputs(0).nbytes
+    half = bridge.predict(lambda: job.Net().bfloat16(), job.inputs(0).bfloat16(), **given)
+    assert 2 * half.runs[0].gradient_bytes == by_name.runs[0].gradient_bytes
 
 
 def test_a_prediction_allocates_nothing():

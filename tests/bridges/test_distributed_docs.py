@@ -34,3 +34,10 @@ def test_its_commands_run_and_those_for_torchrun_have_options_that_there_are(cap
         assert main([name, "--help"]) == 0
         shown = capsys.readouterr().out
         assert all(option in shown for option in re.findall(r" (--?[a-z-]+)", rest))
+
+
+@pytest.mark.parametrize("pattern", re.findall(r"`--shard '(.*?)'`", PAGE))
+def test_its_pattern_shards_blocks_with_modules_in_them(pattern, capsys):
+    line = ["tests.bridges.ranks_of_a_step:net", "--input", "6x19", "--mode", "full", "--dry", "--ranks", "2"]
+    assert main(["torch", *line, "--distributed", "fsdp2", "--shard", pattern]) == 0
+    assert "gathered" in capsys.readouterr().out

@@ -18,12 +18,32 @@ DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8"
     name=st.none() | st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True),
     shape=st.lists(st.integers(0, 5), min_size=1, max_size=4),
     dtype=st.sampled_from(DTYPES),
+    fill=st.sampled_from(["", "=0", "=1", "=true", "=False"]),
 )
-def test_an_input_is_made_as_it_is_written_and_written_as_it_is_read(name, shape, dtype):
-    found = Input.parse(f"{'' if name is None else name + '='}{'x'.join(map(str, shape))}:{dtype}")
+def test_an_input_is_made_as_it_is_written_and_written_as_it_is_read(name, shape, dtype, fill):
+    found = Input.parse(f"{'' if name is None else name + '='}{'x'.join(map(str, shape))}:{dtype}{fill}")
     assert Input.parse(str(found)) == found
     tensor = found.make(torch.device("cpu"))
     assert (found.name, list(tensor.shape), tensor.dtype) == (name, shape, getattr(torch, dtype))
+    if fill:
+        assert (tensor.to(torch.complex64) == (fill in ("=1", "=true"))).all()
+
+
+@pytest.mark.parametrize(
+    "text", ["2:int8=-128", "2=0.5", "2:float64=0.1", "2:float16=-inf", "2:uint64=18", "2:int64=-7"]
+)
+def test_a_value_is_that_of_all_elements(text):
+    value = float(text.partition("=")[2])
+    assert Input.parse(text).make(torch.device("cpu")).tolist() == [value, value]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2:int8=128", "2:bool=2", "2:int64=0.5", "2=", "2=x", "2:float16=1e9", "2:uint8=-1", f"2:int64={10**30}", "2=1_0"],
+)
+def test_a_value_that_the_dtype_does_not_have_is_refused(text):
+    with pytest.raises(UsageError, match=r"is no value of \w+; write it as 8x1024:int64=1"):
+        Input.parse(text)
 
 
 def test_without_a_dtype_it_is_float32():

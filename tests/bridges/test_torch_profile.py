@@ -385,8 +385,11 @@ def test_compiled_modules_are_refused():
     with pytest.raises(UsageError, match=r"the module is compiled.*_orig_mod"):
         bridge.profile(torch.compile(module, backend="eager"), X)
     module[0].compile(backend="eager")
-    with pytest.raises(UsageError, match="submodule 0 is compiled"):
+    with pytest.raises(UsageError, match=r"submodule 0 is compiled.*before its compile\(\) was called") as refused:
         bridge.profile(module, X)
+    assert "_orig_mod" not in str(refused.value)
+    module[0]._compiled_call_impl = None  # which is what it says undoes that
+    assert bridge.profile(module, X, rounds=0).runs
 
 
 def test_compiled_functions_run_as_they_are_written():

@@ -158,6 +158,34 @@ def small_gpt() -> GPT:
     return GPT(layers=2, width=16, heads=2, vocabulary=20, context=8, dropout=0.0)
 
 
+class Masked(nn.Module):
+    """An embedding under linear layers, and a mask by name."""
+
+    def __init__(self, layers: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, width)
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(ids) * mask[..., None]
+        for layer in self.layers:
+            x = layer(x).relu()
+        return x / mask.sum()
+
+
+def with_arguments(
+    layers: int, width: int = 8, *, dtype: torch.dtype | None = None, name: str = "", scale: float = 1.0, frozen=False
+) -> nn.Module:
+    """Says in its module's name what it was called with."""
+    module = Masked(layers, width).to(dtype).requires_grad_(not frozen)
+    type(module).__name__ = f"Masked {layers} {width} {name!r} {scale!r} {frozen}"
+    return module
+
+
+def with_args_and_kwargs(rows: int = 2) -> tuple[nn.Module, list[torch.Tensor], dict[str, torch.Tensor]]:
+    return Masked(1, 8), [torch.zeros(rows, 4, dtype=torch.int64)], {"mask": torch.ones(rows, 4)}
+
+
 def with_inputs() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     return nn.Bilinear(4, 5, 3), {"input1": torch.ones(2, 4), "input2": torch.ones(2, 5)}
 

@@ -50,7 +50,7 @@ def test_the_report_is_shown_and_written(torch, tmp_path, capsys):
 def test_a_real_run_measures_what_a_dry_one_predicts(torch, capsys):
     real, dry = report(capsys, *GPT), report(capsys, *GPT, "--dry")
     assert real["profile"]["name"] == f"{MODELS}:small_gpt"
-    assert real["profile"]["data"] == {"inputs": ["2x8:int64"]}
+    assert real["profile"]["data"]["inputs"] == ["2x8:int64"]
     for found, predicted in zip(real["runs"], dry["runs"], strict=True):
         assert found["saved_bytes"] == predicted["saved_bytes"]
         assert found["measured_peak_bytes"] == found["predicted_peak_bytes"] == predicted["predicted_peak_bytes"]
@@ -63,6 +63,91 @@ def test_a_factory_may_give_the_inputs_and_a_function_the_loss(torch, capsys):
     assert found["arguments"]["input_bytes"] == 2 * 4 * 4 + 2 * 5 * 4
     assert [layer["op"] for layer in found["runs"][0]["layers"]][-1] == "std"
     assert report(capsys, f"{MODELS}:ready", "--input", "input=2x4", "--mode", "full")["runs"][0]["loss"] is not None
+
+
+MASKED = [f"{MODELS}:with_arguments", "--arg", "layers=2", "--input", "2x4:int64", "--mode", "full", "--dry"]
+MASK = ["--input", "mask=2x4:int64=1"]
+
+
+@pytest.mark.torch
+def test_a_factory_takes_arguments_as_its_annotations_want_them(torch, capsys):
+    def made(*arguments):
+        found = report(capsys, *MASKED, *MASK, *arguments)["profile"]
+        return found["model"]["name"], found["dtype"], found["model"]["arguments"]
+
+    assert made() == ("Masked 2 8 '' 1.0 False", "float32", {"layers": "2"})
+    given = {"width": "16", "dtype": "bfloat16", "name": "7", "scale": "2", "frozen": "False"}
+    texts = [text for name, value in given.items() for text in ("--arg", f"{name}={value}")]
+    assert made(*texts) == ("Masked 2 16 '7' 2 False", "bfloat16", {"layers": "2", **given})
+    linear = [
+        "--arg",
+        "in_features=4",
+        "--arg",
+        "out_features=3",
+        "--arg",
+        "bias=false",
+        "--arg",
+        "dtype=torch.float64",
+    ]
+    found = report(capsys, "torch.nn:Linear", *linear, "--input", "2x4:float64", "--mode", "full", "--dry")
+    assert found["arguments"]["parameter_bytes"] == 4 * 3 * 8
+
+
+@pytest.mark.torch
+def test_a_factory_may_convert_its_module_in_a_dry_run(torch):
+    from memback.bridges.torch.loading import without_memory
+    from tests.bridges.torch_models import small_gpt
+
+    for convert in (lambda m: m.bfloat16(), lambda m: m.double().half(), lambda m: m.to("cpu", torch.float16)):
+        real = convert(small_gpt())
+        with without_memory():
+            made = convert(small_gpt())
+        assert made.lm_head.weight is made.wte.weight  # tied as before
+        assert [p.dtype for p in made.parameters()] == [p.dtype for p in real.parameters()]
+
+
+@pytest.mark.torch
+def test_a_factory_may_give_arguments_by_position_and_by_name(torch, capsys):
+    found = report(capsys, f"{MODELS}:with_args_and_kwargs", "--arg", "rows=3", "--mode", "full")
+    assert found["arguments"]["input_bytes"] == 3 * 4 * (8 + 4)
+
+
+@pytest.mark.torch
+def test_a_mask_may_be_filled_with_ones(torch, capsys):
+    real = [f"{MODELS}:with_arguments", "--arg", "layers=1", "--input", "2x4:int64", "--mode", "full"]
+    ones, zeros = (report(capsys, *real, "--input", mask)["runs"][0]["loss"] for mask in ("mask=2x4=1", "mask=2x4=0"))
+    assert ones is not None
+    assert zeros is None  # not finite: divided by the number of those that count
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("dry", [["--dry"], []])
+def test_floats_where_indices_belong_are_answered_with_the_remedy(torch, dry, capsys):
+    code, text = refusal(capsys, f"{MODELS}:small_gpt", "--input", "2x8", "--mode", "full", *dry)
+    assert code == 1
+    assert text.endswith(". Indices are whole numbers: write --input 2x8:int64")
+    named = [f"{MODELS}:with_arguments", "--arg", "layers=1", "--input", "ids=2x4=1", "--input", "mask=2x4:int64=1"]
+    assert refusal(capsys, *named, "--mode", "full", *dry)[1].endswith("write --input ids=2x4:int64")
+
+
+@pytest.mark.torch
+def test_another_dtype_than_the_module_s_is_answered_with_how_it_is_written(torch, capsys):
+    linear = ["torch.nn:Linear", "--arg", "in_features=4", "--arg", "out_features=3", "--arg", "dtype=torch.bfloat16"]
+    code, text = refusal(capsys, *linear, "--input", "2x4", "--mode", "full")
+    assert code == 1
+    assert text.endswith(". The dtype of an input is written after its shape, as in --input 8x1024:bfloat16")
+
+
+@pytest.mark.torch
+def test_the_report_says_which_loss_and_mode_the_command_asked_for(torch, tmp_path, capsys):
+    page = tmp_path / "report.html"
+    code, printed = run(capsys, *GPT, "--dry", "--eval", "--loss", "torch:std", "--mode", "full", "-o", str(page))
+    assert code == 0
+    for shown in (printed.out, page.read_text(encoding="utf-8")):
+        assert "The module is in evaluation mode. Loss: torch:std." in shown
+    asked = report(capsys, *GPT, "--dry", "--mode", "full")["profile"]
+    assert asked["model"]["training"] is True
+    assert asked["data"]["loss"] == "the sum of what the module gives"
 
 
 @pytest.mark.torch
@@ -96,6 +181,18 @@ def test_mixed_precision_and_evaluation_can_be_chosen(torch, capsys):
             "can't be run: RuntimeError: mat1 and mat2 shapes cannot be multiplied",
         ),
         ([f"{MODELS}:on_values", "--input", "2x4", "--dry"], 1, "the module takes a decision on values"),
+        (
+            [*MASKED, "--arg", "width=x"],
+            2,
+            "--arg, for tests.bridges.torch_models:with_arguments: width (='x') must be",
+        ),
+        ([*MASKED, "--arg", "widht=2"], 2, "unknown key widht (did you mean 'width'?)"),
+        ([*MASKED, "--arg", "layers=2"], 2, "--arg layers is given twice"),
+        ([*MASKED, "--arg", "width"], 2, "--arg 'width' is no NAME=VALUE; write it as --arg n_layer=4"),
+        ([*MASKED, "--arg", "dtype=float33"], 2, "there is no dtype 'float33' in PyTorch"),
+        (["torch.nn:Linear", "--input", "2x4", "--arg", "in_features=4"], 2, "give --arg out_features=VALUE"),
+        ([f"{MODELS}:ready", "--input", "2x4", "--arg", "n=4"], 2, "is a module already, and takes no --arg"),
+        ([*MASKED, "--input", "mask=2x4:bool=2"], 2, "'2' is no value of bool"),
         ([*GPT, "--input", "8x"], 2, "input '8x' is no shape; write it as 8x3x224x224"),
         ([*GPT, "--input", "8:int63"], 2, "there is no dtype 'int63' in PyTorch"),
         ([*GPT, "--input", "a=8", "--input", "a=9"], 2, "input 'a' is given twice"),

@@ -110,3 +110,12 @@ def test_a_wrong_request_says_why(arguments, message, capsys):
     code, said = refusal(capsys, *arguments)
     assert code == 2
     assert said.startswith(message)
+
+
+def test_a_budget_may_be_a_share_of_the_full_peak(capsys):
+    code, printed = run(capsys, "--budget", "75%", "--dry", "--mode", "full", "--json", "-")
+    assert code == 0
+    full, planned = json.loads(printed.out)["runs"]
+    assert planned["predicted_peak_bytes"] <= 0.75 * full["predicted_peak_bytes"]
+    code, message = refusal(capsys, "--budget", "0%")
+    assert (code, message) == (2, "budget '0%' is no share of the full peak; write it as 75% or 12.5%")

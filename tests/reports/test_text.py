@@ -113,6 +113,23 @@ def test_a_prediction_that_does_not_hold_is_said_in_words_and_in_red() -> None:
     assert "\x1b[1;31m" in coloured(apart_by(limit + 1))
 
 
+def test_what_peaks_are_apart_is_explained_where_they_are() -> None:
+    assert "Apart:" not in show(apart_by(0))
+    for difference in (1, -1):
+        assert "Apart: measured less predicted. The measurement also sees what Python" in show(
+            apart_by(difference), 120
+        )
+
+
+def test_an_optimiser_that_keeps_nothing_has_no_row_but_a_sentence() -> None:
+    report = sample.report()
+    without = change(report, arguments=change(report.arguments, optimizer_bytes=0))
+    shown = show(text.composition(without, sample.full()), 120)
+    assert not [line for line in shown.splitlines() if line.startswith("optimiser state")]
+    assert "No optimiser state is in this" in shown
+    assert "No optimiser state is in this" not in show(text.composition(report, sample.full()), 120)
+
+
 def test_gradients_that_differ_are_said_in_words_and_in_red() -> None:
     report = sample.report()
     assert "DIFFER" not in show(report)

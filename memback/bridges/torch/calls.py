@@ -8,7 +8,6 @@ can be run again together, keeping nothing between them.
 
 from __future__ import annotations
 
-import fnmatch
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,10 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from memback.bridges.torch.flow import Flow, NotPlainError, describe
+from memback.bridges.torch.paths import matches
 from memback.bridges.torch.storages import key, storages, tensors
 from memback.errors import UsageError
 
-__all__ = ["Call", "Trace", "calling", "is_compiled", "record"]
+__all__ = ["Call", "Trace", "calling", "check_all_visible", "check_visible", "record"]
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,11 @@ def calling(modules: Sequence[nn.Module], called: Callable[..., Any]) -> Iterato
     pickles of a module go without it.
 
     Raises:
-        UsageError: a module has been compiled.
+        UsageError: a module has been compiled or scripted.
     """
     with ExitStack() as stack:
         for module in modules:
-            if is_compiled(module):
-                raise UsageError(
-                    f"{type(module).__name__} is compiled, and what the compiler made of it has no blocks: plan the"
-                    " module as it was before torch.compile (module._orig_mod)"
-                )
+            check_visible(module, type(module).__name__)
             if _HOOK in vars(module):
                 raise UsageError(f"this {type(module).__name__} runs a plan already: revert that first")
             vars(module)[_HOOK] = _Calling(module, module._call_impl, called)
@@ -107,10 +103,34 @@ def calling(modules: Sequence[nn.Module], called: Callable[..., Any]) -> Iterato
         yield
 
 
-def is_compiled(module: nn.Module) -> bool:
-    """Whether calls of a module go to what ``torch.compile`` made of it."""
+def check_all_visible(module: nn.Module) -> None:
+    """:func:`check_visible` of a module and all within it."""
+    for path, part in module.named_modules():
+        check_visible(part, f"submodule {path}" if path else "the module")
+
+
+def check_visible(module: nn.Module, name: str) -> None:
+    """Refuse a module whose calls are not those of its Python code, so that they can't be looked into.
+
+    Raises:
+        UsageError: it is compiled or scripted; the message, which calls it ``name``, says what to give in its place.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UsageError(
+            f"{name} is scripted: its calls are TorchScript's, which cannot be looked into; give the module as it was"
+            " before torch.jit.script or torch.jit.trace"
+        )
     hook = getattr(module, _HOOK, None)
-    return hasattr(module, "_orig_mod") or not (hook is None or isinstance(hook, _Calling))
+    if hasattr(module, "_orig_mod"):
+        before = "torch.compile (its _orig_mod)"
+    elif hook is None or isinstance(hook, _Calling):
+        return
+    else:
+        before = f"its compile() was called ({_HOOK} = None undoes that)"
+    raise UsageError(
+        f"{name} is compiled: the compiler arranges memory anew, in kernels that cannot be looked into; give the module"
+        f" as it was before {before}"
+    )
 
 
 _HOOK = "_compiled_call_impl"
@@ -312,7 +332,7 @@ def _matching(roots: Sequence[_Node], patterns: Sequence[str]) -> list[_Node]:
     unused = set(patterns)
 
     def visit(node: _Node, within: bool) -> None:
-        hits = [pattern for pattern in patterns if node.path and _matches(node.path, pattern)]
+        hits = [pattern for pattern in patterns if node.path and matches(node.path, pattern)]
         unused.difference_update(hits)
         if hits and not within:
             found.append(node)
@@ -329,12 +349,6 @@ def _matching(roots: Sequence[_Node], patterns: Sequence[str]) -> list[_Node]:
                 + (", …" if len(called) > 12 else "")
             )
     return found
-
-
-def _matches(path: str, pattern: str) -> bool:
-    """As in a shell, part by part: ``layer.*`` is ``layer.0``, not ``layer.0.mlp``."""
-    parts, wanted = path.split("."), pattern.split(".")
-    return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
 
 
 def _expanded(root: _Node) -> list[_Node]:

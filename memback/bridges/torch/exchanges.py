@@ -31,6 +31,7 @@ def exchanges_told(tracker: Tracker, strategy: str | None) -> Iterator[None]:
             for owner, name, wrap in (
                 (group, "unshard", _gathering),
                 (group, "wait_for_unshard", _gathered),
+                (group, "reshard", _resharding),
                 (fsdp, "foreach_reduce", _reducing),
                 (DistributedDataParallel, "_sync_buffers", _spreading),
             ):
@@ -78,6 +79,16 @@ def _gathered(tracker: Tracker, original: Any) -> Any:
         tracker.settle()
 
     return wait
+
+
+def _resharding(tracker: Tracker, original: Any) -> Any:
+    """After the forward pass a part of the gathered parameters may stay, a shard for a smaller group of ranks."""
+
+    def reshard(group: Any) -> None:
+        with tracker.exchanging("gathered", "reshard", group.modules[0]):
+            original(group)
+
+    return reshard
 
 
 def _reducing(tracker: Tracker, original: Any) -> Any:

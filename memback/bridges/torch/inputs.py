@@ -1,40 +1,45 @@
-"""What a module is called with, from text: ``8x3x224x224``, ``8x1024:int64``, ``mask=8x1x1x1024:bool``."""
+"""What a module is called with, from text: ``8x3x224x224``, ``8x1024:int64``, ``mask=8x1024:int64=1``."""
 
 from __future__ import annotations
 
+import cmath
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from memback.errors import UsageError
 
-__all__ = ["Input", "dtype_named", "parse_inputs"]
+__all__ = ["Input", "dtype_named", "dtype_remedy", "parse_inputs"]
 
-_SPEC = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?", re.ASCII)
+_SPEC = re.compile(
+    r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?(?:=(?P<fill>.*))?", re.ASCII
+)
 _MOST = 2**63 - 1
 
 
 @dataclass(frozen=True)
 class Input:
-    """A tensor to be made, and the argument's name where it is given by name."""
+    """A tensor to be made, the argument's name where it is given by name, and what it is filled with, if anything."""
 
     name: str | None
     shape: tuple[int, ...]
     dtype: torch.dtype
+    fill: float | None = None
 
     @classmethod
     def parse(cls, text: str) -> Input:
-        """Read ``[NAME=]SHAPE[:DTYPE]``; without a DTYPE it is float32.
+        """Read ``[NAME=]SHAPE[:DTYPE][=VALUE]``; without a DTYPE it is float32.
 
         Raises:
-            UsageError: it is no such thing, or there is no such dtype.
+            UsageError: it is no such thing, there is no such dtype, or the dtype can't hold the value.
         """
         match = _SPEC.fullmatch(text.strip())
         if match is None:
             raise UsageError(
-                f"input {text!r} is no shape; write it as 8x3x224x224, 8x1024:int64 or, by name, mask=8x1024:bool"
+                f"input {text!r} is no shape; write it as 8x3x224x224, 8x1024:int64 or, by name and filled with ones,"
+                " mask=8x1024:int64=1"
             )
         shape = tuple(map(int, match["shape"].split("x")))
         size = 1
@@ -42,13 +47,17 @@ class Input:
             size *= length
         if size > _MOST:
             raise UsageError(f"input {text!r} has more than 2**63 - 1 elements")
-        return cls(match["name"], shape, dtype_named(match["dtype"] or "float32"))
+        dtype = dtype_named(match["dtype"] or "float32")
+        fill = None if match["fill"] is None else _number(match["fill"], dtype, text)
+        return cls(match["name"], shape, dtype, fill)
 
     def make(self, device: torch.device) -> torch.Tensor:
-        """The tensor: floating-point numbers are drawn from a normal distribution, all others are zeros.
+        """The tensor: filled with its value if there is one, else of normal random numbers, or zeros of other types.
 
         Zeros are an index into anything and a class among any number of classes.
         """
+        if self.fill is not None:
+            return torch.full(self.shape, self.fill, dtype=self.dtype, device=device)
         if self.dtype.is_floating_point or self.dtype.is_complex:
             drawn = self.dtype if self.dtype.itemsize > 1 else torch.float32
             return torch.randn(self.shape, dtype=drawn, device=device).to(self.dtype)
@@ -56,7 +65,30 @@ class Input:
 
     def __str__(self) -> str:
         shape = "x".join(map(str, self.shape))
-        return f"{'' if self.name is None else f'{self.name}='}{shape}:{str(self.dtype).removeprefix('torch.')}"
+        name = "" if self.name is None else f"{self.name}="
+        fill = "" if self.fill is None else f"={self.fill}"
+        return f"{name}{shape}:{str(self.dtype).removeprefix('torch.')}{fill}"
+
+
+def _number(text: str, dtype: torch.dtype, given: str) -> float:
+    """The value from text, where the dtype has one like it: the same one of whole numbers, a finite one of others."""
+    value = _WORDS.get(text.lower())
+    try:
+        if value is None:
+            value = int(text) if _WHOLE.fullmatch(text) else float(text.replace("_", "?"))  # 1_0 is no 10
+        held = torch.full((), value, dtype=dtype).item()
+        whole = not (dtype.is_floating_point or dtype.is_complex)
+        holds = held == value if whole else cmath.isfinite(held) or not cmath.isfinite(value)
+    except (ValueError, RuntimeError, OverflowError):
+        holds = False
+    if value is None or not holds:
+        name = str(dtype).removeprefix("torch.")
+        raise UsageError(f"input {given!r}: {text!r} is no value of {name}; write it as 8x1024:int64=1")
+    return value
+
+
+_WORDS: Mapping[str, float] = {"true": 1, "false": 0}
+_WHOLE = re.compile(r"-?\d{1,19}", re.ASCII)
 
 
 def parse_inputs(texts: Iterable[str]) -> list[Input]:
@@ -71,6 +103,20 @@ def parse_inputs(texts: Iterable[str]) -> list[Input]:
     if twice is not None:
         raise UsageError(f"input {twice!r} is given twice")
     return inputs
+
+
+def dtype_remedy(message: str, inputs: Sequence[Input]) -> str:
+    """What to write instead, if a message of PyTorch's says that an op has refused an input's dtype; else nothing."""
+    floating = [one for one in inputs if one.dtype.is_floating_point]
+    if floating and _INDICES.search(message):
+        return f". Indices are whole numbers: write --input {replace(floating[0], dtype=torch.int64, fill=None)}"
+    if inputs and _DTYPES.search(message):
+        return ". The dtype of an input is written after its shape, as in --input 8x1024:bfloat16"
+    return ""
+
+
+_INDICES = re.compile(r"scalar types: Long|indices to be long|LongTensor|used as indices must be|int32( or |/)int64")
+_DTYPES = re.compile(r"same dtype|mixed dtype|should be the same|expected scalar type|boolean masks|to be bool")
 
 
 def dtype_named(name: str) -> torch.dtype:

@@ -16,12 +16,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
+from memback.bridges.torch.arguments import typed
 from memback.bridges.torch.inputs import Input
 from memback.bridges.torch.paths import described
 from memback.errors import MembackError, UsageError
 from memback.profiling.schema import choose
 
-__all__ = ["Loaded", "device_named", "find", "load"]
+__all__ = ["Loaded", "device_named", "find", "load", "without_memory"]
 
 
 @dataclass(frozen=True)
@@ -62,27 +63,37 @@ def find(reference: str) -> Any:
         raise UsageError(f"{place}: {choose('factory', name, known)}") from None
 
 
-def load(reference: str, inputs: Sequence[Input], device: torch.device | None = None, dry: bool = False) -> Loaded:
+def load(
+    reference: str,
+    inputs: Sequence[Input],
+    device: torch.device | None = None,
+    dry: bool = False,
+    arguments: Mapping[str, str] | None = None,
+) -> Loaded:
     """Have the factory make its module, and make the inputs.
 
     Args:
-        reference: of a module, or of what gives one (or a pair of one and its inputs: a tensor, a list or tuple of
-            arguments, or a dict of arguments by name) when called without arguments.
+        reference: of a module, or of what gives one when it is called; or a pair of one and its inputs (a tensor, a
+            list or tuple of arguments, or a dict of arguments by name); or one, arguments, and arguments by name.
         inputs: what the module is called with, where the factory does not say.
         device: where the module and its inputs are made, and moved to; by default they stay where they were made.
         dry: whether everything is made without memory.
+        arguments: what the factory is called with, as text by name.
 
     Raises:
-        UsageError: as :func:`find`; or the factory gives something else, or inputs are given twice or not at all.
+        UsageError: as :func:`find`; or the factory gives something else, or wants other arguments; or inputs are given
+            twice or not at all.
         MembackError: the factory fails.
     """
     found = find(reference)
-    with _without_memory() if dry else nullcontext():
-        made = found if isinstance(found, torch.nn.Module) else _call(reference, found, device, dry)
-        module, given = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    with without_memory() if dry else nullcontext():
+        made = _call(reference, found, device, dry, arguments or {})
+        module, given = _parts(made)
         if not isinstance(module, torch.nn.Module):
+            shown = " ".join(repr(made).split())
             raise UsageError(
-                f"{reference} gives {made!r:.80}, which is no torch.nn.Module (nor a pair of one and inputs)"
+                f"{reference} gives {shown:.80}, which is no torch.nn.Module (nor one with inputs: (module, inputs) or"
+                " (module, args, kwargs))"
             )
         if given is not None and inputs:
             raise UsageError(f"{reference} gives the inputs itself: leave out --input")
@@ -90,15 +101,32 @@ def load(reference: str, inputs: Sequence[Input], device: torch.device | None = 
             raise UsageError(f"say what {reference} is called with: --input 8x3x224x224, --input 8x1024:int64, ...")
         if device is not None and not dry:
             module = module.to(device)
-        args, kwargs = _made(inputs, device or _device_of(module)) if given is None else _given(given, device)
+        args, kwargs = _made(inputs, device or _device_of(module)) if given is None else _moved(given, device)
     return Loaded(module, args, kwargs)
 
 
 @contextmanager
-def _without_memory() -> Iterator[None]:
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+def without_memory() -> Iterator[None]:
+    """In the block modules and tensors are made without memory."""
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True) as mode, _convertible(mode):
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # copy.deepcopy does
         yield
+
+
+@contextmanager
+def _convertible(mode: FakeTensorMode) -> Iterator[None]:
+    """In the block ``module.to(torch.bfloat16)`` works, which PyTorch refuses where the mode's memo has parameters."""
+    swap = torch.utils.swap_tensors
+
+    def swap_unknown(one: torch.Tensor, other: torch.Tensor) -> None:
+        mode.fake_tensor_converter.meta_converter.tensor_memo.clear()
+        swap(one, other)
+
+    torch.utils.swap_tensors = swap_unknown
+    try:
+        yield
+    finally:
+        torch.utils.swap_tensors = swap
 
 
 def device_named(name: str) -> torch.device:
@@ -117,17 +145,41 @@ def device_named(name: str) -> torch.device:
     return device
 
 
-def _call(reference: str, factory: Any, device: torch.device | None, dry: bool) -> Any:
+def _call(reference: str, factory: Any, device: torch.device | None, dry: bool, arguments: Mapping[str, str]) -> Any:
+    if isinstance(factory, torch.nn.Module):
+        if arguments:
+            raise UsageError(f"{reference} is a module already, and takes no --arg: name what makes it")
+        return factory
     if not callable(factory):
         raise UsageError(f"{reference} is {factory!r:.80}, which can't be called to give a module")
+    named = typed(reference, factory, arguments)
     try:
         with nullcontext() if device is None else device:
-            return factory()
+            return factory(**named)
     except MembackError:
         raise
     except Exception as error:
         how = " without memory; if it needs numbers, profile it without --dry" if dry else ""
         raise MembackError(f"{reference} can't make its module{how}: {described(error)}") from error
+
+
+def _parts(made: Any) -> tuple[Any, Any]:
+    """The module, and what it is called with, by position and by name, where a factory says so."""
+    match made:
+        case (module, (tuple() | list()) as args, Mapping() as kwargs):
+            return module, (tuple(args), dict(kwargs))
+        case (module, value, Mapping() as kwargs):
+            return module, ((value,), dict(kwargs))
+        case (module, Mapping() as kwargs):
+            return module, ((), dict(kwargs))
+        case (module, (tuple() | list()) as args):
+            return module, (tuple(args), {})
+        case (module, None):
+            return module, None
+        case (module, value):
+            return module, ((value,), {})
+        case _:
+            return made, None
 
 
 def _device_of(module: torch.nn.Module) -> torch.device:
@@ -140,11 +192,8 @@ def _made(inputs: Sequence[Input], device: torch.device) -> tuple[tuple[Any, ...
     return args, {one.name: one.make(device) for one in inputs if one.name is not None}
 
 
-def _given(given: Any, device: torch.device | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _moved(given: Any, device: torch.device | None) -> Any:
     def moved(value: Any) -> Any:
         return value.to(device) if isinstance(value, torch.Tensor) and device is not None else value
 
-    given = tree_map(moved, given)
-    if isinstance(given, Mapping):
-        return (), dict(given)
-    return (tuple(given), {}) if isinstance(given, (list, tuple)) else ((given,), {})
+    return tree_map(moved, given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from types import FrameType
@@ -15,7 +16,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 import memback
 from memback.tape import Site
 
-__all__ = ["ModulePaths", "call_site", "called_from", "described", "in_file"]
+__all__ = ["ModulePaths", "call_site", "called_from", "described", "in_file", "matches"]
 
 _INTERNAL = (
     *(f"{Path(package.__file__ or '').parent}{os.sep}" for package in (torch, memback)),
@@ -72,6 +73,12 @@ class ModulePaths:
     def _ended(self, module: Any, inputs: Any, output: Any) -> None:
         while self._stack and self._stack.pop()[0] is not module:
             continue
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Whether a module's path fits a pattern, part by part: ``layer.*`` is ``layer.0``, not ``layer.0.mlp``."""
+    parts, wanted = path.split("."), pattern.split(".")
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 
 def call_site() -> Site | None:

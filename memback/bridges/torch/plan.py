@@ -28,7 +28,7 @@ from memback.bridges.torch.body import (
     runs_again,
     segments_in,
 )
-from memback.bridges.torch.calls import Call
+from memback.bridges.torch.calls import Call, check_all_visible
 from memback.bridges.torch.fake import faked
 from memback.bridges.torch.planned import running, submodule
 from memback.bridges.torch.stages import Blocks, find_blocks, seconds, weighed
@@ -37,13 +37,14 @@ from memback.errors import MembackError, UsageError
 from memback.ledger import Row
 from memback.plans import chain
 from memback.plans.actions import Action
+from memback.plans.budget import Budget
 from memback.plans.model import FrontierPoint
 from memback.plans.saved import SavedPlan, check_parameters
 from memback.plans.simulate import BudgetError, simulate
 from memback.plans.stage import Stage
 from memback.policy import Policy
 from memback.profiling.passes import Mode, Peak
-from memback.units import format_bytes, format_bytes_short, parse_bytes
+from memback.units import format_bytes, format_bytes_short
 
 __all__ = ["NoPlanError", "Planning", "TorchPlan", "Verdict", "frontier", "plan", "planned_by"]
 
@@ -162,7 +163,7 @@ class TorchPlan(SavedPlan):
         it is. Hooks of a block run whenever the block does, so again with what is run again.
 
         Raises:
-            UsageError: the plan was made for another model, or the module runs a plan already, or is compiled.
+            UsageError: the plan was made for another model, or the module runs a plan already, or can't be looked into.
         """
         self.check(module)
         if id(module) in self._applied:
@@ -270,7 +271,7 @@ class Planning:
         progress: called with (what is done now, steps done, steps in all).
 
     Raises:
-        UsageError: there are no blocks; or a step without memory can't be timed.
+        UsageError: there are no blocks; or a step without memory can't be timed; or the module is compiled or scripted.
         MembackError: the step takes decisions on values.
     """
 
@@ -283,6 +284,7 @@ class Planning:
     ) -> None:
         if timed and step.dry:
             raise UsageError("a step without memory can't be run, so its stages can't be timed: leave timed out")
+        check_all_visible(step.module)
         self.step = step
         self.timed = timed
         self.progress = progress
@@ -295,6 +297,10 @@ class Planning:
             times = seconds(step, self.blocks)
             self.stages = [replace(s, forward_cost=t) for s, t in zip(self.stages, times, strict=True)]
         self._judged: dict[Body, _Judged] = {}
+
+    def full_peak_bytes(self) -> int:
+        """The peak of the step without a plan."""
+        return self.judge(self.everything).peak.bytes
 
     # -- bodies over units
 
@@ -586,7 +592,7 @@ def plan(
     Args:
         module: any module; of those that are compiled, the one that was.
         inputs: what it is called with: tensors (fake ones, and those of the device ``meta``, too), and anything else.
-        budget: the largest peak above the arguments, in bytes or as ``"2GiB"``.
+        budget: the largest peak above the arguments, in bytes, as ``"2GiB"``, or as ``"75%"`` of the full peak.
         loss: gives the loss, a tensor of one number, from what the module gives; by default the sum of its numbers.
         kwargs: what it is called with by name.
         blocks: patterns of the paths of submodules that may be run again, as in a shell: ``["encoder.layer.*"]``. By
@@ -600,9 +606,9 @@ def plan(
         UsageError: a malformed budget; there are no blocks; the module is compiled.
         MembackError: the step takes decisions on values, or has ops of which a dry run does not know what they take.
     """
-    wanted = parse_bytes(budget) if isinstance(budget, str) else budget
-    step = Step.of(module, inputs, kwargs, loss, autocast)
-    return Planning(step, blocks, timed, progress).plan(wanted)
+    wanted = Budget.read(budget)
+    planning = Planning(Step.of(module, inputs, kwargs, loss, autocast), blocks, timed, progress)
+    return planning.plan(wanted.bytes(planning.full_peak_bytes))
 
 
 def frontier(

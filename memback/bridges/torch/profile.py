@@ -12,7 +12,8 @@ from msgspec.structs import replace
 from torch.nn.parallel import DistributedDataParallel
 
 from memback._version import __version__
-from memback.bridges.torch.calls import is_compiled
+from memback.bridges.torch.calls import check_all_visible
+from memback.bridges.torch.losses import with_name
 from memback.bridges.torch.plan import TorchPlan, planned_by
 from memback.bridges.torch.sharding import bucket_bytes, fsdp_params
 from memback.bridges.torch.step import DryRunError, Loss, Step, sum_of_outputs
@@ -62,7 +63,8 @@ def profile(
         rounds: how often each mode is timed; the median is reported.
         policy: what is run again in mode ``checkpoint``, which it adds: ``"sqrt"``, ``"every:k"`` or ``"all"``, or a
             plan that :func:`memback.bridges.torch.plan` made. Which blocks these are about, that function says.
-        about: what the report says of the profile (``name``, ``model``, ``data``, ``dtype``).
+        about: what the report says of the profile (``name``, ``model``, ``data``, ``dtype``), beside whether the module
+            is in training mode (``model["training"]``) and which loss was taken (``data["loss"]``).
         progress: called with (what is done now, steps done, steps in all).
 
     Returns:
@@ -72,7 +74,8 @@ def profile(
         with several threads (``torch.use_deterministic_algorithms`` names them).
 
     Raises:
-        UsageError: an unknown mode, a loss that is none, or a module that is compiled or not yet made in full.
+        UsageError: an unknown mode, a loss that is none, or a module that is compiled or scripted, or not yet made in
+            full.
         MembackError: a dry run of a step that takes decisions on values.
 
     Warns:
@@ -80,7 +83,8 @@ def profile(
             then no prediction.
     """
     _check(module)
-    step = Step.of(module, inputs, kwargs, loss, autocast)
+    taken, name_of_loss = with_name(loss)
+    step = Step.of(module, inputs, kwargs, taken, autocast)
     chosen = modes_of(modes, None if policy is None else cast(Any, planned_by(step, policy)))
     work = _dry(step, chosen, progress) if dry or step.dry else _real(step, chosen, rounds, progress)
     runs, input_bytes = zip(*work, strict=True)
@@ -88,7 +92,7 @@ def profile(
         memback=__version__,
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         machine={**machine(), "torch": str(torch.__version__), "device": _device(step)},
-        profile=plain.Profile(**{**_about(step), **(about or {})}),
+        profile=_about(step, name_of_loss(), about or {}),
         arguments=_arguments(step, max(input_bytes)),
         runs=runs,
         distributed=_distributed(step),
@@ -105,12 +109,7 @@ def _check(module: torch.nn.Module) -> None:
     """Refuse what would give figures that are not the module's own."""
     if not isinstance(module, torch.nn.Module):
         raise UsageError(f"{module!r:.80} is no torch.nn.Module")
-    for name, owner in module.named_modules():
-        if is_compiled(owner):
-            raise UsageError(
-                f"{f'submodule {name}' if name else 'the module'} is compiled: the compiler arranges memory anew, in"
-                " kernels that cannot be looked into; profile it as it was before torch.compile (module._orig_mod)"
-            )
+    check_all_visible(module)
     lazy = [name for name, tensor in module.named_parameters() if torch.nn.parameter.is_lazy(tensor)]
     if lazy:
         raise UsageError(f"parameter {lazy[0]} has no shape yet: call the module once before it is profiled")
@@ -202,11 +201,23 @@ def _distributed(step: Step) -> plain.Distributed | None:
     )
 
 
-def _about(step: Step) -> dict[str, Any]:
+def _about(step: Step, loss: str, given: Mapping[str, Any]) -> plain.Profile:
+    """What was run: what is ``given`` goes before what the step says itself."""
     dtypes = dict.fromkeys(str(p.dtype).removeprefix("torch.") for p in step.module.parameters())
     module = step.module.module if isinstance(step.module, DistributedDataParallel) else step.module
     name = type(module).__name__.removeprefix("FSDP" if step.strategy == "fsdp2" else "")
-    return {"name": name, "model": {"name": name}, "data": {}, "dtype": ", ".join(dtypes)}
+    own: dict[str, Any] = {"name": name, "dtype": ", ".join(dtypes)}
+    model = {"name": name, "training": _training(module), **given.get("model", {})}
+    data = {"loss": loss, **given.get("data", {})}
+    if step.autocast is not None:
+        data.setdefault("autocast", str(step.autocast).removeprefix("torch."))
+    return plain.Profile(**{**own, **given, "model": model, "data": data})
+
+
+def _training(module: torch.nn.Module) -> bool | str:
+    """Whether the module is in training mode; ``"mixed"`` where some of its parts are and others are not."""
+    flags = {part.training for part in module.modules()}
+    return flags.pop() if len(flags) == 1 else "mixed"
 
 
 def _device(step: Step) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from msgspec.structs import replace
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from memback.bridges.torch.calls import check_all_visible
 from memback.bridges.torch.fake import DryRunError
 from memback.bridges.torch.guard import check_fits
-from memback.bridges.torch.loading import Loaded
+from memback.bridges.torch.loading import Loaded, without_memory
 from memback.bridges.torch.paths import described
 from memback.bridges.torch.profile import MODES, profile
 from memback.bridges.torch.sharding import wrap
-from memback.bridges.torch.step import Step, sum_of_outputs
+from memback.bridges.torch.step import Loss, Step, sum_of_outputs
 from memback.errors import MembackError, UsageError
 from memback.files import check_target
 from memback.profiling.ranks import merge, rank_file
@@ -50,7 +50,11 @@ def predict(
     ranks: int,
     shard: Sequence[str] = (),
     options: dict[str, Any] | None = None,
-    **named: Any,
+    loss: Loss = sum_of_outputs,
+    kwargs: Mapping[str, Any] | None = None,
+    modes: Sequence[str] = MODES,
+    autocast: torch.dtype | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> Report:
     """Predict a training step on several ranks, in this process alone: nothing is allocated, nobody is asked.
 
@@ -62,7 +66,11 @@ def predict(
         shard: for ``fsdp2``, patterns of the paths of submodules that are gathered each by itself; see
             :func:`~memback.bridges.torch.sharding.wrap`.
         options: for ``DistributedDataParallel`` or ``fully_shard``.
-        named: for :func:`~memback.bridges.torch.profile`: ``loss``, ``modes``, ``kwargs``, ``autocast``, ``about``.
+        loss: gives the loss, a tensor of one number, from what the module gives; by default the sum of its numbers.
+        kwargs: what each rank's module is called with by name.
+        modes: as in :func:`~memback.bridges.torch.profile`.
+        autocast: as there.
+        about: as there.
 
     Returns:
         the merged :class:`~memback.profiling.report.Report`: the rank that needs the most memory leads.
@@ -73,9 +81,10 @@ def predict(
     """
 
     def load() -> Loaded:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            return Loaded(make(), inputs, named.pop("kwargs", None) or {})
+        with without_memory():
+            return Loaded(make(), inputs, kwargs or {})
 
+    named = {"loss": loss, "modes": modes, "autocast": autocast, "about": about}
     return predict_loaded(load, strategy, ranks, shard, options, **named)
 
 
@@ -94,6 +103,7 @@ def predict_loaded(
     for rank in range(ranks):
         with _fake_group(rank, ranks):
             loaded = load()
+            check_all_visible(loaded.module)
             module = wrap(loaded.module, strategy, shard, **(options or {}))
             reports.append(profile(module, *loaded.args, kwargs=loaded.kwargs, dry=True, **named))
     return merge(reports)

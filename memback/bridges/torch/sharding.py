@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch.distributed as dist
 from torch import nn
 
 from memback.bridges.torch.fake import fake_mode, is_dry
+from memback.bridges.torch.paths import matches
 from memback.errors import UsageError
 
 __all__ = ["STRATEGIES", "bucket_bytes", "fsdp_params", "reshard", "strategy_of", "wrap"]
@@ -41,14 +41,14 @@ def wrap(module: nn.Module, strategy: str, shard: Sequence[str] = (), **options:
     Args:
         module: on real tensors, or on such as hold no memory; it is changed in place.
         strategy: ``ddp`` or ``fsdp2``.
-        shard: for ``fsdp2``, patterns of the paths of submodules (``blocks.*``) that are sharded, and gathered, each by
-            itself; by default the parts of every ``ModuleList`` and ``Sequential`` that is in no other. What is left is
-            one more group.
+        shard: for ``fsdp2``, patterns of the paths of submodules that are sharded, and gathered, each by itself. They
+            match part by part, as in a shell: ``blocks.*`` is ``blocks.0``, not ``blocks.0.norm``. By default the parts
+            of every ``ModuleList`` and ``Sequential`` that is in no other. What is left is one more group.
         options: for PyTorch's own function.
 
     Raises:
-        UsageError: an unknown strategy, a pattern that no submodule has, a module under another strategy, or one for
-            DDP of which nothing is trained.
+        UsageError: an unknown strategy, a pattern that no submodule has or that matches a mere list of modules, groups
+            that do not divide the ranks, a module under another strategy, or one for DDP of which nothing is trained.
     """
     if strategy not in STRATEGIES:
         raise UsageError(f"unknown strategy {strategy!r}; there are {', '.join(STRATEGIES)}")
@@ -68,20 +68,33 @@ def wrap(module: nn.Module, strategy: str, shard: Sequence[str] = (), **options:
 
     device = next((parameter.device.type for parameter in module.parameters()), "cpu")
     mesh = dist.device_mesh.init_device_mesh(device, (dist.get_world_size(),))
-    with fake_mode(module) if is_dry(module) else nullcontext():
-        for part in (*(_parts(module, shard) if shard else _blocks(module)), module):
-            fully_shard(part, **{"mesh": mesh, **options})
+    _check_group_size(options.get("reshard_after_forward"), dist.get_world_size())
+    for part in (*(_parts(module, shard) if shard else _blocks(module)), module):
+        fully_shard(part, **{"mesh": mesh, **options})  # in no fake mode, because it reads numbers of meshes
     return module
 
 
-def _parts(module: nn.Module, patterns: Iterable[str]) -> Iterator[nn.Module]:
+def _check_group_size(size: Any, ranks: int) -> None:
+    if isinstance(size, int) and not isinstance(size, bool) and (size < 1 or ranks % size):
+        raise UsageError(f"reshard_after_forward={size} does not divide the {ranks} ranks; give a number that does")
+
+
+def _parts(module: nn.Module, patterns: Iterable[str]) -> list[nn.Module]:
+    """Those that match, each once, and those within others first, because FSDP2 leaves out what is sharded already."""
     named = [(name, part) for name, part in module.named_modules() if name]
+    found: dict[str, nn.Module] = {}
     for pattern in patterns:
-        found = [part for name, part in named if fnmatchcase(name, pattern)]
-        if not found:
+        matching = {name: part for name, part in named if matches(name, pattern)}
+        if not matching:
             names = ", ".join(name for name, _ in named[:8])
             raise UsageError(f"no submodule's path matches {pattern!r}; there are {names}{', …' * (len(named) > 8)}")
-        yield from found
+        for name, part in matching.items():
+            if type(part).forward is nn.Module.forward:
+                raise UsageError(
+                    f"{pattern!r} matches {name}, a {type(part).__name__} that is never called; write {name}.*"
+                )
+        found |= matching
+    return [found[name] for name in sorted(found, key=lambda name: name.count("."), reverse=True)]
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
