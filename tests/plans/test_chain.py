@@ -125,7 +125,7 @@ def test_the_frontier_of_sizes_without_a_common_unit_is_consistent_too() -> None
 
 
 def uneven(n: int, seed: int) -> list[Stage]:
-    """Stages whose sizes are of very different magnitudes, so that rounding to a table's unit raises small ones most."""
+    """Stages whose sizes are of very different magnitudes, so that rounding raises small ones most."""
     r = random.Random(seed)
 
     def size() -> int:
