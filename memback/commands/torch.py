@@ -168,9 +168,8 @@ def _explained(factory: str) -> Iterator[None]:
 @contextmanager
 def _notes(output: Output) -> Iterator[None]:
     """Show warnings of dry runs in the block as notes, on standard error."""
-    from rich.console import Console
-
     from memback.bridges.torch import DryRunWarning
+    from memback.commands.console import Console
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", DryRunWarning)

@@ -322,7 +322,7 @@ class Store:
             return []
         try:
             rows = [msgspec.json.decode(line, type=Row) for line in whole.split(b"\n")[1:]]
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise UsageError(f"{self._journal} is no journal of a sweep: {error}; --force starts anew") from None
         for row in rows:
             if row.id not in points:
