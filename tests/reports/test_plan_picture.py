@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,3 +37,13 @@ def test_plans_of_many_sweeps_over_time_steps_are_shown(capsys):
     for budget in (least, least + 2**12):
         assert main(["plan", *small, "--budget", str(budget)]) == 0
         assert "◂ reversed" in capsys.readouterr().out
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("profile", "budget"),
+    [("gpt2-xl", "24GiB"), ("gpt2-xl", "16GiB"), ("lstm", "6MiB"), ("lstm", "8MiB"), ("lstm", "12MiB")],
+)
+def test_plans_of_shipped_profiles_with_many_sweeps_are_shown(profile, budget, capsys):
+    assert main(["plan", profile, "--budget", budget]) == 0
+    assert " more …" in capsys.readouterr().out
