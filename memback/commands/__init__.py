@@ -89,7 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not isinstance(error, BrokenPipeError):
             _complain(f"{error.filename or 'Standard output'}: {error.strerror or error}", error if traced else None)
         # What is left in the buffer can't be written; without this the interpreter would try again at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         _complain(_bug(error), error if traced else None)
@@ -102,12 +103,13 @@ def _bug(error: Exception) -> str:
     import traceback
 
     what = " ".join("".join(traceback.format_exception_only(error)).split())[:300]
-    mine = os.path.dirname(os.path.dirname(__file__))
-    *_, last = (frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(mine))
+    frames = traceback.extract_tb(error.__traceback__)
+    mine = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+    last = next((frame for frame in reversed(frames) if frame.filename.startswith(mine)), frames[-1])
     return (
-        f"This is a bug in memback {__version__}: {what} (in {os.path.relpath(last.filename, mine)}, line"
-        f" {last.lineno}). Please report it to where you have memback from, with the command and the traceback that it"
-        " prints with --traceback"
+        f"This is a bug in memback {__version__}: {what} (in {last.filename.removeprefix(mine)}, line {last.lineno})."
+        " Please report it to where you have memback from, with the command and the traceback that it prints with"
+        " --traceback"
     )
 
 
