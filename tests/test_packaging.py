@@ -131,6 +131,11 @@ def test_nothing_installs_a_distribution_that_is_not_known(project: dict[str, An
             assert not re.search(r"\bmemback\[(?:fast|plots|sweep|torch|test|docs|browser)\]", line), f"{path}:{number}"
 
 
+def test_pages_name_the_wheel_of_this_version() -> None:
+    named_in = [re.findall(r"memback_profiler-([\d.]+\d)", path.read_text(encoding="utf-8")) for path in texts()]
+    assert {version for versions in named_in for version in versions} == {__version__}
+
+
 def test_the_licence_and_the_citation_are_of_this_version(project: dict[str, Any]) -> None:
     assert project["name"] == "memback-profiler"
     assert project["license"] == "MIT"
