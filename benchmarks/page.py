@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import goals
+from memback._version import __version__
 
 FOLDER = Path(__file__).parent
 PARTS = {"speed": "speed", "single": "speed", "startup": "startup", "costs": "costs", "growth": "growth"}
@@ -55,8 +56,8 @@ def _measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def _machine() -> dict[str, Any]:
     """Where and with what it was measured."""
-    versions = {}
-    for package in ("memback", "numpy", "numba", "torch", "jax", "autograd", "mygrad"):
+    versions = {"memback": __version__}
+    for package in ("numpy", "numba", "torch", "jax", "autograd", "mygrad"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Compiled kernels (``pip install 'memback[fast]'``) in place of NumPy's passes, where they are asked for.
+"""Compiled kernels (extra ``fast``) in place of NumPy's passes, where they are asked for.
 
 NumPy takes an activation or a normalisation one operation at a time, each a pass over the data. A kernel of
 :mod:`memback.kernels` does the whole of it in one or two. Results differ in the last few bits, so this is off unless it
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from memback.errors import MembackError
+from memback.extras import how_to_install
 from memback.shape_array import ShapeArray
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def use_compiled_kernels(use: bool = True) -> None:
     except ModuleNotFoundError as error:
         if error.name != "numba":
             raise
-        raise MembackError("compiled kernels need Numba: pip install 'memback[fast]'") from None
+        raise MembackError(f"compiled kernels need Numba: {how_to_install('numba')}") from None
     _kernels = KERNELS
 
 

@@ -13,7 +13,7 @@ import memback
 ROOT = Path(memback.__file__).parent
 
 ORDER = (
-    ("_version", "errors", "glossary"),
+    ("_version", "errors", "extras", "glossary", "printable"),
     ("units", "files", "state", "shape_array"),
     ("arrays", "allocator", "dry", "kernels"),
     ("compiled",),

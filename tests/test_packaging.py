@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
+import tarfile
 import tomllib
+import zipfile
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from memback._version import __version__
+from memback.extras import REQUIREMENTS, how_to_install
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,6 +62,116 @@ def test_what_the_dependencies_need_is_pinned_too(project: dict[str, Any], pinne
     found = needed(requirements, set())
     assert {"numpy", "pytest", "iniconfig"} <= found
     assert found <= set(pinned)
+
+
+def test_a_message_asks_for_the_libraries_that_the_extras_ask_for(project: dict[str, Any]) -> None:
+    extras = project["optional-dependencies"]
+    asked_for = [line for name in ("fast", "plots", "sweep", "torch") for line in extras[name]]
+    assert sorted(REQUIREMENTS.values()) == sorted(asked_for)
+    assert all(requirement.startswith(f"{name}>=") for name, requirement in REQUIREMENTS.items())
+    assert how_to_install("numba", "torch") == f"pip install '{REQUIREMENTS['numba']}' '{REQUIREMENTS['torch']}'"
+
+
+INSTALL = re.compile(r"(?:\bpip|PIP\)?|\buv)\b[^\n`]*? (?:install|wheel|add) ([^\n`]*)")
+NAME = re.compile(r"[A-Za-z][\w.-]*(?=$|[\[<>=!~])")
+WITH_A_VALUE = {"-c", "-r", "-w", "--wheel-dir"}
+
+
+def named(line: str) -> set[str]:
+    """Distributions that a line has pip take from the package index; paths, files and options are none."""
+    found = set()
+    for asked in INSTALL.findall(line):
+        words = iter(re.split(r"\s+", re.split(r"[;|&#]|, | \\$", asked)[0].strip()))
+        for word in words:
+            if word in WITH_A_VALUE:
+                next(words, None)
+                continue
+            word = word.strip("'\",.:()")
+            if "/" not in word and not word.endswith(".whl") and (name := NAME.match(word)):
+                found.add(canonicalize_name(name[0]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("$ pip install memback", {"memback"}),
+        ("needs it: pip install 'memback[torch]', or", {"memback"}),
+        ("run: python -m pip install -c ci/constraints.txt ci/memback_profiler-0.1.0-py3-none-any.whl", set()),
+        ("$ python -m pip install .  # or '.[torch]'", set()),
+        ("python -m pip wheel --no-deps --wheel-dir dist .", set()),
+        ("(``pip install 'numba>=0.63'``)", {"numba"}),
+        ("\t$(PIP) torch==2.13.0", set()),
+    ],
+)
+def test_what_a_line_installs_is_seen(line: str, names: set[str]) -> None:
+    assert named(line) == names
+
+
+def texts() -> list[Path]:
+    """All that tells people or machines what to install, but for the changelog, and what the tests above look at."""
+    found = [path for path in ROOT.iterdir() if path.suffix in {".md", ".toml", ".cff", ".yml", ".txt"}]
+    found += [ROOT / "Makefile", ROOT / ".ci" / "run"]
+    for folder in ("memback", "docs", "benchmarks", "profiles"):
+        found += [
+            path for path in (ROOT / folder).rglob("*") if path.suffix in {".md", ".py", ".ipynb", ".jinja", ".js"}
+        ]
+    return [
+        path for path in found if path.is_file() and path.name not in {"CHANGELOG.md", "extras.py", Path(__file__).name}
+    ]
+
+
+def test_nothing_installs_a_distribution_that_is_not_known(project: dict[str, Any]) -> None:
+    """Neither another project's of the name ``memback``, nor this one's from an index that does not have it yet."""
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    known = {canonicalize_name(Requirement(line).name) for group in groups for line in group}
+    for path in texts():
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            assert named(line) <= known, f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+            assert not re.search(r"\bmemback\[(?:fast|plots|sweep|torch|test|docs|browser)\]", line), f"{path}:{number}"
+
+
+def test_pages_name_the_wheel_of_this_version() -> None:
+    named_in = [re.findall(r"memback_profiler-([\d.]+\d)", path.read_text(encoding="utf-8")) for path in texts()]
+    assert {version for versions in named_in for version in versions} == {__version__}
+
+
+def test_the_licence_and_the_citation_are_of_this_version(project: dict[str, Any]) -> None:
+    assert project["name"] == "memback-profiler"
+    assert project["license"] == "MIT"
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License\n\nCopyright (c) 2026 the memback authors\n")
+    citation = (ROOT / "CITATION.cff").read_text()
+    for line in ("cff-version: 1.2.0", "title: memback", f"version: {__version__}", "license: MIT"):
+        assert f"\n{line}\n" in f"\n{citation}"
+    assert "urls" not in project  # there is no place yet that one could name
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[zipfile.ZipFile, tarfile.TarFile]:
+    """The wheel and the source distribution, as pip has them built."""
+    pytest.importorskip("hatchling", reason="needs the extra test")
+    folder = tmp_path_factory.mktemp("dist")
+    for kind in ("wheel", "sdist"):
+        code = f"import sys; from hatchling import build; build.build_{kind}(sys.argv[1])"
+        subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, check=True, capture_output=True)
+    stem = f"memback_profiler-{__version__}"
+    return zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl"), tarfile.open(folder / f"{stem}.tar.gz")
+
+
+def test_the_licence_travels_with_the_wheel_and_the_source(built: tuple[zipfile.ZipFile, tarfile.TarFile]) -> None:
+    wheel, source = built
+    info = f"memback_profiler-{__version__}.dist-info"
+    metadata_of = wheel.read(f"{info}/METADATA").decode()
+    for line in ("Name: memback-profiler", "License-Expression: MIT", "License-File: LICENSE"):
+        assert f"\n{line}\n" in metadata_of
+    assert "Project-URL" not in metadata_of
+    names = set(wheel.namelist())
+    assert {f"{info}/licenses/LICENSE", f"{info}/licenses/memback/data/DIGITS.md", "memback/__init__.py"} <= names
+    assert {f"memback/profiles/{path.name}" for path in (ROOT / "profiles").iterdir()} <= names
+    assert "memback = memback.commands:main" in wheel.read(f"{info}/entry_points.txt").decode()
+    top = f"memback_profiler-{__version__}"
+    files = ("LICENSE", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", "README.md", "pyproject.toml", "cli.py")
+    assert {f"{top}/{name}" for name in files} <= set(source.getnames())
 
 
 def test_the_version_has_one_source_and_a_line_in_the_changelog(project: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Takes the README's screenshots: ``python docs/tools/screenshot.py`` writes a report, opens it in Chromium, and looks.
 
-One picture in light colours, one in dark ones, of what a person sees of a report's first screens. Needs
-``memback[browser]``, ``memback[plots]`` and Chromium with its driver.
+One picture in light colours, one in dark ones, of what a person sees of a report's first screens. Needs the extras
+``browser`` and ``plots``, and Chromium with its driver.
 """
 
 from __future__ import annotations

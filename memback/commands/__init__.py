@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -16,7 +17,10 @@ import rich_click as click
 from memback._version import __version__
 from memback.errors import MembackError, UsageError
 
-__all__ = ["main"]
+__all__ = ["main", "traceback_option"]
+
+TRACEBACK = "MEMBACK_TRACEBACK"
+"""The environment variable that stands for ``--traceback`` where it is not empty."""
 
 REGISTRY = {
     "profile": "One training step in every mode: what each keeps in memory, layer by layer.",
@@ -31,6 +35,13 @@ REGISTRY = {
     "list": "What there is to run: shipped profiles, models, data, ops and policies.",
 }
 """Every subcommand, which is the name of its module too, and its line in the help."""
+
+
+def traceback_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command ``--traceback``, which :func:`main` looks for itself because what fails may be any part of it."""
+    text = f"Show where an error arose, for a report of a bug; as {TRACEBACK}=1 does."
+    option: Callable[..., Any] = click.option("--traceback", is_flag=True, expose_value=False, help=text)(function)
+    return option
 
 
 class _Lazy(click.RichCommand):
@@ -48,6 +59,7 @@ class _Lazy(click.RichCommand):
     epilog="Try: memback list",
 )
 @click.version_option(__version__, prog_name="memback")
+@traceback_option
 def group() -> None:
     """Know every byte that backprop keeps, who keeps it, until when, and what not keeping it would cost."""
 
@@ -56,14 +68,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and give its exit code: 0 done, 1 failed, 2 wrong request, 130 interrupted."""
     if arguments is None:
         arguments = sys.argv[1:]
+    traced = "--traceback" in arguments or bool(os.environ.get(TRACEBACK))
     try:
         result = group.main(arguments or ["--help"], prog_name="memback", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.ClickException as error:
-        _complain(error.format_message(), getattr(error, "ctx", None))
+        _complain(error.format_message(), context=getattr(error, "ctx", None))
         return error.exit_code
     except MembackError as error:
-        _complain(str(error))
+        _complain(str(error), error if traced else None)
         return 2 if isinstance(error, UsageError) else 1
     except MemoryError as error:
         _complain(f"Out of memory ({str(error) or 'no more to be had'}); use a smaller batch, or a dry run")
@@ -73,17 +87,42 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
-            _complain(f"{error.filename or 'Standard output'}: {error.strerror or error}")
+            _complain(f"{error.filename or 'Standard output'}: {error.strerror or error}", error if traced else None)
         # What is left in the buffer can't be written; without this the interpreter would try again at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        _complain(_bug(error), error if traced else None)
         return 1
     return result if isinstance(result, int) else 0
 
 
-def _complain(message: str, context: click.Context | None = None) -> None:
-    from rich.console import Console
+def _bug(error: Exception) -> str:
+    """What is said of an exception that nobody foresaw."""
+    import traceback
+
+    what = " ".join("".join(traceback.format_exception_only(error)).split())[:300]
+    frames = traceback.extract_tb(error.__traceback__)
+    mine = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+    last = next((frame for frame in reversed(frames) if frame.filename.startswith(mine)), frames[-1])
+    return (
+        f"This is a bug in memback {__version__}: {what} (in {last.filename.removeprefix(mine)}, line {last.lineno})."
+        " Please report it to where you have memback from, with the command and the traceback that it prints with"
+        " --traceback"
+    )
+
+
+def _complain(message: str, shown: BaseException | None = None, context: click.Context | None = None) -> None:
+    """Say what went wrong, after the traceback of an exception that is to be shown."""
+    import traceback
+
+    from memback.commands.console import Console
+    from memback.printable import printable_lines
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(f"Error: {message}", style="red", markup=False)
+    if shown is not None:
+        console.print("".join(traceback.format_exception(shown)), markup=False, end="")
+    console.print(printable_lines(f"Error: {message}"), style="red", markup=False)
     if context is not None:
         console.print(f"Try: {context.command_path} --help", markup=False)

@@ -110,7 +110,6 @@ def progress_bar(output: Output, counted: bool = False) -> Iterator[Callable[[st
 
     Where things are ``counted`` it shows how many are done, how many a second, and the time that is left.
     """
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -120,6 +119,8 @@ def progress_bar(output: Output, counted: bool = False) -> Iterator[Callable[[st
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+
+    from memback.commands.console import Console
 
     console = Console(stderr=True, quiet=output.quiet)
     columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]

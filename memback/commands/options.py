@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import rich_click as click
-from rich.console import Console
 
+from memback.commands import traceback_option
+from memback.commands.console import Console
 from memback.errors import MembackError
 from memback.files import check_target, write_atomically
 
@@ -67,6 +69,8 @@ class Output:
             return
         text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         if self.to_stdout:
+            if sys.stdout is None:
+                raise MembackError("--json -: standard output is closed; name a file")
             click.echo(text, nl=False)
         else:
             self.write(self.json, text)
@@ -95,6 +99,7 @@ def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--json", "json_file", metavar="FILE", help="Write the result as JSON; - is standard output.")
     @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
     @click.option("--force", is_flag=True, help="Overwrite files that exist.")
+    @traceback_option
     @functools.wraps(function)
     def wrapper(*args: Any, json_file: str | None, quiet: bool, force: bool, **kwargs: Any) -> Any:
         output = Output(json_file, quiet, force)

@@ -12,7 +12,7 @@ from memback.errors import UsageError
 from memback.plans import graph, milp
 from memback.plans.actions import GraphPlan
 from memback.plans.graphed import Graphed
-from memback.plans.model import RESERVE, ModelPlan, NoPlanError
+from memback.plans.model import RESERVE, ModelPlan, NoPlanError, leaner
 
 if TYPE_CHECKING:
     from memback.plans.model import Planning
@@ -33,9 +33,9 @@ def whole(planning: Planning, budget: int, time_limit: float) -> ModelPlan:
         return replace(planning.everything, budget=budget)
     found = _within(planning, planning.graphed, budget, time_limit)
     if found is None:
-        found = _leanest(planning, planning.graphed, time_limit)
+        found = planning.leanest("graph", time_limit)
         if found.budget > budget:
-            raise NoPlanError(budget, found)
+            raise NoPlanError(budget, found, time_limit)
     return replace(found, budget=budget)
 
 
@@ -48,23 +48,19 @@ def better(planning: Planning, budget: int, time_limit: float) -> ModelPlan:
     if planning.everything.budget <= budget:
         return replace(planning.everything, budget=budget)
     plans: list[ModelPlan] = []
-    errors: list[NoPlanError] = []
-    try:
+    with suppress(NoPlanError):
         plans.append(_by("chain", planning.plan(budget, "chain")))
-    except NoPlanError as error:
-        errors.append(error)
+    seconds: float | None = None
     with suppress(UsageError):  # too large
-        step = planning.graphed
-        found = _within(planning, step, budget, time_limit)
-        if found is None and errors:
-            found = _leanest(planning, step, time_limit)
-            if found.budget > budget:
-                errors.append(NoPlanError(budget, found))
-                found = None
+        found = _within(planning, planning.graphed, budget, time_limit)
+        seconds = time_limit
         if found is not None:
             plans.append(_by("graph", replace(found, budget=budget)))
     if not plans:
-        raise min(errors, key=lambda error: error.minimum_bytes)
+        found = planning.leanest("auto", time_limit)
+        if found.budget > budget:
+            raise NoPlanError(budget, found, seconds)
+        plans.append(replace(found, budget=budget))
     return min(plans, key=lambda plan: (plan.extra_flops, plan.peak_bytes))
 
 
@@ -82,7 +78,7 @@ def leanest(planning: Planning, planner: str, time_limit: float) -> ModelPlan:
         return _leanest(planning, planning.graphed, time_limit)
     plans = [_by("chain", planning.leanest("chain"))]
     with suppress(UsageError):  # too large
-        plans.append(_by("graph", _leanest(planning, planning.graphed, time_limit)))
+        plans.append(_by("graph", planning.leanest("graph", time_limit)))
     return min(plans, key=lambda plan: (plan.peak_bytes, plan.extra_flops))
 
 
@@ -107,8 +103,16 @@ def _within(planning: Planning, step: Graphed, budget: int, time_limit: float) -
 
 
 def _leanest(planning: Planning, step: Graphed, time_limit: float) -> ModelPlan:
-    made = _realised(planning, step, milp.leanest(step.graph, time_limit, step.pinned), 0)
-    return replace(made, budget=made.peak_bytes + RESERVE)
+    """The plan with the least peak that is found; within twice the time limit, since solving it once may take all."""
+    solved = milp.leanest(step.graph, time_limit, step.pinned)
+    made = min(_realised(planning, step, solved, 0), planning.everything, key=lambda plan: plan.peak_bytes)
+    end = time.monotonic() + time_limit
+
+    def find(budget: int) -> ModelPlan | None:
+        left = end - time.monotonic()
+        return _within(planning, step, budget, left) if left > 0 else None
+
+    return leaner(made, solved.peak_bytes + RESERVE, find)
 
 
 def _realised(planning: Planning, step: Graphed, solved: GraphPlan, budget: int) -> ModelPlan:

@@ -51,6 +51,7 @@ __all__ = [
     "Planning",
     "execution",
     "knee",
+    "leaner",
     "plan",
 ]
 
@@ -64,19 +65,24 @@ KEEPING_EVERYTHING = frozenset({"chain", "exact", "all", *WHOLE})
 """Planners that compute nothing again where all that backward needs fits the budget."""
 
 _REFINEMENTS = 3
+_PROBES = 8
 _MIXTURES = 64
 """Points of the frontier between plans that keep stages in one way."""
 
 
 class NoPlanError(MembackError):
-    """No plan fits the budget; ``minimum_bytes`` is the least for which there is one."""
+    """No plan fits the budget; ``minimum_bytes`` is the least for which the planner has one.
 
-    def __init__(self, budget: int, minimum: ModelPlan) -> None:
+    ``seconds`` is how long the leanest plan was searched for, where time ended the search or could have.
+    """
+
+    def __init__(self, budget: int, minimum: ModelPlan, seconds: float | None = None) -> None:
         self.budget = budget
         self.minimum_bytes = minimum.budget
         made_of = _made_of(minimum.peak)
+        leanest = "the leanest" if seconds is None else f"the leanest found in {seconds:g} s"
         super().__init__(
-            f"no plan fits {format_bytes(budget)}: the leanest needs {format_bytes(minimum.budget)}, which is"
+            f"no plan fits {format_bytes(budget)}: {leanest} needs {format_bytes(minimum.budget)}, which is"
             f" {made_of}, reserve {format_bytes(RESERVE)}. Raise the budget to that, or make the step smaller (its"
             " batch, its model)"
         )
@@ -292,15 +298,12 @@ class Planning:
             return graph_plans.PLANNERS[planner](self, budget, time_limit)
         if planner in KEEPING_EVERYTHING and self.everything.budget <= budget:
             return replace(self.everything, budget=budget)
-        found = [
-            p for number in range(len(self.staged.choices)) if (p := self._within(number, budget, planner)) is not None
-        ]
-        if not found:
-            leanest = self.leanest(planner)
-            if leanest.budget > budget:
-                raise NoPlanError(budget, leanest)
-            found = [replace(leanest, budget=budget)]
-        return min(found, key=lambda p: (p.extra_flops, p.peak_bytes))
+        found = self._cheapest(budget, planner)
+        if found is None:
+            found = self.leanest(planner)
+            if found.budget > budget:
+                raise NoPlanError(budget, found)
+        return replace(found, budget=budget)
 
     def leanest(self, planner: str = "chain", time_limit: float = TIME_LIMIT) -> ModelPlan:
         """The plan with the least peak that the planner finds; a graph's within ``time_limit`` seconds. Found once."""
@@ -314,19 +317,29 @@ class Planning:
             from memback.plans import graph_plans
 
             return graph_plans.leanest(self, planner, time_limit)
-        plans = []
+        plans = [self.everything] if planner in KEEPING_EVERYTHING else []
+        rooms = []
         for choice in self.staged.choices:
             try:
                 planner_of(planner)(choice.stages, 0)
             except BudgetError as error:
-                room = error.minimum_bytes
-                plans.append(self._realise(choice, planner_of(planner)(choice.stages, room), room))
+                rooms.append(error.minimum_bytes)
+                plans.append(self._realise(choice, planner_of(planner)(choice.stages, rooms[-1]), rooms[-1]))
             else:
                 raise AssertionError("a plan within no bytes at all")
         if planner == "chain":
             plans += self.policies
         best = min(plans, key=lambda p: (p.peak_bytes, p.extra_flops))
-        return replace(best, budget=best.peak_bytes + RESERVE)
+        floor = min(rooms) + self.staged.base_bytes + RESERVE
+        return leaner(best, floor, lambda budget: self._cheapest(budget, planner))
+
+    def _cheapest(self, budget: int, planner: str) -> ModelPlan | None:
+        """The cheapest plan within a budget over all choices, but for those that keep everything."""
+        within = (self._within(number, budget, planner) for number in range(len(self.staged.choices)))
+        found = [plan for plan in within if plan is not None]
+        if planner == "chain":
+            found += [replace(plan, budget=budget) for plan in self.policies if plan.budget <= budget]
+        return min(found, key=lambda p: (p.extra_flops, p.peak_bytes), default=None)
 
     def _within(self, number: int, budget: int, planner: str) -> ModelPlan | None:
         """The plan for one choice. What a simulation counts too much is room for a cheaper plan."""
@@ -397,6 +410,20 @@ class Planning:
             peak={"phase": peak.interval.phase, "path": peak.interval.path, "op": peak.interval.op, **peak.parts},
             parameters=_parameters(self.step.module),
         )
+
+
+def leaner(best: ModelPlan, floor: int, find: Callable[[int], ModelPlan | None]) -> ModelPlan:
+    """The plan with the least peak of ``best`` and those that ``find`` has for less budget, down to ``floor`` (bytes).
+
+    A schedule that is the leanest by a simulation need not be when it is run, so others may take less.
+    """
+    found: ModelPlan | None = best
+    while found is not None:
+        best = replace(found, budget=found.peak_bytes + RESERVE)
+        span = max(best.budget - floor, 0)
+        budgets = sorted({floor + span * i // _PROBES for i in range(_PROBES)} | {best.budget - 1}) if span else []
+        found = next((plan for budget in budgets if (plan := find(budget)) is not None), None)
+    return best
 
 
 def execution(region: Region | GraphRegion) -> Run:

@@ -53,11 +53,11 @@ class SavedPlan(ABC):
         except OSError as error:
             raise UsageError(f"{path} can't be read: {error.strerror}") from None
         try:
-            data = msgspec.json.decode(text)
-        except msgspec.DecodeError as error:
+            return cls.from_dict(msgspec.json.decode(text))
+        except (msgspec.DecodeError, UnicodeError) as error:
             raise UsageError(f"{path} is no JSON: {error}") from None
-        try:
-            return cls.from_dict(data)
+        except RecursionError:
+            raise UsageError(f"{path} is no plan of memback's: lists or tables in it are nested too deep") from None
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from None
 

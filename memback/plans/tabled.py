@@ -94,7 +94,8 @@ class Tabled:
         exact = table.unit == self._unit
         ahead = np.arange(0, 1) if exact else _AHEAD
         indices = np.searchsorted(steps, ahead + free // table.unit, "right") - 1
-        columns = sorted({int(steps[max(index, 0)]) for index in indices})
+        # Near the least need no column may have a cost, because sizes are rounded up.
+        columns = sorted({int(steps[index]) for index in indices if index >= 0}) or [free // table.unit]
         if exact:
             free = columns[0] * table.unit
         options = [self._option(table, free, column) for column in columns]

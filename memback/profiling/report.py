@@ -425,9 +425,11 @@ class Report(Struct, frozen=True, kw_only=True):
         try:
             _check_schema(msgspec.json.decode(data, type=_Header).schema, source)
             report = msgspec.json.decode(data, type=cls)
+        except RecursionError:
+            raise UsageError(f"{source} is not a report of memback's: it is nested too deep") from None
         except msgspec.ValidationError as error:
             raise UsageError(f"{source} is not a report of memback's: {error}") from None
-        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeError) as error:
             raise UsageError(f"{source} is not a whole JSON document: {error}; was it cut off?") from None
         try:
             report.validate()

@@ -180,9 +180,7 @@ def drawn(marked: list[tuple[str, list[str]]], width: int, legend: str, columns:
     """Lines of marks with their names, narrowed to ``width`` columns, and what the marks mean."""
     n = len(marked[0][1])
     per = -(-n // max(width, 1))
-    for label, marks in _condensed(marked):
-        parts = [marks[i : i + per] for i in range(0, n, per)]
-        yield f"{label:>9}  " + "".join(max(part, key=_ORDER.index) for part in parts)
+    yield from _condensed([f"{label:>9}  {_narrowed(marks, per)}" for label, marks in marked])
     yield ""
     yield legend
     if per > 1:
@@ -220,16 +218,20 @@ def _mark(action: Forward, whole: Mapping[int, str]) -> str:
     return "▪" if action.keep is Keep.INPUT else "·"
 
 
-def _condensed(sweeps: list[tuple[str, list[str]]]) -> Iterator[tuple[str, list[str]]]:
+def _narrowed(marks: Sequence[str], per: int) -> str:
+    """A column for each ``per`` marks: the one of them that says most."""
+    return "".join(max(marks[i : i + per], key=_ORDER.index) for i in range(0, len(marks), per))
+
+
+def _condensed(lines: list[str]) -> Iterator[str]:
     """Not more lines than a person reads: the first and the last ones, and how many are between them."""
-    if len(sweeps) <= _MOST_ROWS:
-        yield from sweeps
+    if len(lines) <= _MOST_ROWS:
+        yield from lines
         return
     half = _MOST_ROWS // 2
-    yield from sweeps[:half]
-    left = len(sweeps) - 2 * half
-    yield "", list(f"… {left} more …".ljust(len(sweeps[0][1])))[: len(sweeps[0][1])]
-    yield from sweeps[-half:]
+    yield from lines[:half]
+    yield f"{'':>9}  … {len(lines) - 2 * half} more …"
+    yield from lines[-half:]
 
 
 # -- the frontier

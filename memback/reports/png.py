@@ -1,4 +1,4 @@
-"""PNG: the picture of a report, painted with Pillow, which is installed by memback[plots]."""
+"""PNG: the picture of a report, painted with Pillow, which the extra ``plots`` brings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 from typing import TYPE_CHECKING
 
 from memback.errors import UsageError
+from memback.extras import how_to_install
 from memback.profiling.report import Report
 from memback.reports.picture import PAPER, Area, Rectangle, Text, draw
 
@@ -28,7 +29,7 @@ def require() -> None:
         import PIL  # noqa: F401
     except ImportError:
         raise UsageError(
-            "PNG pictures need Pillow: pip install 'memback[plots]', or write .svg, which needs nothing"
+            f"PNG pictures need Pillow: {how_to_install('pillow')}, or write .svg, which needs nothing"
         ) from None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from memback.printable import printable
 from memback.profiling.report import PARTS, Layer, Rank, Report, Run, SavedValue, Seconds
 from memback.reports.folding import Fold, fold, span
 from memback.units import KIB, MIB, format_flops, format_seconds
@@ -120,13 +121,6 @@ def warnings(report: Report) -> list[str]:
 
 def _stopped(rank: int, why: str) -> str:
     return f"Rank {rank} stopped, and its figures are those of its dry run: {why}"
-
-
-def printable(text: str) -> str:
-    """Text with control characters escaped: names in a report may come from anywhere."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 # -- one row a mode

@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from memback.errors import MembackError, UsageError
+from memback.extras import how_to_install
 from memback.profiling.definition import Profile
 from memback.sweeps import point as work
 from memback.sweeps.children import Children
@@ -120,7 +121,8 @@ def require_dask() -> None:
     try:
         import distributed  # noqa: F401
     except ImportError:
-        raise UsageError("--scheduler needs Dask, which is not installed: pip install 'memback[sweep]'") from None
+        command = how_to_install("dask", "distributed")
+        raise UsageError(f"--scheduler needs Dask, which is not installed: {command}") from None
 
 
 def on_dask(profile: Profile, points: Sequence[Point], address: str) -> Iterator[list[Row]]:
@@ -206,7 +208,7 @@ def _outcome(future: Any, task: Task) -> tuple[list[Row], list[Task]]:
             why = "the workers that had it died, again and again"
             return [work.failed(point, why, "lost") for point in task.points], []
         case ModuleNotFoundError():
-            raise UsageError(f"the workers of the cluster have no {error.name}: install memback there") from error
+            raise UsageError(f"the workers of the cluster have no {error.name}: install this memback there") from error
         case None:
             raise MembackError("the connection to the Dask scheduler is lost")
         case _:

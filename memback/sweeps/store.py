@@ -20,6 +20,7 @@ import msgspec
 
 from memback._version import __version__
 from memback.errors import UsageError
+from memback.extras import how_to_install
 from memback.files import check_target, explained, write_atomically
 from memback.reports.tables import printable
 from memback.sweeps.grid import Grid, Point, settings_text
@@ -321,7 +322,7 @@ class Store:
             return []
         try:
             rows = [msgspec.json.decode(line, type=Row) for line in whole.split(b"\n")[1:]]
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise UsageError(f"{self._journal} is no journal of a sweep: {error}; --force starts anew") from None
         for row in rows:
             if row.id not in points:
@@ -355,5 +356,5 @@ def _require(file: str) -> None:
             import pyarrow.parquet  # noqa: F401
         except ImportError:
             raise UsageError(
-                f"{file}: Parquet needs pyarrow, which is not installed: pip install 'memback[sweep]', or write .csv"
+                f"{file}: Parquet needs pyarrow, which is not installed: {how_to_install('pyarrow')}, or write .csv"
             ) from None

@@ -96,6 +96,45 @@ def test_a_plan_fits_and_gives_the_same_bits(make, share):
     assert plan.full_peak_bytes == full
 
 
+class Stack(torch.nn.Module):
+    """Blocks with what the model does itself between them, whose sizes have no common unit."""
+
+    def __init__(self, width=64, depth=8):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.LayerNorm(width), torch.nn.GELU())
+            for _ in range(depth)
+        )
+        self.head = torch.nn.Linear(width, 3)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+def test_every_budget_has_a_plan_or_names_the_least_that_has():
+    module, x = Stack(), torch.randn(256, 64)
+    planning = Planning(Step(module, (x,), {}, lambda y: y.mean()))
+    with pytest.raises(bridge.NoPlanError) as refused:
+        planning.plan(0)
+    least = refused.value.minimum_bytes
+    full = planning.takes(planning.everything)
+    for tenths in (2, 5, 8):
+        budget = full * tenths // 10
+        if budget < least:
+            with pytest.raises(bridge.NoPlanError) as again:
+                planning.plan(budget)
+            assert again.value.minimum_bytes == least
+        else:
+            plan = planning.plan(budget)
+            assert plan.peak_bytes + plan.reserve_bytes <= budget
+    with pytest.raises(bridge.NoPlanError):
+        planning.plan(least - 1)
+    assert planning.plan(least).peak_bytes < least
+    assert planning.frontier()[0].budget == least
+
+
 @pytest.mark.parametrize("make", [resnet, gpt, unet])
 def test_less_than_the_least_is_refused_and_the_least_fits(make):
     _module, _x, planning = planned(make)

@@ -87,6 +87,7 @@ def test_a_wrong_request_ends_in_one_message_and_exit_code_2(
     [
         (UsageError("`width` (=3) must be even; use 4"), 2, "Error: `width` (=3) must be even; use 4\n"),
         (MembackError("the disk [/dev/x] is full"), 1, "Error: the disk [/dev/x] is full\n"),
+        (MembackError("\x1b[31mred\nline\r"), 1, "Error: \\x1b[31mred\nline\\r\n"),
         (KeyboardInterrupt(), 130, "Error: Interrupted\n"),
         (MemoryError("2 GiB"), 1, "Error: Out of memory (2 GiB); use a smaller batch, or a dry run\n"),
     ],
@@ -108,13 +109,74 @@ def test_an_error_becomes_one_line_and_its_exit_code(
     assert printed.out == ""
 
 
-def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise ZeroDivisionError
+def defect() -> None:
+    raise ZeroDivisionError("by\x1b[31m zero")
 
-    monkeypatch.setattr("memback.commands.list._collect", fail)
-    with pytest.raises(ZeroDivisionError):
-        main(["list"])
+
+def test_an_exception_that_nobody_foresaw_is_one_line_that_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("memback.commands.list._collect", defect)
+    assert main(["list"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith(f"Error: This is a bug in memback {__version__}: ZeroDivisionError: by\\x1b[31m zero (in ")
+    assert "report it" in line
+    assert "--traceback" in line
+
+
+@pytest.mark.parametrize("way", ["after", "before", "environment"])
+def test_its_traceback_is_shown_to_those_who_ask_for_it(
+    way: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("memback.commands.list._collect", defect)
+    if way == "environment":
+        monkeypatch.setenv("MEMBACK_TRACEBACK", "1")
+    arguments = {"after": ["list", "--traceback"], "before": ["--traceback", "list"], "environment": ["list"]}[way]
+    assert main(arguments) == 1
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first == "Traceback (most recent call last):"
+    assert last.startswith("Error: This is a bug in memback")
+
+
+def test_a_foreseen_error_s_traceback_is_shown_to_those_who_ask_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "nowhere", "--traceback"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback (most recent call last):")
+    assert "\nError: " in printed
+
+
+CONTROL = "\x1b]0;owned\x07\x1b[31mred\x9b1m\u202e"
+"""Sets a terminal's title, colours it twice, and has it write from right to left."""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [CONTROL],
+        ["list", CONTROL],
+        ["list", f"--{CONTROL}"],
+        ["profile", CONTROL],
+        ["profile", "digits", "--set", f"model.{CONTROL}=1"],
+        ["profile", "digits", "--set", f"model.hidden={CONTROL}"],
+        ["profile", "digits", "--policy", CONTROL],
+        ["plan", "digits", "--budget", CONTROL],
+        ["plan", "digits", "--budget", "1MiB", "--planner", CONTROL],
+        ["profile", "digits", "-o", f"{CONTROL}.pdf"],
+        ["profile", "digits", "--plan", CONTROL],
+        ["report", CONTROL],
+        ["diff", CONTROL, CONTROL],
+        ["sweep", "digits", "--grid", f"{CONTROL}=1"],
+    ],
+)
+def test_a_terminal_gets_no_control_character_of_a_request(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    printed = capsys.readouterr().err
+    assert "Error: " in printed
+    assert all(c.isprintable() or c == "\n" for c in printed), ascii(printed)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell's pipe")
@@ -140,6 +202,18 @@ def test_a_full_disk_under_standard_output_is_one_message() -> None:
         )
     assert result.returncode == 1
     assert result.stderr == "Error: Standard output: No space left on device\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell closes standard output")
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [("list", 0, ""), ("list --json -", 1, "Error: --json -: standard output is closed; name a file\n")],
+)
+def test_a_closed_standard_output_is_no_traceback(arguments: str, code: int, message: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = f'"{sys.executable}" -m memback {arguments} >&-'
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment, check=False)
+    assert (result.returncode, result.stderr) == (code, message)
 
 
 @pytest.mark.parametrize("way", [["-m", "memback"], [str(ROOT / "cli.py")]])

@@ -85,7 +85,7 @@ def test_time_predicts_seconds_from_a_real_run(capsys):
     [
         ([*GPT], 2, "needs --budget BYTES .* or --frontier"),
         ([*GPT, "--budget", "lots"], 2, "lots"),
-        ([*GPT, "--budget", "1KiB"], 1, "the leanest needs .* reserve"),
+        ([*GPT, "--budget", "1KiB"], 1, "the leanest found in 5 s needs .* reserve"),
         ([*GPT, "--budget", "1MiB", "--planner", "best"], 2, "unknown planner 'best'; there are chain"),
         ([*GPT, "--frontier", "--save", "x.json"], 2, "--save needs --budget"),
         (["gpt2-small", "--budget", "8GiB", "--time"], 2, "can only be predicted: leave out --time"),

@@ -261,7 +261,7 @@ def without_torch(monkeypatch):
 def test_without_pytorch_the_command_says_what_to_install(without_torch, capsys):
     code, message = refusal(capsys, *GPT)
     assert code == 1
-    assert "pip install 'memback[torch]'" in message
+    assert "pip install 'torch>=2.6'" in message
 
 
 def test_without_pytorch_there_is_help(without_torch, capsys):

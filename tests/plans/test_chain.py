@@ -124,6 +124,41 @@ def test_the_frontier_of_sizes_without_a_common_unit_is_consistent_too() -> None
     assert len(points) > 20
 
 
+def uneven(n: int, seed: int) -> list[Stage]:
+    """Stages whose sizes are of very different magnitudes, so that rounding raises small ones most."""
+    r = random.Random(seed)
+
+    def size() -> int:
+        return r.choice([0, r.randint(0, 100), r.randint(0, 10**6), r.randint(0, 10**9)])
+
+    return [
+        Stage(
+            r.randint(1, 9),
+            1,
+            size(),
+            saved_bytes=size(),
+            forward_workspace=size(),
+            backward_workspace=size(),
+            parameter_gradient_bytes=size(),
+            sweeps=r.random() < 0.8,
+        )
+        for _ in range(n)
+    ]
+
+
+@pytest.mark.parametrize(("n", "seed"), [(25, 13), (25, 62), (35, 19), (40, 10)])
+def test_the_least_budget_gives_the_leanest_plan_where_sizes_are_rounded(n: int, seed: int) -> None:
+    stages = uneven(n, seed)
+    with pytest.raises(BudgetError) as raised:
+        chain.solve(stages, 0)
+    least = raised.value.minimum_bytes
+    assert chain.solve(stages, least).peak_bytes == least
+    for budget in (least + 1, least + least // 1000, least + least // 50):
+        assert least <= chain.solve(stages, budget).peak_bytes <= budget
+    with pytest.raises(BudgetError):
+        chain.solve(stages, least - 1)
+
+
 def test_the_frontier_of_a_long_chain_of_stages_alike_is_consistent_too() -> None:
     assert len(is_consistent([Stage(1, 2, 1000, saved_bytes=777, forward_workspace=50)] * 150)) > 20
 

@@ -27,7 +27,7 @@ SWITCHES = (
 @contextmanager
 def chromium(folder: Path, width: int = 1280, height: int = 900) -> Iterator[Page]:
     """A browser with a profile of its own in ``folder``, where downloads go too."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs memback[browser]")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs the extra browser")
     binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if binary is None or driver is None:
         pytest.fail("Chromium is not installed; on Debian: apt-get install chromium chromium-driver", pytrace=False)

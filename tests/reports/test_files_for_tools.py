@@ -101,7 +101,7 @@ def test_a_png_is_the_same_picture_at_twice_the_size(real: Report) -> None:
 
 def test_without_pillow_a_png_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(UsageError, match=r"pip install 'memback\[plots\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'pillow>=11', or write \.svg"):
         check(tmp_path / "report.png")
 
 

@@ -13,7 +13,7 @@ from memback.commands import main
 from memback.sweeps import run
 from tests.sweeps.small import grid, numbers, rows_of
 
-distributed = pytest.importorskip("distributed", reason="needs memback[sweep]")
+distributed = pytest.importorskip("distributed", reason="needs the extra sweep")
 
 ONE = grid("batch=1,2,3,4,5,6", "policy=none,sqrt", "budget=1KiB,1MiB")
 

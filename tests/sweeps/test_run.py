@@ -78,7 +78,7 @@ def test_processes_end_with_who_wants_no_more_rows():
 
 def test_without_dask_a_scheduler_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(UsageError, match=r"--scheduler needs Dask, .*: pip install 'memback\[sweep\]'"):
+    with pytest.raises(UsageError, match=r"--scheduler needs Dask, .*: pip install 'dask>=2026\.1' 'distributed>="):
         list(run.on_dask(PROFILE, grid("batch=1").points, "tcp://127.0.0.1:1"))
 
 

@@ -26,7 +26,7 @@ def rows():
 @pytest.fixture(params=[".csv", ".parquet"])
 def file(request, tmp_path):
     if request.param == ".parquet":
-        pytest.importorskip("pyarrow", reason="needs memback[sweep]")
+        pytest.importorskip("pyarrow", reason="needs the extra sweep")
     return str(tmp_path / f"sweep{request.param}")
 
 
@@ -66,7 +66,7 @@ def test_what_is_written_is_read_back_the_same(rows, file):
 
 
 def test_a_parquet_file_has_numbers_as_numbers_and_says_of_what_sweep_it_is(rows, tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet", reason="needs memback[sweep]")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra sweep")
     file = str(tmp_path / "sweep.parquet")
     store = Store(GRID, [file])
     store.add(rows)
@@ -236,5 +236,5 @@ def test_other_formats_are_refused(tmp_path):
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
-    with pytest.raises(UsageError, match=r"pip install 'memback\[sweep\]', or write \.csv"):
+    with pytest.raises(UsageError, match=r"pip install 'pyarrow>=22', or write \.csv"):
         Store(GRID, [str(tmp_path / "sweep.parquet")])

@@ -6,18 +6,19 @@
     plan = bridge.plan(module, x, loss=lambda y: y.square().mean(), budget="2GiB")
     with plan.apply(module): ...
 
-needs PyTorch, which ``pip install 'memback[torch]'`` brings; nothing else of memback does.
+needs PyTorch, which the extra ``torch`` brings; nothing else of memback does.
 """
 
 from __future__ import annotations
 
 from memback.errors import MembackError
+from memback.extras import how_to_install
 
 try:
     import torch as _torch  # noqa: F401
 except ImportError as error:
     raise MembackError(
-        f"PyTorch can't be imported ({error}); models of it need it: pip install 'memback[torch]'"
+        f"PyTorch can't be imported ({error}); models of it need it: {how_to_install('torch')}"
     ) from error
 
 from memback.bridges.torch.plan import NoPlanError, TorchPlan, Verdict, frontier, plan, verify

@@ -468,12 +468,15 @@ class Planning:
 
     @cached_property
     def leanest(self) -> Body:
-        """The body with the least peak of those that are tried."""
+        """The body with the least peak of those that are tried, and of those that are proposed for less."""
         least, most = self._rooms
         rooms = (least + (most - least) * i // 16 for i in range(4))
         tried = [*map(self._solved, rooms), *(self._policy(Policy.parse(name)) for name in ("all", "sqrt"))]
-        tried += sorted(self._every or (), key=self._simulated_peak)[:_LEANEST]
-        return min(dict.fromkeys(tried), key=lambda body: (self.takes(body), self._rank(body)))
+        tried += [self.everything, *sorted(self._every or (), key=self._simulated_peak)[:_LEANEST]]
+        best = min(dict.fromkeys(tried), key=lambda body: (self.takes(body), self._rank(body)))
+        while (leaner := self._proposed(self.takes(best) - 1)) is not None:
+            best = leaner
+        return best
 
     def _simulated_peak(self, body: Body) -> int:
         """The peak as the planner of chains counts it, without a dry run."""
