@@ -276,6 +276,7 @@ class CheckpointNode(Node):
 
     def forget(self) -> None:
         self.kept, self.outputs, self.reads, self.unseen = None, {}, [], None
+        self.function = _forgotten  # which may hold activations that it closes over
 
     def saved(self) -> list[tuple[str, Any]]:
         """The inputs by name, and the outputs that are kept."""
@@ -346,6 +347,10 @@ class CheckpointNode(Node):
             yield
         finally:
             state.path, state.seed, state.draws, state.recomputing = before
+
+
+def _forgotten() -> None:
+    """Stands in place of a function that will not be run again."""
 
 
 def checkpoint(function: Callable[..., Any], *args: Any, keep: Collection[str] = (), **kwargs: Any) -> Any:

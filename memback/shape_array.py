@@ -84,12 +84,16 @@ def dry_memory() -> DryMemory:
 class fresh_dry_memory:
     """In the block the thread counts from nothing: what was made before it, and dies in it, is no part of the count."""
 
+    def __init__(self) -> None:
+        self._before: list[DryMemory] = []
+
     def __enter__(self) -> DryMemory:
-        self._before, _local.memory = _local.memory, DryMemory()
+        self._before.append(_local.memory)
+        _local.memory = DryMemory()
         return _local.memory
 
     def __exit__(self, *_: object) -> None:
-        _local.memory = self._before
+        _local.memory = self._before.pop()
 
 
 def is_shape_array(value: object) -> bool:
@@ -110,10 +114,23 @@ class ShapeArray(NDArrayOperatorsMixin):
     :class:`NoValuesError`.
     """
 
-    __slots__ = ("__weakref__", "_memory", "base", "contiguous", "dtype", "nbytes", "shape", "size", "strides")
+    __slots__ = (
+        "__weakref__",
+        "_memory",
+        "base",
+        "contiguous",
+        "dtype",
+        "nbytes",
+        "shape",
+        "size",
+        "strides",
+        "writeable",
+    )
 
     contiguous: bool
     """Whether the elements lie row by row without gaps."""
+    writeable: bool
+    """Whether NumPy would let the elements be changed."""
 
     def __init__(
         self,
@@ -137,7 +154,7 @@ class ShapeArray(NDArrayOperatorsMixin):
         self.dtype = np.dtype(dtype)
         self.strides, self.size = _rows(self.shape, self.dtype.itemsize)
         self.nbytes = self.size * self.dtype.itemsize
-        self.contiguous = True
+        self.contiguous = self.writeable = True
 
     @classmethod
     def argument(cls, shape: int | Sequence[int], dtype: Any = "float32") -> ShapeArray:
@@ -149,8 +166,12 @@ class ShapeArray(NDArrayOperatorsMixin):
         return array
 
     def __del__(self) -> None:
-        if self._memory is not None:
-            self._memory.free(self.nbytes)
+        try:
+            memory, size = self._memory, self.nbytes
+        except AttributeError:  # an interrupt came before the array was made
+            return
+        if memory is not None:
+            memory.free(size)
 
     # -- what an ndarray also has
 
@@ -171,7 +192,14 @@ class ShapeArray(NDArrayOperatorsMixin):
 
     def view_as(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> ShapeArray:
         """A view of the same buffer."""
-        return ShapeArray(shape, self.dtype, strides, self if self.base is None else self.base)
+        view = ShapeArray(shape, self.dtype, strides, self if self.base is None else self.base)
+        view.writeable = self.writeable
+        return view
+
+    def read_only(self) -> ShapeArray:
+        """The array itself, which NumPy does not let be changed from now on."""
+        self.writeable = False
+        return self
 
     def __len__(self) -> int:
         if not self.shape:
@@ -232,9 +260,13 @@ class ShapeArray(NDArrayOperatorsMixin):
         items = index if isinstance(index, tuple) else (index,)
         if any(_is_advanced(item) for item in items):
             return _take_advanced(self, items)
-        return _slice(self, items)
+        view = _slice(self, items)
+        # by numbers alone NumPy gives a number, which an op makes an array of its own of
+        return view if view.shape or _has_a_gap(items) else ShapeArray((), self.dtype)
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        if not self.writeable:
+            raise ValueError("assignment destination is read-only")
         items = index if isinstance(index, tuple) else (index,)
         if any(_is_advanced(item) for item in items):
             with _uncounted():
@@ -621,6 +653,8 @@ def _check_out(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]
         raise ValueError(f"np.{name}: out has shape {out.shape}, the result {shape}")
     if out.dtype != dtype and not np.can_cast(dtype, out.dtype, casting):
         raise TypeError(f"np.{name}: a result of type {dtype} can't be cast to out's {out.dtype}")
+    if isinstance(out, ShapeArray) and not out.writeable:
+        raise ValueError("output array is read-only")
 
 
 def _matmul(inputs: tuple[Any, ...], out: Any) -> Any:
@@ -995,7 +1029,7 @@ def _broadcast_to(array: Any, shape: Any, subok: bool = False) -> Any:
     strides = (0,) * lead + tuple(
         s if n == m else 0 for n, m, s in zip(array.shape, shape[lead:], array.strides, strict=True)
     )
-    return array.view_as(shape, strides)
+    return array.view_as(shape, strides).read_only()
 
 
 @_implements(np.flip)
@@ -1013,7 +1047,7 @@ def _sliding_window_view(x: Any, window_shape: Any, axis: Any = None, **_: Any) 
         if not 0 <= n <= shape[d]:
             raise ValueError(f"a window of {n} does not lie within dimension {d} of size {shape[d]}")
         shape[d] -= n - 1
-    return x.view_as((*shape, *windows), (*x.strides, *(x.strides[d] for d in axes)))
+    return x.view_as((*shape, *windows), (*x.strides, *(x.strides[d] for d in axes))).read_only()
 
 
 @_implements(np.concatenate)
@@ -1104,7 +1138,8 @@ def _diagonal(a: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Any:
     i, j = _axes((axis1, axis2), a.ndim)
     n = max(min(a.shape[i] + min(offset, 0), a.shape[j] - max(offset, 0)), 0)
     rest = [d for d in range(a.ndim) if d not in (i, j)]
-    return a.view_as((*(a.shape[d] for d in rest), n), (*(a.strides[d] for d in rest), a.strides[i] + a.strides[j]))
+    shape, strides = (*(a.shape[d] for d in rest), n), (*(a.strides[d] for d in rest), a.strides[i] + a.strides[j])
+    return a.view_as(shape, strides).read_only()
 
 
 @_implements(np.packbits)
@@ -1193,6 +1228,11 @@ def _slice(a: ShapeArray, items: tuple[Any, ...]) -> ShapeArray:
             _check_bounds(int(item), a.shape[d], d)
         d += 1
     return a.view_as(tuple(shape), tuple(strides))
+
+
+def _has_a_gap(items: tuple[Any, ...]) -> bool:
+    """Whether an index leaves dimensions out by name, as x[0, ...] does: then NumPy gives a view without dimensions."""
+    return any(item is Ellipsis for item in items)
 
 
 def _check_bounds(i: int, n: int, d: int) -> None:

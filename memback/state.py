@@ -8,14 +8,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
 if TYPE_CHECKING:
     from memback.packing import saved_tensors_hooks
     from memback.tape import Observer, Tape
 
-__all__ = ["State", "at_path", "current", "is_recomputing", "manual_seed"]
+__all__ = ["Setting", "State", "at_path", "current", "is_recomputing", "manual_seed"]
 
 
 class State:
@@ -90,6 +90,40 @@ def manual_seed(seed: int) -> None:
 def is_recomputing() -> bool:
     """Whether the code runs a second time, for a checkpoint: side effects belong into the first run alone."""
     return current().recomputing
+
+
+class Setting:
+    """Sets a field of the thread's state in a block.
+
+    One object may be entered again, in its own block and in other threads: each block ends with what it began with.
+    """
+
+    field: ClassVar[str]
+
+    def __init__(self) -> None:
+        self._before: dict[State, list[Any]] = {}
+
+    def value(self) -> Any:
+        """What the field is in the block."""
+        return True
+
+    @property
+    def entered(self) -> bool:
+        """Whether a block is running."""
+        return bool(self._before)
+
+    def __enter__(self) -> Any:
+        state = current()
+        self._before.setdefault(state, []).append(getattr(state, self.field))
+        setattr(state, self.field, self.value())
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        state = current()
+        before = self._before[state]
+        setattr(state, self.field, before.pop())
+        if not before:
+            del self._before[state]
 
 
 @contextmanager

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from memback.arrays import Array, is_array, is_whole, leaves, root
+from memback.arrays import Array, is_array, is_whole, is_writeable, leaves, root
 from memback.errors import MembackError, OutOfMemoryError
 from memback.op import Op, OpError, Saving
 from memback.packing import Packed
 from memback.shape_array import ShapeArray
-from memback.state import State, current
+from memback.state import Setting, State, current
 
 __all__ = [
     "AnomalyError",
@@ -156,6 +156,7 @@ def _add(mine: list[Any], other: Any) -> Any:
     if (
         _references(old) in _UNSEEN
         and is_whole(old)
+        and is_writeable(old)
         and old.dtype == other.dtype
         and old.shape == other.shape != ()  # NumPy gives scalars, not arrays, for those
     ):
@@ -648,7 +649,7 @@ class Call:
 # -- the tape
 
 
-class Tape:
+class Tape(Setting):
     """The record of a forward pass, in order.
 
     Used as a context manager it becomes the thread's current tape; each thread has one of its own from the start.
@@ -658,6 +659,7 @@ class Tape:
             forward pass stays until the backward pass is over (section 4.3 of the notes, read literally).
     """
 
+    field = "tape"
     transient = False
     """Whether what runs on this tape will be run again for its backward, so that nothing is kept now."""
     recalls = False
@@ -666,22 +668,20 @@ class Tape:
     """Whether the tape has all that it wants, so that the code running on it need not go on."""
 
     def __init__(self, retain: Literal["needed", "all"] = "needed") -> None:
+        super().__init__()
         self.retain = retain
         self._nodes: list[weakref.ref[Node]] = []
         self._prune_at = 1024
         self.variables: list[Any] = []
-        self._outer: list[Tape | None] = []
 
-    def __enter__(self) -> Tape:
-        state = current()
-        self._outer.append(state.tape)
-        state.tape = self
+    def value(self) -> Tape:
+        """The tape itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        current().tape = self._outer.pop()
+        super().__exit__()
         if kind is not None:
             self.clear()
 
@@ -813,14 +813,20 @@ def walk(nodes: list[Node], state: State, retain: bool) -> None:
 
 def _check_gradients(node: Node, grads: list[Any]) -> None:
     for i, grad in enumerate(grads):
-        if grad is not None and not np.isfinite(grad).all():
+        if grad is not None and not _is_finite(grad):
             raise AnomalyError(f"the backward of {node.describe()} gave NaN or infinity for its input {i}")
 
 
 def _check_output(name: str, out: Any, path: str, site: Site | None) -> None:
     for array in out if isinstance(out, (tuple, list)) else (out,):
-        if _is_floating(array.dtype) and not np.isfinite(array).all():
+        if _is_floating(array.dtype) and not _is_finite(array):
             raise AnomalyError(f"{describe(name, path, site)} gave NaN or infinity")
+
+
+def _is_finite(array: Array) -> bool:
+    """Whether no element is NaN or infinite; what has no values is finite, by way of the memory that a look takes."""
+    finite = np.isfinite(array).all()
+    return isinstance(finite, ShapeArray) or bool(finite)
 
 
 # -- calling an op
@@ -979,27 +985,16 @@ Op.record = staticmethod(record)
 # -- modes
 
 
-class no_grad:
+class no_grad(Setting):
     """Run the block without a tape (inference): nothing is saved, every value dies at its last use."""
 
-    def __init__(self) -> None:
-        self._outer: list[Tape | None] = []
+    field = "tape"
 
-    def __enter__(self) -> None:
-        state = current()
-        self._outer.append(state.tape)
-        state.tape = None
-
-    def __exit__(self, *_: object) -> None:
-        current().tape = self._outer.pop()
+    def value(self) -> None:
+        """No tape."""
 
 
-class detect_anomaly:
+class detect_anomaly(Setting):
     """Check every output and every gradient in the block; the first NaN or infinity raises :class:`AnomalyError`."""
 
-    def __enter__(self) -> None:
-        state = current()
-        self._before, state.anomaly = state.anomaly, True
-
-    def __exit__(self, *_: object) -> None:
-        current().anomaly = self._before
+    field = "anomaly"
