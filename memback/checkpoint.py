@@ -13,11 +13,12 @@ from __future__ import annotations
 import inspect
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from memback.arrays import buffer_bytes, is_array, leaves, root, stand_in
+from memback.graph import stray
 from memback.op import Op, Saving
 from memback.packing import PackedValue, saved_tensors_hooks, unpacked
 from memback.state import State, current
@@ -72,6 +73,7 @@ class Sketch(Tape):
         self.would_save = 0
         self.unknown = False
         self.reads: dict[int, Read] = {}
+        self.outside: dict[Node, None] = {}
 
     def keeps(self, op: Op) -> bool:
         """A call saves its residuals here only where its output is kept with them."""
@@ -86,6 +88,7 @@ class Sketch(Tape):
     def clear(self) -> None:
         """Drop everything."""
         self._numbers.clear()
+        self.outside.clear()
         self.outputs.clear()
 
     def record(
@@ -102,6 +105,7 @@ class Sketch(Tape):
         """Record that there was a call, without what it would save."""
         if op.name in self._keep:
             self.outputs[len(self.calls)] = (out, residuals)
+        self.note_used(node_of(edge) for edge in edges if edge is not None and not edge._is_leaf)  # type: ignore[arg-type]
         for x in op.input_arrays(values):
             if is_array(x):
                 self.note_read(root(x), changes.clock)
@@ -122,6 +126,10 @@ class Sketch(Tape):
         known = self.reads.get(id(buffer))
         if not _is(self._made, buffer) and (known is None or known[0]() is not buffer):
             self.reads[id(buffer)] = (weakref.ref(buffer), time)
+
+    def note_used(self, nodes: Iterable[Node]) -> None:
+        """Remember the calls outside whose results were used: gradients will go there."""
+        self.outside.update((node, None) for node in nodes if node not in self._numbers)
 
     def _count(self, saving: Saving, kept: tuple[Any, ...]) -> None:
         for slot in saving.slots:
@@ -205,7 +213,7 @@ class Recomputation(Tape):
 class CheckpointNode(Node):
     """A checkpointed segment on the surrounding tape. It keeps the segment's inputs, and outputs of ops in ``keep``."""
 
-    __slots__ = ("calls", "function", "outputs", "random", "reads", "unseen")
+    __slots__ = ("calls", "function", "outputs", "outside", "random", "reads", "unseen")
 
     def __init__(
         self,
@@ -217,12 +225,13 @@ class CheckpointNode(Node):
         site: Site | None,
     ) -> None:
         # a checkpoint is no op: what Node would ask its op, it answers itself
-        super().__init__(None, tape, state.path, site, {}, (), (args, kwargs), None)  # type: ignore[arg-type]
+        super().__init__(None, tape, state.path, site, {}, (), _copies((args, kwargs)), None)  # type: ignore[arg-type]
         self.grad = {}
         self.function = function
         self.random = (state.seed, state.draws)
         self.calls: list[str] = []
         self.outputs: dict[int, tuple[Any, tuple[Any, ...]]] = {}
+        self.outside: tuple[Node, ...] = ()
         self.reads: list[Read] = []
         self.unseen: Unseen | None = None
 
@@ -242,6 +251,7 @@ class CheckpointNode(Node):
         """Take over what the first run showed, and give the outputs as the surrounding graph sees them."""
         self.calls, self.unseen, self.reads = sketch.calls, sketch.unseen, [*sketch.reads.values()]
         self.outputs, sketch.outputs = sketch.outputs, {}
+        self.outside = tuple(sketch.outside)
 
         def outer(tensor: Tensor) -> Tensor:
             place = None if tensor.node is None else sketch.place(tensor.node)
@@ -276,6 +286,7 @@ class CheckpointNode(Node):
 
     def forget(self) -> None:
         self.kept, self.outputs, self.reads, self.unseen = None, {}, [], None
+        self.outside = ()
         self.function = _forgotten  # which may hold activations that it closes over
 
     def saved(self) -> list[tuple[str, Any]]:
@@ -305,6 +316,12 @@ class CheckpointNode(Node):
         """Run the segment again and walk its tape; the inputs' gradients arrive where they belong by themselves."""
         grads = self.take_gradients()
         nodes = self.recompute(state)
+        if (other := stray(nodes, {*nodes, *self.outside})) is not None:
+            raise TapeError(
+                f"{self.describe()}: on its second run the function used the result of {other.describe()}, which it had"
+                " not on its first, so no gradient would reach that. It must use the same tensors each time, and record"
+                " on no tape of its own"
+            )
         if not retain:
             self.forget()
         for (number, index), grad in grads.items():
@@ -318,7 +335,7 @@ class CheckpointNode(Node):
 
     def recompute(self, state: State) -> list[Node]:
         """Run the segment again; its calls, with all that they save."""
-        args, kwargs = _map_packed(self.kept)
+        args, kwargs = _copies(_map_packed(self.kept))
         tape = Recomputation(self)
         observer = state.observer
         if observer is not None:
@@ -404,6 +421,7 @@ def run_segment(
         for ref, time in node.reads:
             if (buffer := ref()) is not None:
                 outer.note_read(buffer, time)
+        outer.note_used(node.outside)
         node.forget()
     elif state.packing is not None and not state.recomputing:
         node.pack(state.packing)
@@ -443,6 +461,18 @@ def _map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(tree, dict):
         return {key: _map_tensors(value, change) for key, value in tree.items()}
     return tree
+
+
+def _copies(tree: Any) -> Any:
+    """The same with tensors that nobody else can make another value of, as ``x += y`` does; a leaf stays itself."""
+    copies: dict[int, Tensor] = {}
+
+    def copy(tensor: Tensor) -> Tensor:
+        if tensor.requires_grad and tensor.node is None:
+            return tensor
+        return copies.setdefault(id(tensor), make(tensor.data, tensor.node))
+
+    return _map_tensors(tree, copy)
 
 
 class _PackedTensor(tuple[Any, ...]):

@@ -349,6 +349,9 @@ class ShapeArray(NDArrayOperatorsMixin):
     # -- protocols
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        for value in inputs:
+            if value.__class__ is not ShapeArray and _is_foreign(value.__class__):
+                return NotImplemented
         out = kwargs.pop("out", None)
         if method == "__call__":
             if ufunc.signature is None:
@@ -364,10 +367,19 @@ class ShapeArray(NDArrayOperatorsMixin):
         raise NoValuesError(f"np.{ufunc.__name__}.{method} is not supported on arrays without memory")
 
     def __array_function__(self, func: Callable[..., Any], types: Any, args: Any, kwargs: Any) -> Any:
+        if any(map(_is_foreign, types)):
+            return NotImplemented
         handler = _functions.get(func)
         if handler is None:
             raise NoValuesError(f"{_name_of(func)} is not supported on arrays without memory")
         return handler(*args, **kwargs)
+
+
+@lru_cache(maxsize=256)
+def _is_foreign(kind: type) -> bool:
+    """Whether values of a class have a way of their own to take part in NumPy's functions, as Tensors have."""
+    own = getattr(kind, "__array_ufunc__", np.ndarray.__array_ufunc__)
+    return own is not np.ndarray.__array_ufunc__ and not issubclass(kind, ShapeArray)
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
-from weakref import WeakSet
 
 if TYPE_CHECKING:
     from memback.packing import saved_tensors_hooks
@@ -36,7 +35,6 @@ class State:
         "recomputing",
         "seed",
         "tape",
-        "tapes",
     )
 
     new_tape: ClassVar[list[Callable[[], Tape]]] = []
@@ -44,7 +42,6 @@ class State:
 
     def __init__(self) -> None:
         self.tape: Tape | None = self.new_tape[0]() if self.new_tape else None
-        self.tapes: WeakSet[Tape] = WeakSet()  # those that have recorded something here
         self.observer: Observer | None = None
         self.packing: saved_tensors_hooks | None = None
         self.path = ""

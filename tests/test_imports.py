@@ -15,7 +15,7 @@ ROOT = Path(memback.__file__).parent
 ORDER = (
     ("_version", "errors", "glossary"),
     ("units", "files", "state", "shape_array"),
-    ("arrays", "allocator", "dry", "kernels"),
+    ("arrays", "allocator", "dry", "graph", "kernels"),
     ("compiled",),
     ("op", "packing"),
     ("tape",),
