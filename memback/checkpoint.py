@@ -112,7 +112,7 @@ class Sketch(Tape):
         outs = out if op.multiple else (out,)
         for buffer in map(root, outs):
             self._made[id(buffer)] = weakref.ref(buffer)
-        saving = op.saving(needs, len(edges))
+        saving = op.saving(needs, len(edges), values)
         if self._weigh:
             self._count(saving, op.arguments(saving, values, out, residuals))
         node = Stub(op, self, path, site, None, (), None, saving)

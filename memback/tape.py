@@ -522,7 +522,7 @@ class Tensor(TensorOperators):
         return self
 
     def change(self, function: Callable[[Any], None], what: str) -> None:
-        """Have ``function`` change the data in place, and tell the tape ``what`` it was; a dry run changes no values."""
+        """Have ``function`` change the data in place, and tell the tape ``what`` it was. A dry run changes nothing."""
         function(_without_values(self.data) if current().dry else self.data)
         changes.note(self.data, what)
 
@@ -764,7 +764,7 @@ class Tape(Setting):
         site: Site | None,
     ) -> Node:
         """Record one call and what its op declares to keep."""
-        saving = op.saving(needs, len(edges))
+        saving = op.saving(needs, len(edges), values)
         kept = op.arguments(saving, values, out, residuals)
         if op.multiple:
             node: Node = MultiNode(op, self, path, site, tuple(o.dtype for o in out), edges, kept, saving)
