@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from memback.arrays import buffer_bytes, is_array, leaves, root, stand_in
+from memback.checksums import Seal
 from memback.graph import stray
 from memback.op import Op, Saving
 from memback.packing import PackedValue, saved_tensors_hooks, unpacked
@@ -73,6 +74,7 @@ class Sketch(Tape):
         self.would_save = 0
         self.unknown = False
         self.reads: dict[int, Read] = {}
+        self.moved: set[int] = set()
         self.outside: dict[Node, None] = {}
 
     def keeps(self, op: Op) -> bool:
@@ -109,6 +111,7 @@ class Sketch(Tape):
         for x in op.input_arrays(values):
             if is_array(x):
                 self.note_read(root(x), changes.clock)
+        self.moved.update(id(root(x)) for x in op.moved(values))
         outs = out if op.multiple else (out,)
         for buffer in map(root, outs):
             self._made[id(buffer)] = weakref.ref(buffer)
@@ -213,7 +216,7 @@ class Recomputation(Tape):
 class CheckpointNode(Node):
     """A checkpointed segment on the surrounding tape. It keeps the segment's inputs, and outputs of ops in ``keep``."""
 
-    __slots__ = ("calls", "function", "outputs", "outside", "random", "reads", "unseen")
+    __slots__ = ("calls", "function", "moved", "outputs", "outside", "random", "reads", "unseen")
 
     def __init__(
         self,
@@ -231,6 +234,7 @@ class CheckpointNode(Node):
         self.random = (state.seed, state.draws)
         self.calls: list[str] = []
         self.outputs: dict[int, tuple[Any, tuple[Any, ...]]] = {}
+        self.moved: set[int] = set()
         self.outside: tuple[Node, ...] = ()
         self.reads: list[Read] = []
         self.unseen: Unseen | None = None
@@ -251,7 +255,7 @@ class CheckpointNode(Node):
         """Take over what the first run showed, and give the outputs as the surrounding graph sees them."""
         self.calls, self.unseen, self.reads = sketch.calls, sketch.unseen, [*sketch.reads.values()]
         self.outputs, sketch.outputs = sketch.outputs, {}
-        self.outside = tuple(sketch.outside)
+        self.outside, self.moved = tuple(sketch.outside), sketch.moved
 
         def outer(tensor: Tensor) -> Tensor:
             place = None if tensor.node is None else sketch.place(tensor.node)
@@ -299,11 +303,16 @@ class CheckpointNode(Node):
         for number, (out, residuals) in self.outputs.items():
             yield f"{self.calls[number]} (call {number})", [out, *(r for r in residuals if r is not None)]
 
-    def check(self) -> None:
+    def needed(self) -> Iterator[tuple[str, Any]]:
+        yield from self.saved_arrays()
+        for ref, _ in self.reads:
+            buffer = ref()
+            if buffer is not None and id(buffer) not in self.moved:
+                yield f"an array of shape {buffer.shape}, used inside {self.describe()} and needed again", buffer
+
+    def check_changes(self, arrays: Iterable[tuple[str, Any]]) -> None:
         """Raise also where something that the segment read from outside, a parameter say, has changed since."""
-        super().check()
-        if changes.clock == self.time:
-            return
+        super().check_changes(arrays)
         for ref, time in self.reads:
             buffer = ref()
             if buffer is not None and (what := changes.since(buffer, time)):
@@ -422,9 +431,12 @@ def run_segment(
             if (buffer := ref()) is not None:
                 outer.note_read(buffer, time)
         outer.note_used(node.outside)
+        outer.moved |= node.moved
         node.forget()
     elif state.packing is not None and not state.recomputing:
         node.pack(state.packing)
+    if state.anomaly:
+        node.seal = Seal(node.needed())
     if state.observer is not None:
         state.observer.held(node)
     if outer.complete:

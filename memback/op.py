@@ -273,6 +273,10 @@ class Op:
             return list(values[self.variadic])
         return [values[i] for _, i in self.array_slots]
 
+    def moved(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """The inputs that a call changes in place, so that nothing depends on what they were before."""
+        return ()
+
     def arguments(self, saving: Saving, values: list[Any], out: Any, residuals: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments of ``vjp`` after ``d_out``, which is all that the call keeps."""
         shapes = [getattr(value, "shape", ()) for value in self.input_arrays(values)] if self._wants_shapes else None

@@ -11,7 +11,7 @@ import math
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from types import CodeType, FrameType, TracebackType
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from memback.arrays import Array, is_array, is_whole, is_writeable, leaves, root
+from memback.checksums import Seal
 from memback.errors import MembackError, OutOfMemoryError
 from memback.graph import Walk, claim
 from memback.op import Op, OpError, Saving
@@ -191,6 +192,7 @@ class Node:
         "op",
         "path",
         "saving",
+        "seal",
         "site",
         "tape",
         "time",
@@ -219,6 +221,7 @@ class Node:
         self.time = changes.clock
         self.number = next(_numbers)
         self.grad: Any = None
+        self.seal: Seal | None = None
         self.walk: Walk | None = None
 
     @property
@@ -243,6 +246,16 @@ class Node:
         if kept is None or saving is None:
             return []
         return list(zip(saving.names, map(kept.__getitem__, saving.slots), strict=True))
+
+    def needed(self) -> Iterator[tuple[str, Array]]:
+        """The arrays that must not change until backward comes, as errors name them."""
+        return self.saved_arrays()
+
+    def saved_arrays(self) -> Iterator[tuple[str, Array]]:
+        """Those among them that the call keeps."""
+        for name, value in self.saved():
+            for array in leaves(value):
+                yield f"{name!r}, saved by {self.describe()} for backward,", array
 
     def accumulate(self, grads: list[Any], i: int) -> None:
         """Add grads[i] to the gradient of this call's output."""
@@ -306,15 +319,27 @@ class Node:
         """Raise unless everything that was saved is still there and unchanged."""
         if self.kept is None:
             raise self.gone()
-        if changes.clock == self.time:
-            return
-        for name, value in self.saved():
-            for array in leaves(value):
-                if what := changes.since(array, self.time):
-                    raise TapeError(
-                        f"{name!r}, saved by {self.describe()} for backward, was changed in place by {what}."
-                        " Use an out-of-place operation, or change it after backward."
-                    )
+        if changes.clock != self.time:
+            self.check_changes(self.saved_arrays())
+        if self.seal is not None:
+            self.check_seal()
+
+    def check_changes(self, arrays: Iterable[tuple[str, Array]]) -> None:
+        """Raise if the tape was told of a change of one of these arrays, since the call, by its name."""
+        for name, array in arrays:
+            if what := changes.since(array, self.time):
+                raise TapeError(
+                    f"{name} was changed in place by {what}. Use an out-of-place operation, or change it after"
+                    " backward."
+                )
+
+    def check_seal(self) -> None:
+        """Raise if anything that was sealed has changed."""
+        if self.seal is not None and (name := self.seal.broken()):
+            raise TapeError(
+                f"{name} was changed in place by something that the tape was not told of: through .data, .numpy() or"
+                " the array that a tensor was made of. Use an out-of-place operation, or change it after backward."
+            )
 
 
 class MultiNode(Node):
@@ -901,6 +926,8 @@ def record(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             node = tape.record(op, values, out, residuals, needs, edges, state.path, site)
         if state.packing is not None:
             state.packing.called(op, values, out, residuals, node)
+        if state.anomaly and node is not None:
+            node.seal = Seal(node.needed())
     except BaseException as error:
         if observer is not None:
             observer.forward_failed()
@@ -1032,6 +1059,10 @@ class no_grad(Setting):
 
 
 class detect_anomaly(Setting):
-    """Check every output and every gradient in the block; the first NaN or infinity raises :class:`AnomalyError`."""
+    """Check every output and every gradient in the block; the first NaN or infinity raises :class:`AnomalyError`.
+
+    Besides, what is saved in the block is compared with its checksum when backward comes to it, so that a change of
+    which the tape knows nothing (through ``.data``, say) raises :class:`TapeError`. Costs time and a byte an element.
+    """
 
     field = "anomaly"

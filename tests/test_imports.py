@@ -16,7 +16,7 @@ ORDER = (
     ("_version", "errors", "glossary"),
     ("units", "files", "state", "shape_array"),
     ("arrays", "allocator", "dry", "graph", "kernels"),
-    ("compiled",),
+    ("checksums", "compiled"),
     ("op", "packing"),
     ("tape",),
     ("ops", "derivatives", "micro_batches"),

@@ -455,6 +455,10 @@ class BatchNorm(Op):
         _normalise_by(seen, form, mean, rstd, weight, bias, out)
         return form.back(out, input.shape), None, None
 
+    def moved(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        _, running_mean, running_var, _, _, training, *_ = values
+        return (running_mean, running_var) if training and running_mean is not None else ()
+
     def _move(self, running: Array | None, batch: Array, momentum: float) -> None:
         if running is None or is_recomputing():
             return
