@@ -37,4 +37,4 @@ def _checksum(array: Any) -> int:
         if not array.contiguous:
             array.copy()
         return 0
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

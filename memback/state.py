@@ -34,6 +34,7 @@ class State:
         "path",
         "recomputing",
         "seed",
+        "stand_ins",
         "tape",
     )
 
@@ -51,6 +52,12 @@ class State:
         self.checkpointing = True
         self.seed = 0
         self.draws = 0
+        self.stand_ins: dict[int, tuple[Any, Any]] = {}  # by id, what is replaced and what by
+
+    def stand_in(self, thing: Any) -> Any:
+        """What stands in place of something on this thread's dry run; itself where nothing does."""
+        found = self.stand_ins.get(id(thing))
+        return thing if found is None else found[1]
 
     def draw(self) -> tuple[int, int]:
         """Take the next key of the random stream: (seed, number of the draw)."""

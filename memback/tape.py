@@ -1009,7 +1009,15 @@ def _forget_values(op: Op, values: list[Any]) -> None:
 
 
 def _without_values(value: Any) -> Any:
-    return ShapeArray.argument(value.shape, value.dtype) if isinstance(value, np.ndarray) else value
+    if not isinstance(value, np.ndarray):
+        return value
+    state = current()
+    whole = root(value)
+    known = state.stand_in(whole)
+    if known is not whole and value is not whole:  # a part of a buffer of the model
+        return ShapeArray(value.shape, value.dtype, value.strides, root(known))  # type: ignore[arg-type]
+    found = state.stand_in(value)
+    return found if found is not value else ShapeArray.argument(value.shape, value.dtype)
 
 
 def _wrap(out: tuple[Any, ...], node: Node | None) -> tuple[Tensor, ...]:
