@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import accumulate, pairwise
@@ -40,24 +41,60 @@ class UnsupportedError(NoValuesError, AttributeError):
     """An attribute that real arrays have, and arrays without memory have not."""
 
 
-class DryMemory:
-    """Bytes of the live root buffers that a thread has made without memory, and their highest sum."""
+class _Buffer(weakref.ref[Any]):
+    """A root buffer, by weak reference, and its bytes."""
 
-    __slots__ = ("live", "peak")
+    __slots__ = ("nbytes",)
+
+    nbytes: int
+
+
+class DryMemory:
+    """Bytes of the live root buffers that a thread has made without memory, and their highest sum.
+
+    A buffer that dies is put into a list by the interpreter itself, and counted when anybody looks next: an interrupt
+    (Ctrl-C) in a function of Python's that is called then would be printed and lost.
+    """
+
+    __slots__ = ("_buffers", "_dead", "_live", "peak")
 
     def __init__(self) -> None:
-        self.live = 0
+        self._live = 0
+        self._buffers: dict[int, _Buffer] = {}
+        self._dead: list[_Buffer] = []
         self.peak = 0
+
+    @property
+    def live(self) -> int:
+        """Bytes that are live now."""
+        if self._dead:
+            self._count_dead()
+        return self._live
+
+    def _count_dead(self) -> None:
+        while self._dead:
+            buffer = self._dead.pop()
+            del self._buffers[id(buffer)]
+            self._live -= buffer.nbytes
+
+    def hold(self, array: ShapeArray) -> None:
+        """A root buffer comes to life, and is counted until it dies."""
+        buffer = _Buffer(array, self._dead.append)
+        buffer.nbytes = array.nbytes
+        self._buffers[id(buffer)] = buffer
+        self.allocate(array.nbytes)
 
     def allocate(self, count: int) -> None:
         """``count`` bytes come to life."""
-        self.live += count
-        if self.live > self.peak:
-            self.peak = self.live
+        if self._dead:
+            self._count_dead()
+        live = self._live = self._live + count
+        if live > self.peak:
+            self.peak = live
 
     def free(self, count: int) -> None:
-        """``count`` bytes die."""
-        self.live -= count
+        """``count`` bytes die that were allocated alone."""
+        self._live -= count
 
     def reset_peak(self) -> None:
         """Count the peak from now on."""
@@ -116,7 +153,6 @@ class ShapeArray(NDArrayOperatorsMixin):
 
     __slots__ = (
         "__weakref__",
-        "_memory",
         "base",
         "contiguous",
         "dtype",
@@ -139,15 +175,13 @@ class ShapeArray(NDArrayOperatorsMixin):
         strides: tuple[int, ...] | None = None,
         base: ShapeArray | None = None,
     ) -> None:
-        self._memory: DryMemory | None = None
         self._describe(shape, dtype)
         self.base = base
         if strides is not None:
             self.strides = strides
             self.contiguous = is_row_major(self.shape, strides, self.dtype.itemsize)
         if base is None:
-            self._memory = _local.memory
-            self._memory.allocate(self.nbytes)
+            _local.memory.hold(self)
 
     def _describe(self, shape: int | Sequence[int], dtype: Any) -> None:
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -160,18 +194,9 @@ class ShapeArray(NDArrayOperatorsMixin):
     def argument(cls, shape: int | Sequence[int], dtype: Any = "float32") -> ShapeArray:
         """An array that counts nowhere: it stands for memory that is there before the step."""
         array = cls.__new__(cls)
-        array._memory = None
         array._describe(shape, dtype)
         array.base = None
         return array
-
-    def __del__(self) -> None:
-        try:
-            memory, size = self._memory, self.nbytes
-        except AttributeError:  # an interrupt came before the array was made
-            return
-        if memory is not None:
-            memory.free(size)
 
     # -- what an ndarray also has
 

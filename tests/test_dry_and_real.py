@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import sys
+import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -170,6 +172,19 @@ def test_a_checkpoint_lets_go_after_backward_of_what_its_function_closes_over() 
 # -- an interrupt
 
 
+def test_no_function_of_pythons_runs_when_an_array_without_memory_dies() -> None:
+    """An interrupt that comes in one is printed and lost."""
+    called: list[str] = []
+    with fresh_dry_memory() as memory:
+        array = ShapeArray((3, 4))
+        view = array[1:]
+        sys.setprofile(lambda frame, event, argument: called.append(event))
+        del array, view
+        sys.setprofile(None)
+        assert "call" not in called
+        assert memory.live == 0
+
+
 def test_an_array_that_was_interrupted_while_it_was_made_dies_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     unraisable: list[Any] = []
     monkeypatch.setattr("sys.unraisablehook", unraisable.append)
@@ -186,3 +201,19 @@ def test_an_array_that_was_interrupted_while_it_was_made_dies_in_silence(monkeyp
             made()
     assert not unraisable
     assert dry_memory().live == live
+
+
+def test_arrays_that_die_in_a_cycle_or_in_another_thread_are_counted() -> None:
+    with fresh_dry_memory() as memory:
+        cycle: list[Any] = [ShapeArray((3, 4))]
+        cycle.append(cycle)
+        del cycle
+        gc.collect()
+        assert memory.live == 0
+        box = [ShapeArray((3, 4))]
+        assert memory.live == 48
+        thread = threading.Thread(target=box.clear)
+        thread.start()
+        thread.join()
+        assert memory.live == 0
+        assert memory.peak == 48

@@ -394,9 +394,9 @@ class Step:
         """What the arguments are called, by the id of their root buffer."""
         if self.module is None:
             return {}
-        real = {id(root(array)): f"buffer {name}" for name, array in self.module.named_buffers()}
-        found = ((name, current().stand_in(array)) for name, array in self.module.named_buffers())
-        names = real | {id(root(array)): f"buffer {name}" for name, array in found}
+        state = current()
+        buffers = [(f"buffer {name}", array) for name, array in self.module.named_buffers()]
+        names = {id(root(a)): name for name, array in buffers for a in (array, state.stand_in(array))}
         names |= {id(root(p.data)): f"parameter {name}" for name, p in self.module.named_parameters()}
         return names
 

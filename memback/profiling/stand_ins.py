@@ -67,12 +67,14 @@ def stand_ins(
         made[id(thing)] = (thing, stand_in)  # which keeps the thing, so that no other has its id
         return stand_in
 
-    owned = () if module is None else module.parameters()
-    for parameter in (*owned, *(() if optimizer is None else optimizer.parameters)):
+    parameters: list[Any] = [] if optimizer is None else list(optimizer.parameters)
+    for owner in () if module is None else module.modules():
+        parameters += owner._parameters.values()
+        for array in owner._buffers.values():
+            put(array, without_memory(array))
+    for parameter in parameters:
         if id(parameter) not in made:
             put(parameter, make(put(parameter.data, without_memory(parameter.data)), None))
-    for _, array in () if module is None else module.named_buffers():
-        put(array, without_memory(array))
     if optimizer is not None:
         other = put(optimizer, copy.copy(optimizer))
         other.state = {name: list(map(without_memory, arrays)) for name, arrays in optimizer.state.items()}
