@@ -48,6 +48,9 @@ Place: TypeAlias = "tuple[int, Any]"
 Read: TypeAlias = "tuple[weakref.ref[Any], int]"
 """A buffer from outside that a segment reads, and the time of changes at which it did first."""
 
+Leaf: TypeAlias = "tuple[weakref.ref[Tensor], weakref.ref[Any]]"
+"""A leaf that a segment uses, and the array that it had then."""
+
 Unseen: TypeAlias = "tuple[tuple[tuple[int, ...], Any], ...]"
 """Shapes and dtypes of a segment's last call's outputs, where nobody looks at these when it is run again."""
 
@@ -74,6 +77,7 @@ class Sketch(Tape):
         self.would_save = 0
         self.unknown = False
         self.reads: dict[int, Read] = {}
+        self.leaves: dict[int, Leaf] = {}
         self.moved: set[int] = set()
         self.outside: dict[Node, None] = {}
 
@@ -107,7 +111,11 @@ class Sketch(Tape):
         """Record that there was a call, without what it would save."""
         if op.name in self._keep:
             self.outputs[len(self.calls)] = (out, residuals)
-        self.note_used(node_of(edge) for edge in edges if edge is not None and not edge._is_leaf)  # type: ignore[arg-type]
+        for edge in edges:
+            if isinstance(edge, Tensor):
+                self.leaves.setdefault(id(edge), (weakref.ref(edge), weakref.ref(edge.data)))
+            elif edge is not None:
+                self.note_used((node_of(edge),))
         for x in op.input_arrays(values):
             if is_array(x):
                 self.note_read(root(x), changes.clock)
@@ -216,7 +224,7 @@ class Recomputation(Tape):
 class CheckpointNode(Node):
     """A checkpointed segment on the surrounding tape. It keeps the segment's inputs, and outputs of ops in ``keep``."""
 
-    __slots__ = ("calls", "function", "moved", "outputs", "outside", "random", "reads", "unseen")
+    __slots__ = ("calls", "function", "leaves", "moved", "outputs", "outside", "random", "reads", "unseen")
 
     def __init__(
         self,
@@ -234,6 +242,7 @@ class CheckpointNode(Node):
         self.random = (state.seed, state.draws)
         self.calls: list[str] = []
         self.outputs: dict[int, tuple[Any, tuple[Any, ...]]] = {}
+        self.leaves: dict[int, Leaf] = {}
         self.moved: set[int] = set()
         self.outside: tuple[Node, ...] = ()
         self.reads: list[Read] = []
@@ -255,7 +264,7 @@ class CheckpointNode(Node):
         """Take over what the first run showed, and give the outputs as the surrounding graph sees them."""
         self.calls, self.unseen, self.reads = sketch.calls, sketch.unseen, [*sketch.reads.values()]
         self.outputs, sketch.outputs = sketch.outputs, {}
-        self.outside, self.moved = tuple(sketch.outside), sketch.moved
+        self.outside, self.moved, self.leaves = tuple(sketch.outside), sketch.moved, sketch.leaves
 
         def outer(tensor: Tensor) -> Tensor:
             place = None if tensor.node is None else sketch.place(tensor.node)
@@ -290,7 +299,7 @@ class CheckpointNode(Node):
 
     def forget(self) -> None:
         self.kept, self.outputs, self.reads, self.unseen = None, {}, [], None
-        self.outside = ()
+        self.outside, self.leaves = (), {}
         self.function = _forgotten  # which may hold activations that it closes over
 
     def saved(self) -> list[tuple[str, Any]]:
@@ -309,6 +318,15 @@ class CheckpointNode(Node):
             buffer = ref()
             if buffer is not None and id(buffer) not in self.moved:
                 yield f"an array of shape {buffer.shape}, used inside {self.describe()} and needed again", buffer
+
+    def check(self) -> None:
+        super().check()
+        for tensor, data in self.leaves.values():
+            if (leaf := tensor()) is not None and leaf.data is not data():
+                raise TapeError(
+                    f"a tensor of shape {leaf.shape}, used inside {self.describe()} and needed again to recompute it,"
+                    " was given another array (its .data was set). Set it after backward."
+                )
 
     def check_changes(self, arrays: Iterable[tuple[str, Any]]) -> None:
         """Raise also where something that the segment read from outside, a parameter say, has changed since."""
@@ -432,6 +450,7 @@ def run_segment(
                 outer.note_read(buffer, time)
         outer.note_used(node.outside)
         outer.moved |= node.moved
+        outer.leaves = {**node.leaves, **outer.leaves}
         node.forget()
     elif state.packing is not None and not state.recomputing:
         node.pack(state.packing)

@@ -90,6 +90,24 @@ def test_a_checkpoint_does_not_compute_again_from_what_has_changed(edited: str) 
             ops.sum(out).backward()
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_checkpoint_does_not_compute_again_from_a_leaf_that_was_given_another_array(nested: bool) -> None:
+    layer, x = nn.Linear(3, 3, dtype=np.float64), leaf(4, 3)
+
+    def block(a: mb.Tensor) -> mb.Tensor:
+        out: mb.Tensor = ops.tanh(layer(ops.exp(a)))
+        return out
+
+    def outer(a: mb.Tensor) -> mb.Tensor:
+        out: mb.Tensor = ops.exp(mb.checkpoint(block, ops.tanh(a)))
+        return out
+
+    out = mb.checkpoint(outer if nested else block, x)
+    layer.weight.data = layer.weight.data + 1.0
+    with pytest.raises(mb.TapeError, match=r"a tensor of shape \(3, 3\), used inside checkpoint .*its \.data was set"):
+        ops.sum(out).backward()
+
+
 def test_a_plan_does_not_compute_again_from_what_has_changed() -> None:
     model = nn.Sequential(*(layer for _ in range(4) for layer in (nn.Linear(64, 64), nn.Tanh())))
     data = np.ones((256, 64), np.float32)
