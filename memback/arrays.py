@@ -13,7 +13,18 @@ import numpy as np
 
 from memback.shape_array import ShapeArray
 
-__all__ = ["Array", "Buffer", "buffer_bytes", "distinct_bytes", "is_array", "is_whole", "leaves", "root", "stand_in"]
+__all__ = [
+    "Array",
+    "Buffer",
+    "buffer_bytes",
+    "distinct_bytes",
+    "is_array",
+    "is_whole",
+    "is_writeable",
+    "leaves",
+    "root",
+    "stand_in",
+]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 """What ops are written in. On a dry run it is a :class:`ShapeArray`, which answers to the same functions."""
@@ -45,6 +56,11 @@ def is_whole(array: Any) -> bool:
         return True
     dense = array.contiguous if isinstance(array, ShapeArray) else array.flags.c_contiguous
     return bool(dense and array.nbytes == root(array).nbytes)
+
+
+def is_writeable(array: Any) -> bool:
+    """Whether NumPy lets an array's elements be changed: not those of what it has broadcast."""
+    return bool(array.writeable if isinstance(array, ShapeArray) else array.flags.writeable)
 
 
 def stand_in(shape: tuple[int, ...], dtype: Any) -> Array:

@@ -13,11 +13,13 @@ from __future__ import annotations
 import inspect
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from memback.arrays import buffer_bytes, is_array, leaves, root, stand_in
+from memback.checksums import Seal
+from memback.graph import stray
 from memback.op import Op, Saving
 from memback.packing import PackedValue, saved_tensors_hooks, unpacked
 from memback.state import State, current
@@ -46,6 +48,9 @@ Place: TypeAlias = "tuple[int, Any]"
 Read: TypeAlias = "tuple[weakref.ref[Any], int]"
 """A buffer from outside that a segment reads, and the time of changes at which it did first."""
 
+Leaf: TypeAlias = "tuple[weakref.ref[Tensor], weakref.ref[Any]]"
+"""A leaf that a segment uses, and the array that it had then."""
+
 Unseen: TypeAlias = "tuple[tuple[tuple[int, ...], Any], ...]"
 """Shapes and dtypes of a segment's last call's outputs, where nobody looks at these when it is run again."""
 
@@ -72,6 +77,9 @@ class Sketch(Tape):
         self.would_save = 0
         self.unknown = False
         self.reads: dict[int, Read] = {}
+        self.leaves: dict[int, Leaf] = {}
+        self.moved: set[int] = set()
+        self.outside: dict[Node, None] = {}
 
     def keeps(self, op: Op) -> bool:
         """A call saves its residuals here only where its output is kept with them."""
@@ -86,6 +94,7 @@ class Sketch(Tape):
     def clear(self) -> None:
         """Drop everything."""
         self._numbers.clear()
+        self.outside.clear()
         self.outputs.clear()
 
     def record(
@@ -102,13 +111,19 @@ class Sketch(Tape):
         """Record that there was a call, without what it would save."""
         if op.name in self._keep:
             self.outputs[len(self.calls)] = (out, residuals)
+        for edge in edges:
+            if isinstance(edge, Tensor):
+                self.leaves.setdefault(id(edge), (weakref.ref(edge), weakref.ref(edge.data)))
+            elif edge is not None:
+                self.note_used((node_of(edge),))
         for x in op.input_arrays(values):
             if is_array(x):
                 self.note_read(root(x), changes.clock)
+        self.moved.update(id(root(x)) for x in op.moved(values))
         outs = out if op.multiple else (out,)
         for buffer in map(root, outs):
             self._made[id(buffer)] = weakref.ref(buffer)
-        saving = op.saving(needs, len(edges))
+        saving = op.saving(needs, len(edges), values)
         if self._weigh:
             self._count(saving, op.arguments(saving, values, out, residuals))
         node = Stub(op, self, path, site, None, (), None, saving)
@@ -122,6 +137,10 @@ class Sketch(Tape):
         known = self.reads.get(id(buffer))
         if not _is(self._made, buffer) and (known is None or known[0]() is not buffer):
             self.reads[id(buffer)] = (weakref.ref(buffer), time)
+
+    def note_used(self, nodes: Iterable[Node]) -> None:
+        """Remember the calls outside whose results were used: gradients will go there."""
+        self.outside.update((node, None) for node in nodes if node not in self._numbers)
 
     def _count(self, saving: Saving, kept: tuple[Any, ...]) -> None:
         for slot in saving.slots:
@@ -205,7 +224,7 @@ class Recomputation(Tape):
 class CheckpointNode(Node):
     """A checkpointed segment on the surrounding tape. It keeps the segment's inputs, and outputs of ops in ``keep``."""
 
-    __slots__ = ("calls", "function", "outputs", "random", "reads", "unseen")
+    __slots__ = ("calls", "function", "leaves", "moved", "outputs", "outside", "random", "reads", "unseen")
 
     def __init__(
         self,
@@ -217,12 +236,15 @@ class CheckpointNode(Node):
         site: Site | None,
     ) -> None:
         # a checkpoint is no op: what Node would ask its op, it answers itself
-        super().__init__(None, tape, state.path, site, {}, (), (args, kwargs), None)  # type: ignore[arg-type]
+        super().__init__(None, tape, state.path, site, {}, (), _copies((args, kwargs)), None)  # type: ignore[arg-type]
         self.grad = {}
         self.function = function
         self.random = (state.seed, state.draws)
         self.calls: list[str] = []
         self.outputs: dict[int, tuple[Any, tuple[Any, ...]]] = {}
+        self.leaves: dict[int, Leaf] = {}
+        self.moved: set[int] = set()
+        self.outside: tuple[Node, ...] = ()
         self.reads: list[Read] = []
         self.unseen: Unseen | None = None
 
@@ -242,6 +264,7 @@ class CheckpointNode(Node):
         """Take over what the first run showed, and give the outputs as the surrounding graph sees them."""
         self.calls, self.unseen, self.reads = sketch.calls, sketch.unseen, [*sketch.reads.values()]
         self.outputs, sketch.outputs = sketch.outputs, {}
+        self.outside, self.moved, self.leaves = tuple(sketch.outside), sketch.moved, sketch.leaves
 
         def outer(tensor: Tensor) -> Tensor:
             place = None if tensor.node is None else sketch.place(tensor.node)
@@ -276,6 +299,8 @@ class CheckpointNode(Node):
 
     def forget(self) -> None:
         self.kept, self.outputs, self.reads, self.unseen = None, {}, [], None
+        self.outside, self.leaves = (), {}
+        self.function = _forgotten  # which may hold activations that it closes over
 
     def saved(self) -> list[tuple[str, Any]]:
         """The inputs by name, and the outputs that are kept."""
@@ -287,11 +312,25 @@ class CheckpointNode(Node):
         for number, (out, residuals) in self.outputs.items():
             yield f"{self.calls[number]} (call {number})", [out, *(r for r in residuals if r is not None)]
 
+    def needed(self) -> Iterator[tuple[str, Any]]:
+        yield from self.saved_arrays()
+        for ref, _ in self.reads:
+            buffer = ref()
+            if buffer is not None and id(buffer) not in self.moved:
+                yield f"an array of shape {buffer.shape}, used inside {self.describe()} and needed again", buffer
+
     def check(self) -> None:
-        """Raise also where something that the segment read from outside, a parameter say, has changed since."""
         super().check()
-        if changes.clock == self.time:
-            return
+        for tensor, data in self.leaves.values():
+            if (leaf := tensor()) is not None and leaf.data is not data():
+                raise TapeError(
+                    f"a tensor of shape {leaf.shape}, used inside {self.describe()} and needed again to recompute it,"
+                    " was given another array (its .data was set). Set it after backward."
+                )
+
+    def check_changes(self, arrays: Iterable[tuple[str, Any]]) -> None:
+        """Raise also where something that the segment read from outside, a parameter say, has changed since."""
+        super().check_changes(arrays)
         for ref, time in self.reads:
             buffer = ref()
             if buffer is not None and (what := changes.since(buffer, time)):
@@ -304,6 +343,12 @@ class CheckpointNode(Node):
         """Run the segment again and walk its tape; the inputs' gradients arrive where they belong by themselves."""
         grads = self.take_gradients()
         nodes = self.recompute(state)
+        if (other := stray(nodes, {*nodes, *self.outside})) is not None:
+            raise TapeError(
+                f"{self.describe()}: on its second run the function used the result of {other.describe()}, which it had"
+                " not on its first, so no gradient would reach that. It must use the same tensors each time, and record"
+                " on no tape of its own"
+            )
         if not retain:
             self.forget()
         for (number, index), grad in grads.items():
@@ -317,7 +362,7 @@ class CheckpointNode(Node):
 
     def recompute(self, state: State) -> list[Node]:
         """Run the segment again; its calls, with all that they save."""
-        args, kwargs = _map_packed(self.kept)
+        args, kwargs = _copies(_map_packed(self.kept))
         tape = Recomputation(self)
         observer = state.observer
         if observer is not None:
@@ -346,6 +391,10 @@ class CheckpointNode(Node):
             yield
         finally:
             state.path, state.seed, state.draws, state.recomputing = before
+
+
+def _forgotten() -> None:
+    """Stands in place of a function that will not be run again."""
 
 
 def checkpoint(function: Callable[..., Any], *args: Any, keep: Collection[str] = (), **kwargs: Any) -> Any:
@@ -402,9 +451,14 @@ def run_segment(
         for ref, time in node.reads:
             if (buffer := ref()) is not None:
                 outer.note_read(buffer, time)
+        outer.note_used(node.outside)
+        outer.moved |= node.moved
+        outer.leaves = {**node.leaves, **outer.leaves}
         node.forget()
     elif state.packing is not None and not state.recomputing:
         node.pack(state.packing)
+    if state.anomaly:
+        node.seal = Seal(node.needed())
     if state.observer is not None:
         state.observer.held(node)
     if outer.complete:
@@ -441,6 +495,18 @@ def _map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(tree, dict):
         return {key: _map_tensors(value, change) for key, value in tree.items()}
     return tree
+
+
+def _copies(tree: Any) -> Any:
+    """The same with tensors that nobody else can make another value of, as ``x += y`` does; a leaf stays itself."""
+    copies: dict[int, Tensor] = {}
+
+    def copy(tensor: Tensor) -> Tensor:
+        if tensor.requires_grad and tensor.node is None:
+            return tensor
+        return copies.setdefault(id(tensor), make(tensor.data, tensor.node))
+
+    return _map_tensors(tree, copy)
 
 
 class _PackedTensor(tuple[Any, ...]):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from memback.state import current
-from memback.tape import Node, Observer, Port, TapeError, Tensor, node_of, walk
+from memback.tape import Node, Observer, Port, TapeError, Tensor, node_of, walk, walking
 
 __all__ = ["UndefinedDerivativeError", "partial", "total"]
 
@@ -80,16 +80,13 @@ def total(f: Tensor, x: Tensor) -> Any:
         raise TapeError("x does not require gradients, so nothing is recorded of how f depends on it")
     if f is x:
         return np.eye(x.size, dtype=x.dtype).reshape(x.shape + x.shape)
-    node = _recorded(f)
-    everything = node.tape.graph()
-    until = everything.index(node)
-    nodes = everything[: until + 1]
     rows = []
-    for unit in _unit_gradients(f):
-        with _Borrowed(nodes, x):
-            seed = [unit]
-            f.node.accumulate(seed, 0)  # type: ignore[union-attr]
-            rows.append(_walk_to(nodes, x))
+    with walking(_recorded(f)) as nodes:
+        for unit in _unit_gradients(f):
+            with _Borrowed(nodes, x):
+                seed = [unit]
+                f.node.accumulate(seed, 0)  # type: ignore[union-attr]
+                rows.append(_walk_to(nodes, x))
     return np.reshape(np.array(rows, x.dtype), f.shape + x.shape)
 
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from memback.state import current
+from memback.state import Setting
 
 __all__ = ["dry_run"]
 
 
-class dry_run:
+class dry_run(Setting):
     """Everything in the block allocates nothing: parameters are made without memory, ops get no values.
 
     Models and optimisers that are built in the block stay memory-less afterwards.
     """
 
-    def __enter__(self) -> None:
-        state = current()
-        self._before, state.dry = state.dry, True
-
-    def __exit__(self, *_: object) -> None:
-        current().dry = self._before
+    field = "dry"

@@ -34,7 +34,7 @@ import numpy as np
 from memback import tape as engine
 from memback.arrays import Array, buffer_bytes, is_array, leaves, root
 from memback.op import Op
-from memback.state import current
+from memback.state import Setting, current
 from memback.tape import Call, Edge, Node, Observer, Site, Tensor, short_path
 
 __all__ = [
@@ -403,6 +403,7 @@ class Ledger(Accounts, Observer):
         self._timed = timed
         self._holdings: dict[int, _Holding] = {}
         self._variables: list[tuple[weakref.ref[engine.Tape], Account]] = []
+        self._retained: set[Account] = set()
         self._depth = 0
         self._mark = tuple(self._totals.values())
         self._began = 0.0
@@ -597,6 +598,7 @@ class Ledger(Accounts, Observer):
                 row.kept.append(("out", account))
             account.holders += 1
             self._variables.append((weakref.ref(tape), account))
+            self._retained.add(account)
             self._sort(account, "hold")
 
     def _settle(self) -> None:
@@ -614,13 +616,16 @@ class Ledger(Accounts, Observer):
                 account.holders -= 1
                 self._resort(account)
         self._variables = kept
+        self._retained = {account for _, account in kept}
 
     def _let_go(self, holding: _Holding) -> None:
         if self._holdings.get(holding.key) is not holding:
             return
         del self._holdings[holding.key]
         if self._phase == "forward":
-            holding.row.kept.clear()  # nobody used the result, so nothing is kept for its backward
+            # nobody used the result, so nothing is kept for its backward; its variable may be kept all the same
+            row = holding.row
+            row.kept = [(name, a) for name, a in row.kept if a in self._retained and a.owner is row]
         for account in holding.accounts:
             if holding.repeated:
                 account.recomputed_holders -= 1
@@ -665,6 +670,19 @@ def peak_of(intervals: Sequence[Interval], peaks: Sequence[int]) -> tuple[int, d
     return number, parts
 
 
+class _Watch(Setting):
+    """Has a ledger be the thread's observer."""
+
+    field = "observer"
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self._ledger = ledger
+
+    def value(self) -> Ledger:
+        return self._ledger
+
+
 class Tape(engine.Tape):
     """A tape with a ledger: an explicit ``with mb.Tape() as tape:`` shows what it holds.
 
@@ -678,17 +696,15 @@ class Tape(engine.Tape):
     def __init__(self, retain: Literal["needed", "all"] = "needed") -> None:
         super().__init__(retain)
         self.ledger = Ledger()
-        self._watched: list[Observer | None] = []
+        self._watch = _Watch(self.ledger)
 
     def __enter__(self) -> Tape:
         super().__enter__()
-        state = current()
-        self._watched.append(state.observer)
-        state.observer = self.ledger
+        self._watch.__enter__()
         return self
 
     def __exit__(self, *details: Any) -> None:
-        current().observer = self._watched.pop()
+        self._watch.__exit__()
         super().__exit__(*details)
 
     @property

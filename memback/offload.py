@@ -199,15 +199,9 @@ class save_on_disk(saved_tensors_hooks):
         self._space = _Space(self.folder)
         self._entries: weakref.WeakValueDictionary[int, _Entry] = weakref.WeakValueDictionary()
 
-    def __enter__(self) -> save_on_disk:
-        super().__enter__()
-        if self._space.closed:
-            self._space = _Space(self.folder)
-        return self
-
     def __exit__(self, kind: Any = None, *_: object) -> None:
         super().__exit__()
-        if kind is not None or self._space.empty:
+        if kind is not None or (self._space.empty and not self.entered):
             self._space.close()
 
     def _wants(self, array: Array) -> bool:
@@ -215,6 +209,8 @@ class save_on_disk(saved_tensors_hooks):
 
     def pack(self, array: Array) -> _View:
         """Have the buffer under an array in the file."""
+        if self._space.closed:
+            self._space = _Space(self.folder)
         buffer = root(array)
         entry = self._entries.get(id(buffer))
         known = entry is not None and entry.buffer() is buffer and entry.space is self._space
@@ -257,7 +253,7 @@ class save_on_disk(saved_tensors_hooks):
         self.bytes_stored -= entry.size
         if entry.place is not None:
             entry.space.release(entry.place, entry.size)
-            if entry.space.empty and not self._outer:
+            if entry.space.empty and not self.entered:
                 entry.space.close()
 
 

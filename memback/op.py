@@ -9,7 +9,8 @@ An op is a subclass of :class:`Op` and one instance of it. It declares
     will be saved, so that a mask that only backward needs is not computed for nothing.
 ``saves``
     for each input that can be differentiated, the names of the values that its gradient needs: inputs, ``out``,
-    residuals or attributes that hold arrays. An input that is missing here has no derivative.
+    residuals or attributes that hold arrays. An input that is missing here has no derivative. Where an attribute (a
+    flag) decides what is needed, ``saves_if`` has under its name what is saved in place of that where it is set.
 ``vjp(self, d_out, ...)``
     the vector-Jacobian product (Eq. 26 on what was saved): one gradient an input, in the order of the inputs, ``None``
     for one that is not needed; a bare array where there is one input. Its parameters name what it wants: saved values
@@ -80,6 +81,7 @@ class Op:
     name: ClassVar[str]
     source: ClassVar[str] = ""
     saves: ClassVar[Mapping[str, Sequence[str]]] = {}
+    saves_if: ClassVar[Mapping[str, Mapping[str, Sequence[str]]]] = {}
     residuals: ClassVar[tuple[str, ...]] = ()
     matrix_product: ClassVar[bool] = False
     """Whether this is a product with weights: dear to recompute for the bytes that its output takes."""
@@ -100,7 +102,7 @@ class Op:
         self._vjp_names = self._read_names(self.vjp, skip=1) if self.saves else ()
         self._flops_places = self._read_places(self.flops)
         self._residuals_places = self._read_places(self.makes_residuals)
-        unused = {name for names in self.saves.values() for name in names} - set(self._vjp_names)
+        unused = self._ever_saved() - set(self._vjp_names)
         if unused:
             raise OpDefinitionError(f"op {self.name!r} saves {sorted(unused)}, which its vjp does not take")
         never = self._never_saved()
@@ -108,7 +110,7 @@ class Op:
             raise OpDefinitionError(f"the vjp of op {self.name!r} takes {sorted(never)}, which it saves for no input")
         self._wants_shapes = "shapes" in self._vjp_names
         self._no_residuals = (None,) * len(self.residuals)
-        self._savings: dict[int, Saving] = {}
+        self._savings: dict[tuple[int, str], Saving] = {}
         if self.name in REGISTRY:
             raise OpDefinitionError(f"two ops are called {self.name!r}")
         REGISTRY[self.name] = self
@@ -139,7 +141,9 @@ class Op:
 
     def _check_saves(self) -> None:
         known = {*self.parameters, "out", *self.residuals}
-        for argument, names in self.saves.items():
+        if not set(self.saves_if) <= set(self.parameters) - set(self.inputs):
+            raise OpDefinitionError(f"op {self.name!r} saves by {sorted(self.saves_if)}: not all are attributes")
+        for argument, names in (pair for saves in (self.saves, *self.saves_if.values()) for pair in saves.items()):
             if argument not in self.inputs:
                 raise OpDefinitionError(f"op {self.name!r} saves for {argument!r}, which is no input")
             unknown = [name for name in names if name not in known]
@@ -149,10 +153,13 @@ class Op:
                     f" attribute; it has {sorted(known)}"
                 )
 
+    def _ever_saved(self) -> set[str]:
+        return {name for saves in (self.saves, *self.saves_if.values()) for names in saves.values() for name in names}
+
     def _never_saved(self) -> set[str]:
         """What ``vjp`` takes and would always get None for."""
         values = {*self.inputs, "out", *self.residuals}
-        return values & set(self._vjp_names) - {name for names in self.saves.values() for name in names}
+        return values & set(self._vjp_names) - self._ever_saved()
 
     def _read_names(self, function: Callable[..., Any], skip: int) -> tuple[str, ...]:
         names = tuple(inspect.signature(function).parameters)[skip:]
@@ -227,25 +234,32 @@ class Op:
                 narrow = dtype
         return out if narrow is None else out.astype(narrow)
 
-    def saving(self, needs: int, count: int) -> Saving:
-        """What is kept where bit k of ``needs`` says that input k (of ``count``) is to be differentiated."""
+    def saving(self, needs: int, count: int, values: Sequence[Any] = ()) -> Saving:
+        """What a call keeps where bit k of ``needs`` says that input k (of ``count``) is to be differentiated.
+
+        ``values`` are the call's, among which are the flags that ``saves_if`` asks for.
+        """
+        flag = (
+            next((name for name in self.saves_if if values and values[self._places[name]]), "") if self.saves_if else ""
+        )
+        saves = self.saves_if[flag] if flag else self.saves
         if self.variadic is not None:
-            return self._make_saving((self.inputs[0],), tuple(bool(needs >> k & 1) for k in range(count)))
-        saving = self._savings.get(needs)
+            return self._make_saving((self.inputs[0],), tuple(bool(needs >> k & 1) for k in range(count)), saves)
+        saving = self._savings.get((needs, flag))
         if saving is None:
-            flags = [bool(needs >> k & 1) for k in range(len(self.inputs))]
-            wanted = tuple(name for name, flag in zip(self.inputs, flags, strict=True) if flag)
-            saving = self._make_saving(wanted, self._needs_type(*flags))
-            self._savings[needs] = saving
+            wants = [bool(needs >> k & 1) for k in range(len(self.inputs))]
+            wanted = tuple(name for name, want in zip(self.inputs, wants, strict=True) if want)
+            saving = self._make_saving(wanted, self._needs_type(*wants), saves)
+            self._savings[needs, flag] = saving
         return saving
 
-    def _make_saving(self, wanted: tuple[str, ...], needs: Any) -> Saving:
+    def _make_saving(self, wanted: tuple[str, ...], needs: Any, saves: Mapping[str, Sequence[str]]) -> Saving:
         for name in wanted:
-            if name not in self.saves:
+            if name not in saves:
                 raise OpError(
                     f"{self.name} has no derivative by `{name}`; pass it without requires_grad, or use .detach()"
                 )
-        kept = {saved for name in wanted for saved in self.saves[name]}
+        kept = {saved for name in wanted for saved in saves[name]}
         values = {*self.inputs, "out", *self.residuals}
         layout, names, slots = [], [], []
         for slot, name in enumerate(self._vjp_names):
@@ -265,6 +279,10 @@ class Op:
         if self.variadic is not None:
             return list(values[self.variadic])
         return [values[i] for _, i in self.array_slots]
+
+    def moved(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """The inputs that a call changes in place, so that nothing depends on what they were before."""
+        return ()
 
     def arguments(self, saving: Saving, values: list[Any], out: Any, residuals: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments of ``vjp`` after ``d_out``, which is all that the call keeps."""
@@ -324,7 +342,7 @@ class Op:
             if name in self.saves and value is not None:
                 needs |= 1 << k
         out, residuals = self.run(values, keep=True)
-        kept = self.arguments(self.saving(needs, len(inputs)), values, out, residuals)
+        kept = self.arguments(self.saving(needs, len(inputs), values), values, out, residuals)
         single = self.single
         return out, lambda d_out: (self.vjp(d_out, *kept),) if single else tuple(self.vjp(d_out, *kept))
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from memback.arrays import Array, buffer_bytes, is_array, leaves, root
-from memback.state import current
+from memback.state import Setting, current
 
 if TYPE_CHECKING:
     from memback.op import Op
@@ -61,7 +61,7 @@ def _same(a: Any, b: Any) -> bool:
     return a is b
 
 
-class saved_tensors_hooks:
+class saved_tensors_hooks(Setting):
     """In the block, saved activations are kept as ``pack`` gives them, and ``unpack`` makes them arrays for backward.
 
     Args:
@@ -76,22 +76,18 @@ class saved_tensors_hooks:
     After PyTorch's ``torch.autograd.graph.saved_tensors_hooks``, which packs parameters and inputs, too.
     """
 
+    field = "packing"
     min_bytes = 0
     """Buffers smaller than this stay as they are."""
 
     def __init__(self, pack: Callable[[Array], Any], unpack: Callable[[Any], Array]) -> None:
+        super().__init__()
         self._functions = (pack, unpack)
         self._made: dict[int, weakref.ref[Any]] = {}
-        self._outer: list[saved_tensors_hooks | None] = []
 
-    def __enter__(self) -> Any:
-        state = current()
-        self._outer.append(state.packing)
-        state.packing = self
+    def value(self) -> saved_tensors_hooks:
+        """The hooks themselves."""
         return self
-
-    def __exit__(self, *_: object) -> None:
-        current().packing = self._outer.pop()
 
     def pack(self, array: Array) -> Any:
         """What is kept in place of a saved activation."""

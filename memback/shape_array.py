@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import accumulate, pairwise
@@ -40,24 +41,60 @@ class UnsupportedError(NoValuesError, AttributeError):
     """An attribute that real arrays have, and arrays without memory have not."""
 
 
-class DryMemory:
-    """Bytes of the live root buffers that a thread has made without memory, and their highest sum."""
+class _Buffer(weakref.ref[Any]):
+    """A root buffer, by weak reference, and its bytes."""
 
-    __slots__ = ("live", "peak")
+    __slots__ = ("nbytes",)
+
+    nbytes: int
+
+
+class DryMemory:
+    """Bytes of the live root buffers that a thread has made without memory, and their highest sum.
+
+    A buffer that dies is put into a list by the interpreter itself, and counted when anybody looks next: an interrupt
+    (Ctrl-C) in a function of Python's that is called then would be printed and lost.
+    """
+
+    __slots__ = ("_buffers", "_dead", "_live", "peak")
 
     def __init__(self) -> None:
-        self.live = 0
+        self._live = 0
+        self._buffers: dict[int, _Buffer] = {}
+        self._dead: list[_Buffer] = []
         self.peak = 0
+
+    @property
+    def live(self) -> int:
+        """Bytes that are live now."""
+        if self._dead:
+            self._count_dead()
+        return self._live
+
+    def _count_dead(self) -> None:
+        while self._dead:
+            buffer = self._dead.pop()
+            del self._buffers[id(buffer)]
+            self._live -= buffer.nbytes
+
+    def hold(self, array: ShapeArray) -> None:
+        """A root buffer comes to life, and is counted until it dies."""
+        buffer = _Buffer(array, self._dead.append)
+        buffer.nbytes = array.nbytes
+        self._buffers[id(buffer)] = buffer
+        self.allocate(array.nbytes)
 
     def allocate(self, count: int) -> None:
         """``count`` bytes come to life."""
-        self.live += count
-        if self.live > self.peak:
-            self.peak = self.live
+        if self._dead:
+            self._count_dead()
+        live = self._live = self._live + count
+        if live > self.peak:
+            self.peak = live
 
     def free(self, count: int) -> None:
-        """``count`` bytes die."""
-        self.live -= count
+        """``count`` bytes die that were allocated alone."""
+        self._live -= count
 
     def reset_peak(self) -> None:
         """Count the peak from now on."""
@@ -84,12 +121,16 @@ def dry_memory() -> DryMemory:
 class fresh_dry_memory:
     """In the block the thread counts from nothing: what was made before it, and dies in it, is no part of the count."""
 
+    def __init__(self) -> None:
+        self._before: list[DryMemory] = []
+
     def __enter__(self) -> DryMemory:
-        self._before, _local.memory = _local.memory, DryMemory()
+        self._before.append(_local.memory)
+        _local.memory = DryMemory()
         return _local.memory
 
     def __exit__(self, *_: object) -> None:
-        _local.memory = self._before
+        _local.memory = self._before.pop()
 
 
 def is_shape_array(value: object) -> bool:
@@ -110,10 +151,22 @@ class ShapeArray(NDArrayOperatorsMixin):
     :class:`NoValuesError`.
     """
 
-    __slots__ = ("__weakref__", "_memory", "base", "contiguous", "dtype", "nbytes", "shape", "size", "strides")
+    __slots__ = (
+        "__weakref__",
+        "base",
+        "contiguous",
+        "dtype",
+        "nbytes",
+        "shape",
+        "size",
+        "strides",
+        "writeable",
+    )
 
     contiguous: bool
     """Whether the elements lie row by row without gaps."""
+    writeable: bool
+    """Whether NumPy would let the elements be changed."""
 
     def __init__(
         self,
@@ -122,35 +175,28 @@ class ShapeArray(NDArrayOperatorsMixin):
         strides: tuple[int, ...] | None = None,
         base: ShapeArray | None = None,
     ) -> None:
-        self._memory: DryMemory | None = None
         self._describe(shape, dtype)
         self.base = base
         if strides is not None:
             self.strides = strides
             self.contiguous = is_row_major(self.shape, strides, self.dtype.itemsize)
         if base is None:
-            self._memory = _local.memory
-            self._memory.allocate(self.nbytes)
+            _local.memory.hold(self)
 
     def _describe(self, shape: int | Sequence[int], dtype: Any) -> None:
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.dtype = np.dtype(dtype)
         self.strides, self.size = _rows(self.shape, self.dtype.itemsize)
         self.nbytes = self.size * self.dtype.itemsize
-        self.contiguous = True
+        self.contiguous = self.writeable = True
 
     @classmethod
     def argument(cls, shape: int | Sequence[int], dtype: Any = "float32") -> ShapeArray:
         """An array that counts nowhere: it stands for memory that is there before the step."""
         array = cls.__new__(cls)
-        array._memory = None
         array._describe(shape, dtype)
         array.base = None
         return array
-
-    def __del__(self) -> None:
-        if self._memory is not None:
-            self._memory.free(self.nbytes)
 
     # -- what an ndarray also has
 
@@ -171,7 +217,14 @@ class ShapeArray(NDArrayOperatorsMixin):
 
     def view_as(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> ShapeArray:
         """A view of the same buffer."""
-        return ShapeArray(shape, self.dtype, strides, self if self.base is None else self.base)
+        view = ShapeArray(shape, self.dtype, strides, self if self.base is None else self.base)
+        view.writeable = self.writeable
+        return view
+
+    def read_only(self) -> ShapeArray:
+        """The array itself, which NumPy does not let be changed from now on."""
+        self.writeable = False
+        return self
 
     def __len__(self) -> int:
         if not self.shape:
@@ -232,9 +285,13 @@ class ShapeArray(NDArrayOperatorsMixin):
         items = index if isinstance(index, tuple) else (index,)
         if any(_is_advanced(item) for item in items):
             return _take_advanced(self, items)
-        return _slice(self, items)
+        view = _slice(self, items)
+        # by numbers alone NumPy gives a number, which an op makes an array of its own of
+        return view if view.shape or _has_a_gap(items) else ShapeArray((), self.dtype)
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        if not self.writeable:
+            raise ValueError("assignment destination is read-only")
         items = index if isinstance(index, tuple) else (index,)
         if any(_is_advanced(item) for item in items):
             with _uncounted():
@@ -317,6 +374,9 @@ class ShapeArray(NDArrayOperatorsMixin):
     # -- protocols
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        for value in inputs:
+            if value.__class__ is not ShapeArray and _is_foreign(value.__class__):
+                return NotImplemented
         out = kwargs.pop("out", None)
         if method == "__call__":
             if ufunc.signature is None:
@@ -332,10 +392,19 @@ class ShapeArray(NDArrayOperatorsMixin):
         raise NoValuesError(f"np.{ufunc.__name__}.{method} is not supported on arrays without memory")
 
     def __array_function__(self, func: Callable[..., Any], types: Any, args: Any, kwargs: Any) -> Any:
+        if any(map(_is_foreign, types)):
+            return NotImplemented
         handler = _functions.get(func)
         if handler is None:
             raise NoValuesError(f"{_name_of(func)} is not supported on arrays without memory")
         return handler(*args, **kwargs)
+
+
+@lru_cache(maxsize=256)
+def _is_foreign(kind: type) -> bool:
+    """Whether values of a class have a way of their own to take part in NumPy's functions, as Tensors have."""
+    own = getattr(kind, "__array_ufunc__", np.ndarray.__array_ufunc__)
+    return own is not np.ndarray.__array_ufunc__ and not issubclass(kind, ShapeArray)
 
 
 def _name_of(function: Callable[..., Any]) -> str:
@@ -621,6 +690,8 @@ def _check_out(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]
         raise ValueError(f"np.{name}: out has shape {out.shape}, the result {shape}")
     if out.dtype != dtype and not np.can_cast(dtype, out.dtype, casting):
         raise TypeError(f"np.{name}: a result of type {dtype} can't be cast to out's {out.dtype}")
+    if isinstance(out, ShapeArray) and not out.writeable:
+        raise ValueError("output array is read-only")
 
 
 def _matmul(inputs: tuple[Any, ...], out: Any) -> Any:
@@ -995,7 +1066,7 @@ def _broadcast_to(array: Any, shape: Any, subok: bool = False) -> Any:
     strides = (0,) * lead + tuple(
         s if n == m else 0 for n, m, s in zip(array.shape, shape[lead:], array.strides, strict=True)
     )
-    return array.view_as(shape, strides)
+    return array.view_as(shape, strides).read_only()
 
 
 @_implements(np.flip)
@@ -1013,7 +1084,7 @@ def _sliding_window_view(x: Any, window_shape: Any, axis: Any = None, **_: Any) 
         if not 0 <= n <= shape[d]:
             raise ValueError(f"a window of {n} does not lie within dimension {d} of size {shape[d]}")
         shape[d] -= n - 1
-    return x.view_as((*shape, *windows), (*x.strides, *(x.strides[d] for d in axes)))
+    return x.view_as((*shape, *windows), (*x.strides, *(x.strides[d] for d in axes))).read_only()
 
 
 @_implements(np.concatenate)
@@ -1104,7 +1175,8 @@ def _diagonal(a: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Any:
     i, j = _axes((axis1, axis2), a.ndim)
     n = max(min(a.shape[i] + min(offset, 0), a.shape[j] - max(offset, 0)), 0)
     rest = [d for d in range(a.ndim) if d not in (i, j)]
-    return a.view_as((*(a.shape[d] for d in rest), n), (*(a.strides[d] for d in rest), a.strides[i] + a.strides[j]))
+    shape, strides = (*(a.shape[d] for d in rest), n), (*(a.strides[d] for d in rest), a.strides[i] + a.strides[j])
+    return a.view_as(shape, strides).read_only()
 
 
 @_implements(np.packbits)
@@ -1193,6 +1265,11 @@ def _slice(a: ShapeArray, items: tuple[Any, ...]) -> ShapeArray:
             _check_bounds(int(item), a.shape[d], d)
         d += 1
     return a.view_as(tuple(shape), tuple(strides))
+
+
+def _has_a_gap(items: tuple[Any, ...]) -> bool:
+    """Whether an index leaves dimensions out by name, as x[0, ...] does: then NumPy gives a view without dimensions."""
+    return any(item is Ellipsis for item in items)
 
 
 def _check_bounds(i: int, n: int, d: int) -> None:

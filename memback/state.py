@@ -8,14 +8,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from memback.packing import saved_tensors_hooks
     from memback.tape import Observer, Tape
 
-__all__ = ["State", "at_path", "current", "is_recomputing", "manual_seed"]
+__all__ = ["Setting", "State", "at_path", "current", "is_recomputing", "manual_seed"]
 
 
 class State:
@@ -35,8 +34,8 @@ class State:
         "path",
         "recomputing",
         "seed",
+        "stand_ins",
         "tape",
-        "tapes",
     )
 
     new_tape: ClassVar[list[Callable[[], Tape]]] = []
@@ -44,7 +43,6 @@ class State:
 
     def __init__(self) -> None:
         self.tape: Tape | None = self.new_tape[0]() if self.new_tape else None
-        self.tapes: WeakSet[Tape] = WeakSet()  # those that have recorded something here
         self.observer: Observer | None = None
         self.packing: saved_tensors_hooks | None = None
         self.path = ""
@@ -54,6 +52,12 @@ class State:
         self.checkpointing = True
         self.seed = 0
         self.draws = 0
+        self.stand_ins: dict[int, tuple[Any, Any]] = {}  # by id, what is replaced and what by
+
+    def stand_in(self, thing: Any) -> Any:
+        """What stands in place of something on this thread's dry run; itself where nothing does."""
+        found = self.stand_ins.get(id(thing))
+        return thing if found is None else found[1]
 
     def draw(self) -> tuple[int, int]:
         """Take the next key of the random stream: (seed, number of the draw)."""
@@ -90,6 +94,40 @@ def manual_seed(seed: int) -> None:
 def is_recomputing() -> bool:
     """Whether the code runs a second time, for a checkpoint: side effects belong into the first run alone."""
     return current().recomputing
+
+
+class Setting:
+    """Sets a field of the thread's state in a block.
+
+    One object may be entered again, in its own block and in other threads: each block ends with what it began with.
+    """
+
+    field: ClassVar[str]
+
+    def __init__(self) -> None:
+        self._before: dict[State, list[Any]] = {}
+
+    def value(self) -> Any:
+        """What the field is in the block."""
+        return True
+
+    @property
+    def entered(self) -> bool:
+        """Whether a block is running."""
+        return bool(self._before)
+
+    def __enter__(self) -> Any:
+        state = current()
+        self._before.setdefault(state, []).append(getattr(state, self.field))
+        setattr(state, self.field, self.value())
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        state = current()
+        before = self._before[state]
+        setattr(state, self.field, before.pop())
+        if not before:
+            del self._before[state]
 
 
 @contextmanager

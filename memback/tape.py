@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import weakref
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
-from operator import attrgetter
 from types import CodeType, FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from memback.arrays import Array, is_array, is_whole, leaves, root
+from memback.arrays import Array, is_array, is_whole, is_writeable, leaves, root
+from memback.checksums import Seal
 from memback.errors import MembackError, OutOfMemoryError
+from memback.graph import Walk, claim
 from memback.op import Op, OpError, Saving
 from memback.packing import Packed
 from memback.shape_array import ShapeArray
-from memback.state import State, current
+from memback.state import Setting, State, current
 
 __all__ = [
     "AnomalyError",
@@ -157,6 +159,7 @@ def _add(mine: list[Any], other: Any) -> Any:
     if (
         _references(old) in _UNSEEN
         and is_whole(old)
+        and is_writeable(old)
         and old.dtype == other.dtype
         and old.shape == other.shape != ()  # NumPy gives scalars, not arrays, for those
     ):
@@ -166,13 +169,18 @@ def _add(mine: list[Any], other: Any) -> Any:
 
 
 _numbers = count()
+_accumulating = threading.RLock()  # two threads may add to one leaf
 
 
 class Node:
     """One recorded call: the op, what it keeps, and where the gradients of its inputs go.
 
-    ``number`` counts calls in the order in which they were recorded, on whichever tape.
+    ``number`` counts calls in the order in which they were recorded, on whichever tape. ``outside`` are the calls that
+    gradients reach besides by ``edges``. ``walk`` is the walk that claimed this call last.
     """
+
+    _is_leaf = _is_port = False
+    outside: tuple[Node, ...] = ()
 
     __slots__ = (
         "__weakref__",
@@ -184,9 +192,11 @@ class Node:
         "op",
         "path",
         "saving",
+        "seal",
         "site",
         "tape",
         "time",
+        "walk",
     )
 
     def __init__(
@@ -211,6 +221,8 @@ class Node:
         self.time = changes.clock
         self.number = next(_numbers)
         self.grad: Any = None
+        self.seal: Seal | None = None
+        self.walk: Walk | None = None
 
     @property
     def name(self) -> str:
@@ -234,6 +246,16 @@ class Node:
         if kept is None or saving is None:
             return []
         return list(zip(saving.names, map(kept.__getitem__, saving.slots), strict=True))
+
+    def needed(self) -> Iterator[tuple[str, Array]]:
+        """The arrays that must not change until backward comes, as errors name them."""
+        return self.saved_arrays()
+
+    def saved_arrays(self) -> Iterator[tuple[str, Array]]:
+        """Those among them that the call keeps."""
+        for name, value in self.saved():
+            for array in leaves(value):
+                yield f"{name!r}, saved by {self.describe()} for backward,", array
 
     def accumulate(self, grads: list[Any], i: int) -> None:
         """Add grads[i] to the gradient of this call's output."""
@@ -276,6 +298,12 @@ class Node:
         """Drop everything that is kept."""
         self.kept = None
 
+    def clear(self) -> None:
+        """Drop that, where gradients go, and those that have arrived."""
+        self.forget()
+        self.edges = ()
+        self.forget_gradients()
+
     def describe(self) -> str:
         """The call as errors name it."""
         return describe(self.name, self.path, self.site)
@@ -291,15 +319,27 @@ class Node:
         """Raise unless everything that was saved is still there and unchanged."""
         if self.kept is None:
             raise self.gone()
-        if changes.clock == self.time:
-            return
-        for name, value in self.saved():
-            for array in leaves(value):
-                if what := changes.since(array, self.time):
-                    raise TapeError(
-                        f"{name!r}, saved by {self.describe()} for backward, was changed in place by {what}."
-                        " Use an out-of-place operation, or change it after backward."
-                    )
+        if changes.clock != self.time:
+            self.check_changes(self.saved_arrays())
+        if self.seal is not None:
+            self.check_seal()
+
+    def check_changes(self, arrays: Iterable[tuple[str, Array]]) -> None:
+        """Raise if the tape was told of a change of one of these arrays, since the call, by its name."""
+        for name, array in arrays:
+            if what := changes.since(array, self.time):
+                raise TapeError(
+                    f"{name} was changed in place by {what}. Use an out-of-place operation, or change it after"
+                    " backward."
+                )
+
+    def check_seal(self) -> None:
+        """Raise if anything that was sealed has changed."""
+        if self.seal is not None and (name := self.seal.broken()):
+            raise TapeError(
+                f"{name} was changed in place by something that the tape was not told of: through .data, .numpy() or"
+                " the array that a tensor was made of. Use an out-of-place operation, or change it after backward."
+            )
 
 
 class MultiNode(Node):
@@ -330,6 +370,8 @@ class Port:
     """One output of a call with several: ``node.grad[index]`` is its gradient."""
 
     __slots__ = ("index", "node")
+
+    _is_leaf, _is_port = False, True
 
     def __init__(self, node: Node, index: Any) -> None:
         self.node = node
@@ -378,6 +420,9 @@ class TensorOperators:
         def __rpow__(self, other: Any) -> Tensor: ...
         def __matmul__(self, other: Any) -> Tensor: ...
         def __rmatmul__(self, other: Any) -> Tensor: ...
+        def __eq__(self, other: object) -> Array: ...  # type: ignore[override]
+        def __ne__(self, other: object) -> Array: ...  # type: ignore[override]
+        def __contains__(self, value: Any) -> bool: ...
         def __lt__(self, other: Any) -> Array: ...
         def __le__(self, other: Any) -> Array: ...
         def __gt__(self, other: Any) -> Array: ...
@@ -403,6 +448,9 @@ class TensorOperators:
 
     reshape: Any
     permute: Any
+    __array__: Any
+    __array_function__: Any
+    __array_ufunc__: Any
 
 
 class Tensor(TensorOperators):
@@ -413,7 +461,13 @@ class Tensor(TensorOperators):
         requires_grad: whether dL/d(this) is wanted. Only floating-point tensors can.
 
     ``grad`` is dL/d(this) as a plain array of ``data``'s shape and dtype, or None. Operators broadcast as in NumPy and
-    are recorded like the functions of :mod:`memback.ops`.
+    are recorded like the functions of :mod:`memback.ops`; so are the functions of NumPy that are ops (``np.exp(x)``,
+    ``np.stack([x, y])``), and all others are refused. ``==``, ``<`` and the like compare elements and give a plain
+    array; as a key of a dict a tensor is itself.
+
+    ``x += y`` and its kin change ``data`` in place under :class:`no_grad`, and wherever neither side requires
+    gradients. Where the tape records, ``x`` becomes the result of a new call, which views of it that were made before
+    do not see; of a leaf that requires gradients it is an error then.
 
     Raises:
         TypeError: gradients are asked of a tensor that is not of a floating-point type.
@@ -421,7 +475,8 @@ class Tensor(TensorOperators):
 
     __slots__ = ("__weakref__", "data", "grad", "node", "requires_grad")
 
-    __array_ufunc__ = None  # so that ndarray + Tensor comes here
+    _is_leaf, _is_port = True, False  # as the end of an edge
+    __hash__ = object.__hash__  # by identity, though == compares elements
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):
@@ -488,9 +543,13 @@ class Tensor(TensorOperators):
     def copy_(self, values: Any) -> Tensor:
         """Overwrite the data in place, and say so to the tape: a saved value that changed is an error in backward."""
         values = values.data if isinstance(values, Tensor) else values
-        self.data[...] = values
-        changes.note(self.data, f"copy_ at {short_path(call_site())}")
+        self.change(lambda target: target.__setitem__(..., values), f"copy_ at {short_path(call_site())}")
         return self
+
+    def change(self, function: Callable[[Any], None], what: str) -> None:
+        """Have ``function`` change the data in place, and tell the tape ``what`` it was. A dry run changes nothing."""
+        function(_without_values(self.data) if current().dry else self.data)
+        changes.note(self.data, what)
 
     def __setitem__(self, index: Any, values: Any) -> None:
         if self.node is not None or (self.requires_grad and current().tape is not None):
@@ -499,23 +558,23 @@ class Tensor(TensorOperators):
                 " ops.concatenate, or assign under no_grad()"
             )
         values = values.data if isinstance(values, Tensor) else values
-        self.data[index] = values
-        changes.note(self.data, f"an assignment at {short_path(call_site())}")
+        self.change(lambda target: target.__setitem__(index, values), f"an assignment at {short_path(call_site())}")
 
     def accumulate(self, grads: list[Any], i: int) -> None:
         """Add grads[i] to ``grad`` of this leaf."""
         grad, grads[i] = grads[i], None
         if grad.dtype != self.data.dtype:
             grad = grad.astype(self.data.dtype)
-        if self.grad is None:
-            # an array that somebody else also sees would change under their hands when this one is added to
-            if grad.shape == ():
-                grad = np.array(grad) if isinstance(grad, np.generic) else grad
-            self.grad = grad if sys.getrefcount(grad) == _SOLE and grad.base is None else grad.copy()
-        else:
-            mine = [self.grad]
-            self.grad = None
-            self.grad = _add(mine, grad)
+        with _accumulating:
+            if self.grad is None:
+                # an array that somebody else also sees would change under their hands when this one is added to
+                if grad.shape == ():
+                    grad = np.array(grad) if isinstance(grad, np.generic) else grad
+                self.grad = grad if sys.getrefcount(grad) == _SOLE and grad.base is None else grad.copy()
+            else:
+                mine = [self.grad]
+                self.grad = None
+                self.grad = _add(mine, grad)
 
     def backward(self, gradient: Any = None, retain_graph: bool = False, create_graph: bool = False) -> None:
         """Compute dL/d(leaf) for every leaf that requires it, where L is this tensor (Eq. 30).
@@ -572,7 +631,7 @@ def _is_floating(dtype: Any) -> bool:
 
 def node_of(edge: Node | Port) -> Node:
     """The call that an edge belongs to."""
-    return edge.node if isinstance(edge, Port) else edge
+    return edge.node if edge._is_port else edge  # type: ignore[union-attr,return-value]
 
 
 # -- observers
@@ -649,7 +708,7 @@ class Call:
 # -- the tape
 
 
-class Tape:
+class Tape(Setting):
     """The record of a forward pass, in order.
 
     Used as a context manager it becomes the thread's current tape; each thread has one of its own from the start.
@@ -659,6 +718,7 @@ class Tape:
             forward pass stays until the backward pass is over (section 4.3 of the notes, read literally).
     """
 
+    field = "tape"
     transient = False
     """Whether what runs on this tape will be run again for its backward, so that nothing is kept now."""
     recalls = False
@@ -667,22 +727,20 @@ class Tape:
     """Whether the tape has all that it wants, so that the code running on it need not go on."""
 
     def __init__(self, retain: Literal["needed", "all"] = "needed") -> None:
+        super().__init__()
         self.retain = retain
         self._nodes: list[weakref.ref[Node]] = []
         self._prune_at = 1024
         self.variables: list[Any] = []
-        self._outer: list[Tape | None] = []
 
-    def __enter__(self) -> Tape:
-        state = current()
-        self._outer.append(state.tape)
-        state.tape = self
+    def value(self) -> Tape:
+        """The tape itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        current().tape = self._outer.pop()
+        super().__exit__()
         if kind is not None:
             self.clear()
 
@@ -690,26 +748,13 @@ class Tape:
         """The recorded calls that are still alive, in order."""
         return [node for ref in self._nodes if (node := ref()) is not None]
 
-    def _with_others(self) -> list[Tape]:
-        """This tape, and the others on which this thread has recorded something that is still alive."""
-        return [self, *(tape for tape in current().tapes if tape is not self and tape._nodes)]
-
-    def graph(self) -> list[Node]:
-        """The calls that gradients can reach from here, in order: one tape's calls may use what another's gave."""
-        tapes = self._with_others()
-        if len(tapes) == 1:
-            return self.nodes()
-        return sorted((node for tape in tapes for node in tape.nodes()), key=attrgetter("number"))
-
     def __len__(self) -> int:
         return sum(node.kept is not None for node in self.nodes())
 
     def clear(self) -> None:
         """Drop everything that was saved. Backward from a tensor recorded before is then an error."""
         for node in self.nodes():
-            node.forget()
-            node.edges = ()
-            node.forget_gradients()
+            node.clear()
         self._nodes.clear()
         self.variables.clear()
 
@@ -731,8 +776,6 @@ class Tape:
 
     def append(self, node: Node) -> None:
         """Add a call to the record. The tape does not keep it alive: its tensors do."""
-        if not self._nodes:
-            current().tapes.add(self)
         self._nodes.append(weakref.ref(node))
         if len(self._nodes) > self._prune_at:
             self._nodes = [ref for ref in self._nodes if ref() is not None]
@@ -750,7 +793,7 @@ class Tape:
         site: Site | None,
     ) -> Node:
         """Record one call and what its op declares to keep."""
-        saving = op.saving(needs, len(edges))
+        saving = op.saving(needs, len(edges), values)
         kept = op.arguments(saving, values, out, residuals)
         if op.multiple:
             node: Node = MultiNode(op, self, path, site, tuple(o.dtype for o in out), edges, kept, saving)
@@ -760,30 +803,48 @@ class Tape:
         return node
 
     def backward(self, edge: Node | Port, seed: list[Any], retain_graph: bool) -> None:
-        """Walk the record in reverse from ``edge``, whose gradient is ``seed[0]``."""
+        """Walk the graph in reverse from ``edge``, whose gradient is ``seed[0]``: it may lie on other tapes, too."""
         state = current()
-        try:
-            nodes = self.graph()
-            if state.observer is not None:
-                state.observer.backward_pass_begins()
-            node_of(edge).check()
-            edge.accumulate(seed, 0)
-            walk(nodes, state, retain_graph)
-        except BaseException:
-            self._clear_all_that_backward_reached()
-            raise
+        with walking(node_of(edge)) as nodes:
+            tapes, mine = {node.tape for node in nodes}, node_of(edge).walk
+            try:
+                if state.observer is not None:
+                    state.observer.backward_pass_begins()
+                node_of(edge).check()
+                edge.accumulate(seed, 0)
+                walk(nodes, state, retain_graph)
+            except BaseException:
+                for claimed in (n for tape in tapes for n in tape.nodes() if n.walk is mine):
+                    claimed.clear()
+                self.clear()
+                raise
         if not retain_graph:
-            for tape in self._with_others():
+            for tape in tapes:
                 tape._nodes = [ref for ref in tape._nodes if (node := ref()) is not None and node.kept is not None]
                 if tape is self or not tape._nodes:
                     tape.variables.clear()
         if state.observer is not None:
             state.observer.backward_pass_ended()
 
-    def _clear_all_that_backward_reached(self) -> None:
-        for tape in self._with_others():
-            if tape is self or any(node.kept is None or node.has_grad() for node in tape.nodes()):
-                tape.clear()
+
+@contextmanager
+def walking(origin: Node) -> Iterator[list[Node]]:
+    """The calls that gradients from ``origin`` can reach, in order; in the block no other thread may walk over them.
+
+    Raises:
+        TapeError: another thread does already.
+    """
+    mine = Walk()
+    try:
+        nodes = claim(origin, mine)
+        if nodes is None:
+            raise TapeError(
+                f"backward from {origin.describe()} while another thread takes a part of its graph backward: gradients"
+                " of both would mix. Let one end before the other begins, or run a forward pass in each thread"
+            )
+        yield nodes
+    finally:
+        mine.end()
 
 
 def walk(nodes: list[Node], state: State, retain: bool) -> None:
@@ -818,14 +879,20 @@ def walk(nodes: list[Node], state: State, retain: bool) -> None:
 
 def _check_gradients(node: Node, grads: list[Any]) -> None:
     for i, grad in enumerate(grads):
-        if grad is not None and not np.isfinite(grad).all():
+        if grad is not None and not _is_finite(grad):
             raise AnomalyError(f"the backward of {node.describe()} gave NaN or infinity for its input {i}")
 
 
 def _check_output(name: str, out: Any, path: str, site: Site | None) -> None:
     for array in out if isinstance(out, (tuple, list)) else (out,):
-        if _is_floating(array.dtype) and not np.isfinite(array).all():
+        if _is_floating(array.dtype) and not _is_finite(array):
             raise AnomalyError(f"{describe(name, path, site)} gave NaN or infinity")
+
+
+def _is_finite(array: Array) -> bool:
+    """Whether no element is NaN or infinite; what has no values is finite, by way of the memory that a look takes."""
+    finite: Any = np.isfinite(array).all()
+    return isinstance(finite, ShapeArray) or bool(finite)
 
 
 # -- calling an op
@@ -863,6 +930,8 @@ def record(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             node = tape.record(op, values, out, residuals, needs, edges, state.path, site)
         if state.packing is not None:
             state.packing.called(op, values, out, residuals, node)
+        if state.anomaly and node is not None:
+            node.seal = Seal(node.needed())
     except BaseException as error:
         if observer is not None:
             observer.forward_failed()
@@ -944,7 +1013,15 @@ def _forget_values(op: Op, values: list[Any]) -> None:
 
 
 def _without_values(value: Any) -> Any:
-    return ShapeArray.argument(value.shape, value.dtype) if isinstance(value, np.ndarray) else value
+    if not isinstance(value, np.ndarray):
+        return value
+    state = current()
+    whole = root(value)
+    known = state.stand_in(whole)
+    if known is not whole and value is not whole:  # a part of a buffer of the model
+        return ShapeArray(value.shape, value.dtype, value.strides, root(known))  # type: ignore[arg-type]
+    found = state.stand_in(value)
+    return found if found is not value else ShapeArray.argument(value.shape, value.dtype)
 
 
 def _wrap(out: tuple[Any, ...], node: Node | None) -> tuple[Tensor, ...]:
@@ -984,27 +1061,20 @@ Op.record = staticmethod(record)
 # -- modes
 
 
-class no_grad:
+class no_grad(Setting):
     """Run the block without a tape (inference): nothing is saved, every value dies at its last use."""
 
-    def __init__(self) -> None:
-        self._outer: list[Tape | None] = []
+    field = "tape"
 
-    def __enter__(self) -> None:
-        state = current()
-        self._outer.append(state.tape)
-        state.tape = None
-
-    def __exit__(self, *_: object) -> None:
-        current().tape = self._outer.pop()
+    def value(self) -> None:
+        """No tape."""
 
 
-class detect_anomaly:
-    """Check every output and every gradient in the block; the first NaN or infinity raises :class:`AnomalyError`."""
+class detect_anomaly(Setting):
+    """Check every output and every gradient in the block; the first NaN or infinity raises :class:`AnomalyError`.
 
-    def __enter__(self) -> None:
-        state = current()
-        self._before, state.anomaly = state.anomaly, True
+    Besides, what is saved in the block is compared with its checksum when backward comes to it, so that a change of
+    which the tape knows nothing (through ``.data``, say) raises :class:`TapeError`. Costs time and a byte an element.
+    """
 
-    def __exit__(self, *_: object) -> None:
-        current().anomaly = self._before
+    field = "anomaly"

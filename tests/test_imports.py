@@ -15,8 +15,8 @@ ROOT = Path(memback.__file__).parent
 ORDER = (
     ("_version", "errors", "extras", "glossary", "printable"),
     ("units", "files", "state", "shape_array"),
-    ("arrays", "allocator", "dry", "kernels"),
-    ("compiled",),
+    ("arrays", "allocator", "dry", "graph", "kernels"),
+    ("checksums", "compiled"),
     ("op", "packing"),
     ("tape",),
     ("ops", "derivatives", "micro_batches"),

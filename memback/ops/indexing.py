@@ -10,6 +10,7 @@ from memback import compiled
 from memback.arrays import Array, is_array
 from memback.op import Op
 from memback.shape_array import ShapeArray
+from memback.tape import Tensor
 
 __all__ = ["check_indices", "embedding", "getitem"]
 
@@ -20,6 +21,11 @@ class Getitem(Op):
     name = "getitem"
     source = "out_k = x_i(k), dL/dx_i = sum of dL/dout_k over the k with i(k) = i"
     saves = {"input": ("index",)}
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """As for every op; an index may hold Tensors."""
+        input, index = super().bind(args, kwargs)
+        return [input, tuple(map(_array, index)) if isinstance(index, tuple) else _array(index)]
 
     def forward(self, input: Array, index: Any) -> Array:
         return input[index]
@@ -34,6 +40,10 @@ class Getitem(Op):
 
     def flops(self) -> int:
         return 0
+
+
+def _array(item: Any) -> Any:
+    return item.data if isinstance(item, Tensor) else item
 
 
 def _picks(index: Any) -> bool:

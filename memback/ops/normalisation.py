@@ -141,9 +141,9 @@ def _scale_and_shift(
 
 
 class _Saved(NamedTuple):
-    """What a call has kept: its input in the form's view, mean (None where none is subtracted) and rstd."""
+    """What a call has kept: its input in the form's view (None if not needed), mean (None if not subtracted), rstd."""
 
-    x: Array
+    x: Array | None
     mean: Array | None
     rstd: Array
 
@@ -167,7 +167,7 @@ class _Gradients:
         self, x: Array | None, weight: Array | None, mean: Array | None, rstd: Array | None
     ) -> tuple[Array | None, ...]:
         """The three gradients, from what was saved for those that are needed."""
-        saved = None if x is None or rstd is None else _Saved(self.form.view(x), mean, rstd)
+        saved = None if rstd is None else _Saved(None if x is None else self.form.view(x), mean, rstd)
         scale = self.form.spread(weight)
         if not self._run_kernels(saved, scale):
             for part in parts(self.d_out):
@@ -183,7 +183,7 @@ class _Gradients:
 
     def _run_kernels(self, saved: _Saved | None, scale: Array | None) -> bool:
         """By compiled kernels where they are in use, if all is needed of a norm of rows; whether they were."""
-        if len(self.form.shape) != 2 or saved is None or self.weight is None:
+        if len(self.form.shape) != 2 or saved is None or saved.x is None or self.weight is None:
             return False
         given = (self.d_out, saved.x)
         if saved.mean is None:
@@ -208,19 +208,24 @@ class _Gradients:
         The same as above, with rstd multiplied into what it is a factor of all the way.
         """
         rstd = saved.rstd[part]
-        c = saved.x[part].astype(rstd.dtype, copy=False)
-        if saved.mean is not None:
-            c = np.subtract(c, saved.mean[part])
+        c = self._centred(saved, part)
         e = np.multiply(self.d_out[part], rstd, out=None if self.x is None else _room(self.x[part], rstd))
-        if self.weight is not None:
+        if self.weight is not None and c is not None:
             self._sum(self.weight, part, np.multiply(e, c))
         if self.x is None:
             return
         g = e if scale is None else np.multiply(e, _of(scale, part), out=e)
-        if not self.constant:
+        if not self.constant and c is not None:
             self._project(g, c, rstd, centred=saved.mean is not None)
         if g.dtype != self.x.dtype:
             np.copyto(self.x[part], g, casting="same_kind")
+
+    def _centred(self, saved: _Saved, part: Any) -> Array | None:
+        """c, where the input was kept."""
+        if saved.x is None:
+            return None
+        c = saved.x[part].astype(saved.rstd.dtype, copy=False)
+        return c if saved.mean is None else np.subtract(c, saved.mean[part])
 
     def _project(self, g: Array, c: Array, rstd: Array, centred: bool) -> None:
         """Turn g into g - <g> - c rstd^2 <g c> in place; a centred c is used up."""
@@ -402,8 +407,9 @@ class BatchNorm(Op):
     shape and dtype. In training the running statistics are moved towards the batch's, in place:
     running = (1 - momentum) running + momentum batch, with the variance unbiased. This is a side effect of the forward
     pass: it happens once, neither again when a checkpoint recomputes nor in :meth:`backward` or :meth:`jacobian`.
-    Keeps its input, and mean and 1/sqrt(variance + eps) of each channel, in float32 at least; outside of training the
-    running statistics in their place, which are there anyway.
+    In training it keeps its input, and mean and 1/sqrt(variance + eps) of each channel, in float32 at least. Outside of
+    training its output is linear in the input: by the input it keeps nothing but the running variance, which is there
+    anyway; by the weight the input and the running statistics.
 
     Raises:
         ValueError: no running statistics outside of training, or a single value a channel in training.
@@ -412,10 +418,9 @@ class BatchNorm(Op):
     name = "batch_norm"
     source = "Ioffe & Szegedy 2015, arXiv 1502.03167"
     residuals = ("mean", "rstd")
-    saves = {
-        "input": ("input", "weight", "mean", "rstd", "running_mean", "running_var"),
-        "weight": ("input", "mean", "rstd", "running_mean", "running_var"),
-        "bias": (),
+    saves = {"input": ("weight", "running_var"), "weight": ("input", "running_mean", "running_var"), "bias": ()}
+    saves_if = {
+        "training": {"input": ("input", "weight", "mean", "rstd"), "weight": ("input", "mean", "rstd"), "bias": ()}
     }
 
     def forward(
@@ -442,10 +447,17 @@ class BatchNorm(Op):
             self._move(running_mean, mean, momentum)
             self._move(running_var, np.multiply(variance, count / (count - 1)), momentum)
             return form.back(out, input.shape), mean, rstd
-        mean, rstd = self._running(form, running_mean, running_var, eps, wide(input.dtype))
+        if running_mean is None or running_var is None:
+            raise ValueError("batch_norm: outside of training `running_mean` and `running_var` are needed")
+        dtype = wide(input.dtype)
+        mean, rstd = _spread(form, running_mean, dtype), self._rstd(form, running_var, eps, dtype)
         out = np.empty_like(seen)
         _normalise_by(seen, form, mean, rstd, weight, bias, out)
         return form.back(out, input.shape), None, None
+
+    def moved(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        _, running_mean, running_var, _, _, training, *_ = values
+        return (running_mean, running_var) if training and running_mean is not None else ()
 
     def _move(self, running: Array | None, batch: Array, momentum: float) -> None:
         if running is None or is_recomputing():
@@ -454,15 +466,10 @@ class BatchNorm(Op):
         np.multiply(step, momentum, out=step)
         np.add(running, step, out=running, casting="same_kind")
 
-    def _running(
-        self, form: _Form, running_mean: Array | None, running_var: Array | None, eps: float, dtype: Any
-    ) -> tuple[Array, Array]:
-        """Mean and rstd."""
-        if running_mean is None or running_var is None:
-            raise ValueError("batch_norm: outside of training `running_mean` and `running_var` are needed")
-        mean, rstd = (np.reshape(running.astype(dtype), form.parameter) for running in (running_mean, running_var))
+    def _rstd(self, form: _Form, running_var: Array, eps: float, dtype: Any) -> Array:
+        rstd = _spread(form, running_var, dtype)
         _invert(rstd, eps, rstd)
-        return mean, rstd
+        return rstd
 
     def _form(self, x: Array) -> _Form:
         if x.ndim < 2:
@@ -485,8 +492,10 @@ class BatchNorm(Op):
     ) -> tuple[Array | None, ...]:
         form = self._form(d_out)
         gradients = _Gradients(d_out, form, needs, constant=not training)
-        if not training and (needs.input or needs.weight):
-            mean, rstd = self._running(form, running_mean, running_var, eps, wide(d_out.dtype))
+        if running_var is not None:
+            dtype = wide(d_out.dtype)
+            mean = None if running_mean is None else _spread(form, running_mean, dtype)
+            rstd = self._rstd(form, running_var, eps, dtype)
         d_input, d_weight, d_bias = gradients.collect(input, weight, mean, rstd)
         return d_input, None, None, d_weight, d_bias
 
@@ -505,6 +514,11 @@ class BatchNorm(Op):
         """As for every op; the running statistics stay as they are."""
         with _without_side_effects():
             return super().jacobian(*args, **kwargs)
+
+
+def _spread(form: _Form, running: Array, dtype: Any) -> Array:
+    """A copy of running statistics in the form's view."""
+    return np.reshape(running.astype(dtype), form.parameter)
 
 
 @contextmanager

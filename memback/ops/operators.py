@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from memback.ops import activations, elementwise, indexing, linear_algebra, reductions, shape, softmax
+from memback.ops import activations, elementwise, indexing, linear_algebra, numpy_functions, reductions, shape, softmax
+from memback.ops.in_place import IN_PLACE
 from memback.tape import Tensor, TensorOperators
 
 __all__: list[str] = []
@@ -23,6 +24,21 @@ def _reflected(op: Callable[..., Any]) -> Callable[..., Any]:
 
 def _compare(ufunc: np.ufunc) -> Callable[..., Any]:
     return lambda self, other: ufunc(self.data, other.data if isinstance(other, Tensor) else other)
+
+
+def _equal(ufunc: np.ufunc) -> Callable[..., Any]:
+    """Element by element; something that is no number is equal to no tensor."""
+
+    def compare(self: Tensor, other: Any) -> Any:
+        if other is None or isinstance(other, (str, bytes)):
+            return NotImplemented
+        return ufunc(self.data, other.data if isinstance(other, Tensor) else other)
+
+    return compare
+
+
+def _contains(self: Tensor, value: Any) -> bool:
+    return bool(np.any(np.equal(self.data, value.data if isinstance(value, Tensor) else value)))
 
 
 def _method(op: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,7 +74,10 @@ def _install() -> None:
     comparisons = {"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
     for name, ufunc in comparisons.items():
         setattr(TensorOperators, f"__{name}__", _compare(ufunc))
+    for name, ufunc in {"eq": np.equal, "ne": np.not_equal}.items():
+        setattr(TensorOperators, f"__{name}__", _equal(ufunc))
     methods: dict[str, Callable[..., Any]] = {
+        "__contains__": _contains,
         "__neg__": elementwise.negative,
         "__abs__": elementwise.absolute,
         "__getitem__": indexing.getitem,
@@ -80,6 +99,11 @@ def _install() -> None:
     }
     for name, method in methods.items():
         setattr(TensorOperators, name, _method(method))
+    for name, change in IN_PLACE.items():
+        setattr(TensorOperators, name, change)
+    TensorOperators.__array_ufunc__ = numpy_functions.array_ufunc
+    TensorOperators.__array_function__ = numpy_functions.array_function
+    TensorOperators.__array__ = numpy_functions.array
     TensorOperators.reshape = _reshape
     TensorOperators.permute = _permute
 

@@ -26,6 +26,7 @@ from memback.plans.simulate import Chain
 from memback.plans.stage import Stage
 from memback.plans.trace import Layout, Trace
 from memback.profiling.passes import DryLedger, Mode, Prediction, Step
+from memback.state import current
 from memback.tape import Call, Edge, Node
 
 if TYPE_CHECKING:
@@ -36,11 +37,17 @@ __all__ = ["Choice", "Staged", "measure", "planned", "predict", "trace"]
 
 @contextmanager
 def planned(
-    module: Module, begin: Callable[[], Run], after: Callable[[Any], None] = lambda out: None
+    module: Module, begin: Callable[[], Run], after: Callable[[Any], None] = lambda out: None, alone: bool = False
 ) -> Iterator[None]:
-    """In the block each call of ``module`` is a planned region, with the execution that ``begin`` makes."""
+    """In the block each call of ``module`` is a planned region, with the execution that ``begin`` makes.
+
+    Where it is ``alone``, those calls are that this thread makes; in others the module runs as before.
+    """
+    state = current()
 
     def runner(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if alone and current() is not state:
+            return forward(*args, **kwargs) if before is None else before(forward, args, kwargs)
         out = run_region(begin, forward, args, kwargs)
         after(out)
         return out
@@ -58,7 +65,7 @@ def predict(
 ) -> Prediction:
     """Run a step dry, its module as a planned region."""
     assert step.module is not None
-    with planned(step.module, begin):
+    with planned(step.module, begin, alone=True):
         return step.predict(Mode("checkpoint"), ledger or partial(DryLedger, events=False))
 
 
@@ -259,7 +266,7 @@ def trace(step: Step) -> Trace:
         if traces:
             traces[0].returned(tensors_in(out))
 
-    with planned(step.module, begin, after):
+    with planned(step.module, begin, after, alone=True):
         step.predict(Mode("checkpoint"))
     if not traces or not traces[0].calls:
         raise UsageError(

@@ -6,13 +6,13 @@ earlier calls made its inputs, its place in the random stream) instead of saved 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from memback.arrays import leaves, stand_in
 from memback.op import Op
 from memback.state import State
-from memback.tape import Edge, MultiNode, Node, TapeError, changes
+from memback.tape import Edge, MultiNode, Node, changes
 
 __all__ = ["LEAN", "CallShape", "Held", "PlannedCall", "PlannedMultiCall", "Recipe", "keeps_its_own", "saved_places"]
 
@@ -114,16 +114,19 @@ class PlannedCall(Node):
         else:
             self.check_inputs()
 
+    def needed(self) -> Iterator[tuple[str, Any]]:
+        lean = self.kept is LEAN and self.recipe is not None
+        return self._inputs() if lean else self.saved_arrays()
+
+    def _inputs(self) -> Iterator[tuple[str, Any]]:
+        for array in self.recipe.arrays if self.recipe is not None else ():
+            yield f"an input of {self.describe()}, which its plan computes again for backward,", array
+
     def check_inputs(self) -> None:
         """Raise unless the inputs that no call of the region made are unchanged, so that the call can be made again."""
-        if self.recipe is None or changes.clock == self.time:
-            return
-        for array in self.recipe.arrays:
-            if what := changes.since(array, self.time):
-                raise TapeError(
-                    f"an input of {self.describe()}, which its plan computes again for backward, was changed in place"
-                    f" by {what}. Use an out-of-place operation, or change it after backward."
-                )
+        if changes.clock != self.time:
+            self.check_changes(self._inputs())
+        self.check_seal()
 
     def pull(self, state: State, retain: bool) -> list[Any]:
         """Have what the call keeps filled in, if it is not there, and take its output gradient through its op."""

@@ -199,7 +199,7 @@ class _RegionTape(Tape):
         execution = self._execution
         execution.expect(op, path, out)
         lean = self._lean
-        saving = op.saving(needs, len(edges))
+        saving = op.saving(needs, len(edges), values)
         kept = LEAN if lean else op.arguments(saving, values, out, residuals)
         kind = PlannedMultiCall if op.multiple else PlannedCall
         dtype = tuple(o.dtype for o in out) if op.multiple else out.dtype

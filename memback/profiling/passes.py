@@ -15,7 +15,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,13 @@ import numpy as np
 import psutil
 
 from memback.arrays import root
+from memback.dry import dry_run
 from memback.errors import MembackError, UsageError
 from memback.ledger import Interval, Ledger, peak_of
 from memback.op import Op
 from memback.policy import Planned, applied
 from memback.profiling.precision import warn_of_subnormal_gradients
+from memback.profiling.stand_ins import stand_ins
 from memback.shape_array import ShapeArray, dry_memory, fresh_dry_memory
 from memback.state import current
 from memback.tape import Call, Edge, Node, Observer, Tape, Tensor, no_grad
@@ -270,25 +272,12 @@ def stand_in(array: Any) -> ShapeArray:
 
 @contextmanager
 def dry_arguments(module: Module | None, optimizer: Optimizer | None = None) -> Iterator[None]:
-    """In the block, parameters, buffers and optimiser state hold no memory, and neither does what an op is given."""
-    state = current()
-    before = state.dry
-    with ExitStack() as stack:
-        for owner in () if module is None else module.modules():
-            for parameter in owner._parameters.values():
-                stack.callback(setattr, parameter, "data", parameter.data)
-                parameter.data = stand_in(parameter.data)
-            for name, array in owner._buffers.items():
-                stack.callback(setattr, owner, name, array)
-                object.__setattr__(owner, name, stand_in(array))
-        if optimizer is not None:
-            stack.callback(setattr, optimizer, "state", optimizer.state)
-            optimizer.state = {name: list(map(stand_in, arrays)) for name, arrays in optimizer.state.items()}
-        state.dry = True
-        try:
-            yield
-        finally:
-            state.dry = before
+    """In the block, parameters, buffers and optimiser state hold no memory, and neither does what an op is given.
+
+    So it is for this thread; others go on with the real ones.
+    """
+    with stand_ins(module, optimizer, stand_in), dry_run():
+        yield
 
 
 # -- a step
@@ -346,7 +335,7 @@ class Step:
         if observer is not None:
             observer.update_begins()
         if current().dry:
-            self._update_dry(optimizer)
+            self._update_dry(current().stand_in(optimizer))
         else:
             optimizer.step()
         if observer is not None:
@@ -381,12 +370,13 @@ class Step:
         random = (state.seed, state.draws)
         parameters = [] if self.module is None else list(self.module.parameters())
         gradients = [p.grad for p in parameters]
-        changed = [] if self.module is None else [a for _, a in self.module.named_buffers()]
+        changed = [] if self.module is None or state.dry else [a for _, a in self.module.named_buffers()]
+        optimizer = None if state.dry else self.optimizer
         steps: Any = None
-        if self.optimizer is not None:
-            steps = self.optimizer.steps
+        if optimizer is not None:
+            steps = optimizer.steps
             changed += [p.data for p in parameters]
-            changed += [a for arrays in self.optimizer.state.values() for a in arrays]
+            changed += [a for arrays in optimizer.state.values() for a in arrays]
         copies = [None if isinstance(a, ShapeArray) else a.copy() for a in changed]
         for parameter in parameters:
             parameter.grad = None
@@ -398,15 +388,17 @@ class Step:
             for array, copy in zip(changed, copies, strict=True):
                 if copy is not None:
                     array[...] = copy
-            if self.optimizer is not None:
-                self.optimizer.steps = steps
+            if optimizer is not None:
+                optimizer.steps = steps
             state.seed, state.draws = random
 
     def names(self) -> dict[int, str]:
         """What the arguments are called, by the id of their root buffer."""
         if self.module is None:
             return {}
-        names = {id(root(array)): f"buffer {name}" for name, array in self.module.named_buffers()}
+        state = current()
+        buffers = [(f"buffer {name}", array) for name, array in self.module.named_buffers()]
+        names = {id(root(a)): name for name, array in buffers for a in (array, state.stand_in(array))}
         names |= {id(root(p.data)): f"parameter {name}" for name, p in self.module.named_parameters()}
         return names
 

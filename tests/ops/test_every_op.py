@@ -90,7 +90,7 @@ def kept_by(op: Op, call: Call) -> tuple[list[Any], tuple[Any, ...]]:
     values = op.bind(*call)
     needs = sum(1 << i for i in differentiable(op, call))
     out, residuals = op.run(values, keep=True)
-    kept = op.arguments(op.saving(needs, len(op.input_arrays(values))), values, out, residuals)
+    kept = op.arguments(op.saving(needs, len(op.input_arrays(values)), values), values, out, residuals)
     return list(out) if op.multiple else [out], kept
 
 

@@ -159,3 +159,80 @@ def test_a_wrong_call_names_value_and_remedy(call, message):
 def test_rows_of_no_features_are_normalised_to_themselves(norm):
     with np.errstate(invalid="ignore"):  # the mean of nothing is no number
         assert norm(np.zeros((3, 0), np.float32), 0).shape == (3, 0)
+
+
+# -- what batch norm keeps outside of training
+
+
+def evaluated(rng, wanted, shape=(7, 3, 4), weight=True):
+    """Input, weight and bias, of which the ``wanted`` require gradients, and the op as a function of the input."""
+    arrays = {"input": rng.normal(size=shape), "weight": rng.normal(size=3), "bias": rng.normal(size=3)}
+    tensors = {name: Tensor(array, requires_grad=name in wanted) for name, array in arrays.items()}
+    mean, variance = rng.normal(size=3), rng.uniform(0.5, 2, size=3)
+    parameters = (tensors["weight"], tensors["bias"]) if weight else (None, None)
+    return tensors, lambda x: batch_norm(x, mean, variance, *parameters, eps=1e-3)
+
+
+KEPT = {
+    ("input",): {"weight", "running_var"},
+    ("weight",): {"input", "running_mean", "running_var"},
+    ("bias",): set(),
+    ("input", "bias"): {"weight", "running_var"},
+    ("input", "weight", "bias"): {"input", "weight", "running_mean", "running_var"},
+}
+
+
+@pytest.mark.parametrize("wanted", KEPT)
+def test_outside_of_training_only_what_the_wanted_gradients_need_is_kept(wanted, rng):
+    tensors, call = evaluated(rng, wanted)
+    out = call(tensors["input"])
+    assert {name for name, _ in out.node.saved()} == KEPT[wanted]
+    everything, same = evaluated(np.random.default_rng(0), ("input", "weight", "bias"))
+    d_out = rng.normal(size=out.shape)
+    out.backward(d_out)
+    same(everything["input"]).backward(d_out)
+    for name, tensor in tensors.items():
+        if name in wanted:
+            assert tensor.grad.tobytes() == everything[name].grad.tobytes()
+        else:
+            assert tensor.grad is None
+
+
+@pytest.mark.parametrize("wanted", [("input",), ("weight",), ("input", "weight", "bias")])
+def test_in_training_the_running_statistics_are_not_kept(wanted, rng):
+    x, w, b = (Tensor(a, requires_grad=True) for a in (rng.normal(size=(7, 3)), np.ones(3), np.zeros(3)))
+    for name, tensor in (("input", x), ("weight", w), ("bias", b)):
+        tensor.requires_grad = name in wanted
+    out = batch_norm(x, np.zeros(3), np.ones(3), w, b, training=True)
+    assert {name for name, _ in out.node.saved()} == {"input", "mean", "rstd"} | ({"weight"} & KEPT[wanted])
+
+
+@pytest.mark.parametrize("weight", [True, False])
+def test_the_gradient_by_the_input_alone_is_that_of_finite_differences(weight, rng):
+    tensors, call = evaluated(rng, ("input",), weight=weight)
+    x = tensors["input"]
+    d_out = rng.normal(size=x.shape)
+    call(x).backward(d_out)
+    for index in [(0, 0, 0), (3, 1, 2), (6, 2, 3)]:
+        moved = x.data.copy()
+        moved[index] += 1e-6
+        slope = np.sum(d_out * (call(Tensor(moved)).data - call(Tensor(x.data)).data)) / 1e-6
+        assert x.grad[index] == pytest.approx(slope, rel=1e-5)
+
+
+def test_a_frozen_batch_norm_in_evaluation_saves_no_activation_dry_or_real(rng):
+    conv, norm = mb.nn.Conv2d(3, 4, 3), mb.nn.BatchNorm2d(4)
+    model = mb.nn.Sequential(conv, norm, mb.nn.Conv2d(4, 2, 3))
+    model.eval()
+    norm.requires_grad_(False)
+    x = rng.normal(size=(2, 3, 9, 9)).astype(np.float32)
+
+    def step():
+        return mb.ops.sum(model(Tensor(x)))
+
+    report = mb.profile(step, module=model, modes=("full",), rounds=0)
+    with mb.dry_run():
+        dry = mb.profile(step, module=model, modes=("full",))
+    (run,) = report.runs
+    assert run.saved_bytes == dry.runs[0].saved_bytes == 2 * 4 * 7 * 7 * 4  # what the last layer needs
+    assert run.predicted_peak_bytes == pytest.approx(run.measured_peak_bytes, abs=4096)

@@ -63,7 +63,7 @@ def peaks(op, values, begin, peak):
     begin()
     out, residuals = op.run(values, keep=True)
     forward = peak()
-    kept = op.arguments(op.saving(needs, len(inputs)), values, out, residuals)
+    kept = op.arguments(op.saving(needs, len(inputs), values), values, out, residuals)
     del residuals
     d_out = np.ones_like(out)
     del out

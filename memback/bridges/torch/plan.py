@@ -221,12 +221,15 @@ class _Applied(AbstractContextManager[TorchPlan]):
 
     def __init__(self, plan: TorchPlan, module: torch.nn.Module) -> None:
         self._plan, self._module = plan, module
+        self._blocks = 0
 
     def __enter__(self) -> TorchPlan:
+        self._blocks += 1
         return self._plan
 
     def __exit__(self, *_: object) -> None:
-        if id(self._module) in self._plan._applied:
+        self._blocks -= 1
+        if not self._blocks and id(self._module) in self._plan._applied:
             self._plan.revert(self._module)
 
 

@@ -1,0 +1,190 @@
+"""NumPy's functions on Tensors: one that is an op is recorded as that op, any other is refused.
+
+Without this NumPy takes a Tensor for a sequence of Tensors, and makes an array of objects of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from memback.op import OpError
+from memback.ops import activations, elementwise, linear_algebra, reductions, shape
+from memback.tape import TapeError, Tensor, call_site, short_path
+
+__all__ = ["array", "array_function", "array_ufunc"]
+
+_UFUNCS: dict[np.ufunc, Callable[..., Any]] = {
+    np.absolute: elementwise.absolute,
+    np.add: elementwise.add,
+    np.divide: elementwise.divide,
+    np.exp: elementwise.exp,
+    np.log: elementwise.log,
+    np.matmul: linear_algebra.matmul,
+    np.maximum: elementwise.maximum,
+    np.multiply: elementwise.multiply,
+    np.negative: elementwise.negative,
+    np.power: elementwise.power,
+    np.sqrt: elementwise.sqrt,
+    np.subtract: elementwise.subtract,
+    np.tanh: activations.tanh,
+}
+
+_WITHOUT_DERIVATIVE = frozenset(
+    {
+        np.equal,
+        np.greater,
+        np.greater_equal,
+        np.isfinite,
+        np.isinf,
+        np.isnan,
+        np.less,
+        np.less_equal,
+        np.not_equal,
+    }
+)
+"""What gives truth values: plain arrays, as the operators ``<`` and ``==`` do."""
+
+
+def array_ufunc(self: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+    """``np.exp(tensor)`` and the like.
+
+    Raises:
+        OpError: no op is this function, or an argument is given that the op has not.
+    """
+    if method == "__call__" and not kwargs:
+        if ufunc in _UFUNCS:
+            return _UFUNCS[ufunc](*inputs)
+        if ufunc in _WITHOUT_DERIVATIVE:
+            return ufunc(*map(_plain, inputs))
+    called = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
+    _refuse(f"np.{called}{_with(kwargs)}")
+
+
+def array_function(self: Tensor, function: Callable[..., Any], types: Any, args: Any, kwargs: Any) -> Any:
+    """``np.stack([tensor, tensor])`` and the like.
+
+    Raises:
+        OpError: no op is this function, or an argument is given that the op has not.
+    """
+    handler = _FUNCTIONS.get(function)
+    name = f"{function.__module__.replace('numpy', 'np', 1)}.{function.__name__}"
+    if handler is None:
+        _refuse(name)
+    try:
+        inspect.signature(handler).bind(*args, **kwargs)
+    except TypeError:
+        _refuse(f"{name}{_with(kwargs) or ', with these arguments,'}")
+    return handler(*args, **kwargs)
+
+
+def array(self: Tensor, dtype: Any = None, copy: bool | None = None) -> Any:
+    """The data as a plain array, for ``np.asarray(tensor)``.
+
+    Raises:
+        TapeError: the tensor requires gradients, of which an array would know nothing.
+    """
+    if self.requires_grad:
+        raise TapeError(
+            f"np.asarray (or a NumPy function that uses it) at {short_path(call_site())} would cut a tensor that"
+            " requires gradients off from what it was computed from: pass tensor.numpy(), or tensor.detach()"
+        )
+    return np.asarray(self.data, dtype=dtype, copy=copy)
+
+
+def _plain(value: Any) -> Any:
+    return value.data if isinstance(value, Tensor) else value
+
+
+def _with(kwargs: dict[str, Any]) -> str:
+    return f" with {', '.join(kwargs)}" if kwargs else ""
+
+
+def _refuse(what: str) -> NoReturn:
+    raise OpError(
+        f"{what} at {short_path(call_site())} is no op on Tensors: use what memback.ops has, or give it the plain"
+        " array, tensor.numpy(), where no gradient is wanted"
+    )
+
+
+# -- functions of the array module, with those of their arguments that the ops have
+
+
+def _sum(a: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
+    if _plain(a).dtype.kind in "iub":  # which NumPy counts in a wider type
+        _refuse(f"np.sum of {a.dtype}")
+    return reductions.sum(a, axis, keepdims)
+
+
+def _mean(a: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
+    return reductions.mean(a, axis, keepdims)
+
+
+def _var(a: Any, axis: Any = None, *, ddof: int = 0, keepdims: bool = False) -> Any:
+    return reductions.var(a, axis, ddof, keepdims)
+
+
+def _max(a: Any, axis: int | None = None, *, keepdims: bool = False) -> Any:
+    return reductions.max(a, axis, keepdims)
+
+
+def _concatenate(arrays: Sequence[Any], axis: int = 0) -> Any:
+    if axis is None:
+        _refuse("np.concatenate with axis=None")
+    return shape.concatenate(arrays, axis)
+
+
+def _stack(arrays: Sequence[Any], axis: int = 0) -> Any:
+    return shape.stack(arrays, axis)
+
+
+def _where(condition: Any, x: Any, y: Any, /) -> Any:
+    return elementwise.where(condition, x, y)
+
+
+def _reshape(a: Any, /, shape: Any) -> Any:
+    return a.reshape(shape)
+
+
+def _transpose(a: Any, axes: Any = None) -> Any:
+    return shape.permute(a, range(a.ndim)[::-1] if axes is None else axes)
+
+
+def _swapaxes(a: Any, axis1: int, axis2: int) -> Any:
+    return shape.swapaxes(a, axis1, axis2)
+
+
+def _broadcast_to(array: Any, shape: Any) -> Any:
+    return _BROADCAST(array, (shape,) if isinstance(shape, int) else shape)
+
+
+_BROADCAST = shape.broadcast_to
+
+
+def _of_plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of which shape and dtype alone decide the result: it is given the data."""
+    return lambda a, *args, **kwargs: function(_plain(a), *args, **kwargs)
+
+
+_FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    np.amax: _max,
+    np.broadcast_to: _broadcast_to,
+    np.concatenate: _concatenate,
+    np.max: _max,
+    np.mean: _mean,
+    np.permute_dims: _transpose,
+    np.reshape: _reshape,
+    np.stack: _stack,
+    np.sum: _sum,
+    np.swapaxes: _swapaxes,
+    np.transpose: _transpose,
+    np.var: _var,
+    np.where: _where,
+}
+_FUNCTIONS |= {
+    function: _of_plain(function)
+    for function in (np.empty_like, np.full_like, np.ndim, np.ones_like, np.shape, np.size, np.zeros_like)
+}
