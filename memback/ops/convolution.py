@@ -318,7 +318,8 @@ class MaxPool2d(Op):
         for offset, (_, _, outputs, pixels) in enumerate(kernel.walk()):
             seen = input[pixels]
             np.greater(seen, out[outputs], out=better[outputs])
-            np.logical_or(better[outputs], np.isnan(seen, out=nan[outputs]), out=better[outputs])
+            np.not_equal(seen, seen, out=nan[outputs])  # np.isnan writes into some strided arrays wrongly
+            np.logical_or(better[outputs], nan[outputs], out=better[outputs])
             np.copyto(out[outputs], seen, where=better[outputs])
             if index is not None:
                 np.copyto(index[outputs], offset, where=better[outputs])
