@@ -10,7 +10,7 @@ import numpy as np
 
 from memback.arrays import Array
 from memback.op import Op
-from memback.ops.workspace import wide
+from memback.ops.workspace import average, wide
 
 __all__ = ["max", "mean", "sum", "var"]
 
@@ -49,7 +49,8 @@ class Sum(_Reduction):
     saves = {"input": ()}
 
     def forward(self, input: Array, dim: Dim = None, keepdim: bool = False) -> Array:
-        return np.sum(input, axis=_axes(dim, input.ndim), keepdims=keepdim, dtype=input.dtype)
+        total = np.sum(input, axis=_axes(dim, input.ndim), keepdims=keepdim, dtype=wide(input.dtype))
+        return total.astype(input.dtype, copy=False)
 
     def vjp(self, d_out: Array, shapes: list[tuple[int, ...]], dim: Dim) -> Array:
         return _stretch(d_out, shapes[0], dim)
@@ -63,10 +64,11 @@ class Mean(_Reduction):
     saves = {"input": ()}
 
     def forward(self, input: Array, dim: Dim = None, keepdim: bool = False) -> Array:
-        return np.mean(input, axis=_axes(dim, input.ndim), keepdims=keepdim)
+        return average(input, _axes(dim, input.ndim), keepdim)
 
     def vjp(self, d_out: Array, shapes: list[tuple[int, ...]], dim: Dim) -> Array:
-        return _stretch(np.divide(d_out, _count(shapes[0], dim)), shapes[0], dim)
+        share = np.divide(d_out, _count(shapes[0], dim), dtype=wide(d_out.dtype))  # float16 counts to 65,504
+        return _stretch(share.astype(d_out.dtype, copy=False), shapes[0], dim)
 
 
 class Var(_Reduction):
