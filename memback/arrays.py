@@ -6,6 +6,7 @@ alive; so memory is always counted in roots.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
@@ -13,7 +14,18 @@ import numpy as np
 
 from memback.shape_array import ShapeArray
 
-__all__ = ["Array", "Buffer", "buffer_bytes", "distinct_bytes", "is_array", "is_whole", "leaves", "root", "stand_in"]
+__all__ = [
+    "Array",
+    "Buffer",
+    "argument_like",
+    "buffer_bytes",
+    "distinct_bytes",
+    "is_array",
+    "is_whole",
+    "leaves",
+    "root",
+    "stand_in",
+]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 """What ops are written in. On a dry run it is a :class:`ShapeArray`, which answers to the same functions."""
@@ -50,6 +62,25 @@ def is_whole(array: Any) -> bool:
 def stand_in(shape: tuple[int, ...], dtype: Any) -> Array:
     """An array of that shape and dtype in a few bytes: for one that nobody will look at."""
     return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+_arguments: dict[int, tuple[weakref.ref[Any], ShapeArray]] = {}
+
+
+def argument_like(array: Any) -> ShapeArray:
+    """What stands on a dry run for an array that was there before the step: laid out as it is, in a like buffer.
+
+    Views of one buffer are views of one buffer here, too; each time the array is met it is the same.
+    """
+    if isinstance(array, ShapeArray):
+        return array
+    buffer = root(array)
+    key = id(buffer)
+    if key not in _arguments:
+        gone = weakref.ref(buffer, lambda _: _arguments.pop(key, None))
+        _arguments[key] = gone, ShapeArray.argument(buffer.shape, buffer.dtype, buffer.strides)
+    like = _arguments[key][1]
+    return like if array is buffer else ShapeArray(array.shape, array.dtype, array.strides, like)
 
 
 def buffer_bytes(buffer: Buffer) -> int:

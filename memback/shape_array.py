@@ -124,10 +124,8 @@ class ShapeArray(NDArrayOperatorsMixin):
     ) -> None:
         self._memory: DryMemory | None = None
         self._describe(shape, dtype)
+        self._lay_out(strides)
         self.base = base
-        if strides is not None:
-            self.strides = strides
-            self.contiguous = is_row_major(self.shape, strides, self.dtype.itemsize)
         if base is None:
             self._memory = _local.memory
             self._memory.allocate(self.nbytes)
@@ -139,12 +137,20 @@ class ShapeArray(NDArrayOperatorsMixin):
         self.nbytes = self.size * self.dtype.itemsize
         self.contiguous = True
 
+    def _lay_out(self, strides: tuple[int, ...] | None) -> None:
+        if strides is not None:
+            self.strides = strides
+            self.contiguous = is_row_major(self.shape, strides, self.dtype.itemsize)
+
     @classmethod
-    def argument(cls, shape: int | Sequence[int], dtype: Any = "float32") -> ShapeArray:
+    def argument(
+        cls, shape: int | Sequence[int], dtype: Any = "float32", strides: tuple[int, ...] | None = None
+    ) -> ShapeArray:
         """An array that counts nowhere: it stands for memory that is there before the step."""
         array = cls.__new__(cls)
         array._memory = None
         array._describe(shape, dtype)
+        array._lay_out(strides)
         array.base = None
         return array
 

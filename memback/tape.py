@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from memback.arrays import Array, is_array, is_whole, leaves, root
+from memback.arrays import Array, argument_like, is_array, is_whole, leaves, root
 from memback.errors import MembackError, OutOfMemoryError
 from memback.op import Op, OpError, Saving
 from memback.packing import Packed
@@ -939,7 +939,7 @@ def _forget_values(op: Op, values: list[Any]) -> None:
 
 
 def _without_values(value: Any) -> Any:
-    return ShapeArray.argument(value.shape, value.dtype) if isinstance(value, np.ndarray) else value
+    return argument_like(value) if isinstance(value, np.ndarray) else value
 
 
 def _wrap(out: tuple[Any, ...], node: Node | None) -> tuple[Tensor, ...]:

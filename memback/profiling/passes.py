@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
-from memback.arrays import root
+from memback.arrays import argument_like, root
 from memback.errors import MembackError, UsageError
 from memback.ledger import Interval, Ledger, peak_of
 from memback.op import Op
@@ -260,13 +260,6 @@ def _give_back_free_memory() -> None:
 # -- arguments without memory
 
 
-def stand_in(array: Any) -> ShapeArray:
-    """An array of the same shape and dtype without memory, which counts nowhere: it stands for an argument."""
-    if isinstance(array, ShapeArray):
-        return array
-    return ShapeArray.argument(array.shape, array.dtype)
-
-
 @contextmanager
 def dry_arguments(module: Module | None, optimizer: Optimizer | None = None) -> Iterator[None]:
     """In the block, parameters, buffers and optimiser state hold no memory, and neither does what an op is given."""
@@ -276,13 +269,13 @@ def dry_arguments(module: Module | None, optimizer: Optimizer | None = None) -> 
         for owner in () if module is None else module.modules():
             for parameter in owner._parameters.values():
                 stack.callback(setattr, parameter, "data", parameter.data)
-                parameter.data = stand_in(parameter.data)
+                parameter.data = argument_like(parameter.data)
             for name, array in owner._buffers.items():
                 stack.callback(setattr, owner, name, array)
-                object.__setattr__(owner, name, stand_in(array))
+                object.__setattr__(owner, name, argument_like(array))
         if optimizer is not None:
             stack.callback(setattr, optimizer, "state", optimizer.state)
-            optimizer.state = {name: list(map(stand_in, arrays)) for name, arrays in optimizer.state.items()}
+            optimizer.state = {name: list(map(argument_like, arrays)) for name, arrays in optimizer.state.items()}
         state.dry = True
         try:
             yield
