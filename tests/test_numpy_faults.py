@@ -11,7 +11,10 @@ FAULTY = {"isfinite", "isinf", "isnan", "negative", "signbit"}
 
 
 def test_functions_that_write_wrongly_into_strided_arrays_write_into_their_own_operand_or_a_new_array():
-    """``np.isnan(np.zeros(16), out=np.ones(32, bool)[::2])`` leaves True behind; in place on a dense array all is well."""
+    """``np.isnan(np.zeros(16), out=np.ones(32, bool)[::2])`` leaves True behind.
+
+    In place, on an array without gaps, they are right.
+    """
     calls = 0
     for file in Path(memback.__file__).parent.rglob("*.py"):
         for call in ast.walk(ast.parse(file.read_text())):

@@ -124,7 +124,9 @@ def _highest(scores: Array) -> Array:
     """What each score may be at most: -inf where the key comes after the query, and inf where it does not."""
     rows, columns = scores.shape[-2:]
     highest = np.full_like(scores, np.inf, shape=(rows, columns))
-    later = np.greater(np.arange(columns), np.arange(rows)[:, None], out=np.empty_like(highest, dtype=bool))
+    keys, queries = np.arange(columns, like=scores), np.arange(rows, like=scores)
+    later = np.greater(keys, queries[:, None], out=np.empty_like(highest, dtype=bool))
+    del keys, queries
     np.copyto(highest, -np.inf, where=later)
     return np.broadcast_to(highest, scores.shape)
 
