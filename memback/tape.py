@@ -22,7 +22,6 @@ from memback.arrays import Array, argument_like, is_array, is_whole, leaves, roo
 from memback.errors import MembackError, OutOfMemoryError
 from memback.op import Op, OpError, Saving
 from memback.packing import Packed
-from memback.shape_array import ShapeArray
 from memback.state import State, current
 
 __all__ = [
