@@ -31,7 +31,8 @@ SEED = 7
 NUMBERS_ALONE_PICKED = False
 """Whether an index may be numbers alone; a dry run takes what it gives for a view, which it is not."""
 SUMMED_OVER_ONE = False
-"""Whether sums, means and maxima may run over dimensions of size 1 alone; their gradients can't be written to."""
+"""Whether sums, means and maxima may run over dimensions of size 1 alone, or over nothing; their gradients can't be
+written to."""
 
 
 class Ref(NamedTuple):
@@ -71,7 +72,14 @@ class Graph(NamedTuple):
         """The same graph in another type: leaves lie in their buffers, some of them in one, as they do here."""
         buffers: dict[int, Any] = {}
         leaves = [Leaf(_laid_out_alike(array, np.dtype(dtype), buffers), trained) for array, trained in self.leaves]
-        return self._replace(leaves=leaves)
+        steps = [step._replace(args=_cast(step.args, np.dtype(dtype))) for step in self.steps]
+        return self._replace(leaves=leaves, steps=steps)
+
+
+def _cast(value: Any, dtype: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.astype(dtype) if value.dtype.kind in "fV" else value
+    return type(value)(_cast(v, dtype) for v in value) if type(value) in (list, tuple) else value
 
 
 def _laid_out_alike(array: Any, dtype: Any, buffers: dict[int, Any]) -> Any:
@@ -307,7 +315,7 @@ def _(g: Draw, name: str, x: Ref) -> Any:
     d = int(np.argmax(g.shape(folded)))
     if g.shape(folded)[d] < 2:
         return g.call("tanh", x)
-    return g.call(name, folded, d, g.one(0, 1), g.one(True, False))
+    return g.call(name, folded, d, correction=g.one(0, 1), keepdim=g.one(True, False))
 
 
 @build("max")
@@ -435,6 +443,8 @@ def _(g: Draw, name: str, x: Ref) -> Any:
 def _(g: Draw, name: str, x: Ref) -> Any:
     x = g.folded(x, ndim=3)
     channels = g.shape(x)[1]
+    if prod(g.shape(x)) == channels:  # a group of a single number, which PyTorch refuses
+        return g.call("tanh", x)
     vectors = [g.one(None, g.value(channels)) for _ in range(2)]
     return g.call(name, x, g.one(1, channels), *vectors, 0.1)
 
@@ -506,7 +516,7 @@ def _(g: Draw, name: str, x: Ref) -> Any:
 
 # -- a whole graph
 
-ANY_SIZE = ("negative", "tanh", "exp", "relu", "add", "multiply", "sum", "reshape", "permute", "concatenate", "stack")
+ANY_SIZE = ("negative", "tanh", "exp", "relu", "add", "multiply", "reshape", "permute", "concatenate", "stack")
 """Ops that take arrays without elements here."""
 
 SHAPES = [(2, 3), (3, 4, 2), (4,), (1, 3), (3, 1), (2, 1, 4), (), (1,), (1, 1), (2, 2, 3, 2), (12,)]
@@ -527,7 +537,7 @@ def draw(seed: int, large: bool = False) -> Graph:
         x = g.of.choice(values[-3:])
         name = names[seed % len(names)] if i == 0 else g.of.choice(names)
         if prod(g.shape(x)) == 0:
-            name = g.one(*ANY_SIZE)
+            name = g.one(*ANY_SIZE, *(("sum",) if SUMMED_OVER_ONE else ()))
         elif g.large and prod(g.shape(x)) > 400_000:
             name = "mean"
         used.add(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::memback.checkpoint.CheckpointWa
 UNUSED_IN_RETAIN_ALL = False
 """Whether rows of retain-all add up to its total where a call's output is used by nobody."""
 
-FEW, MANY = range(2 * len(OPS)), range(2 * len(OPS), 1500)
-FEW_LARGE, MANY_LARGE = range(0, len(OPS), 6), range(100, 320)
+SEVERAL_THREADS = False
+"""Whether gradients go through what other threads have computed."""
+
+FEW, MANY = range(2 * len(OPS)), range(2 * len(OPS), 810)
+FEW_LARGE, MANY_LARGE = range(0, len(OPS), 6), range(100, 200)
 NARROW = {"float16": 0.01, "bfloat16": 0.08}
 MODES = ("full", "checkpoint", "inference", "retain-all")
 
@@ -109,6 +113,24 @@ def test_checkpoints_change_no_bit(seed: int) -> None:
             assert one.tobytes() == other.tobytes()
 
 
+@pytest.mark.skipif(not SEVERAL_THREADS, reason="gradients of graphs that several threads have made are lost")
+@of_graphs(FEW, MANY)
+def test_a_graph_that_two_threads_have_made_has_the_same_gradients(seed: int) -> None:
+    """Each of two threads computes the loss of half of the ends, and this one their sum's gradients."""
+    graph = draw(seed)
+    halves = [graph._replace(ends=graph.ends[::2]), graph._replace(ends=graph.ends[1::2] or graph.ends[:1])]
+    leaves = [mb.Tensor(leaf.array, requires_grad=leaf.trained) for leaf in graph.leaves]
+    with ThreadPoolExecutor(2) as threads:
+        one, two = threads.map(lambda half: loss(half, leaves), halves)
+    total = one + two
+    if total.requires_grad:
+        total.backward()
+    alone = [gradients(half)[1] for half in halves]
+    for leaf, first, second in zip(leaves, *alone, strict=True):
+        expected = sum(grad for grad in (first, second) if grad is not None)
+        np.testing.assert_allclose(0 if leaf.grad is None else leaf.grad, expected, rtol=1e-9, atol=1e-9)
+
+
 def _rows(ledger: Any) -> list[tuple[Any, ...]]:
     return [
         (row.path, row.op, row.output_shape, row.dtype, row.saved_bytes, row.shared_bytes, row.flops)
@@ -162,10 +184,14 @@ def torch() -> Any:
 
 def _of_torch(torch: Any, graph: Graph) -> list[Any]:
     """PyTorch's gradients of the trained leaves."""
-    leaves = [to_torch(torch, leaf.array).requires_grad_(leaf.trained) for leaf in graph.leaves]
+    leaves = [to_torch(torch, leaf.array.copy()).requires_grad_(leaf.trained) for leaf in graph.leaves]
     values = {Ref(-1 - i): leaf for i, leaf in enumerate(leaves)}
     for number, (op, args, kwargs) in enumerate(graph.steps):
-        out = CASES[op].torch(torch, *_converted(torch, filled(args, values.__getitem__)), **kwargs)
+        given = _converted(torch, filled(args, values.__getitem__))
+        backwards = (
+            op == "getitem" and isinstance(given[1], slice) and given[1].step == -1
+        )  # which PyTorch does not take
+        out = torch.flip(given[0], (0,)) if backwards else CASES[op].torch(torch, *given, **kwargs)
         values.update({Ref(number, i): v for i, v in enumerate(out if REGISTRY[op].multiple else [out])})
     total = None
     for ref in graph.ends:
@@ -179,7 +205,7 @@ def _of_torch(torch: Any, graph: Graph) -> list[Any]:
 
 def _converted(torch: Any, value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return to_torch(torch, value)
+        return to_torch(torch, value.astype(np.int64) if value.dtype == np.int32 else value)
     return type(value)(_converted(torch, v) for v in value) if type(value) in (list, tuple) else value
 
 
