@@ -156,6 +156,8 @@ def _accounts(seed: int, large: bool, modes: tuple[str, ...]) -> Iterator[tuple[
         assert _rows(real) == _rows(dry)
         if mode.name != "retain-all" or UNUSED_IN_RETAIN_ALL:
             assert sum(row.saved_bytes for row in real.rows) == real.saved_at_end_of_forward
+            kept = {value.buffer: value.bytes for row in real.rows for value in row.saved}
+            assert sum(kept.values()) == real.saved_at_end_of_forward
         assert sum(prediction.peak.parts.values()) == prediction.peak.bytes
         yield step, mode, account, prediction
     assert len(shas) == 1
