@@ -1,4 +1,7 @@
-"""Sums, means and extremes over dimensions, with PyTorch's ``dim`` and ``keepdim``."""
+"""Sums, means and extremes over dimensions, with PyTorch's ``dim`` and ``keepdim``.
+
+Sums of float16 and bfloat16 are accumulated in float32 and rounded once, here and in every op.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ def _count(shape: tuple[int, ...], dim: Dim) -> int:
 
 
 class Sum(_Reduction):
-    """Sum over ``dim`` (all by default). Keeps nothing."""
+    """Sum over ``dim`` (all by default), in the input's dtype. Keeps nothing."""
 
     name = "sum"
     source = "d(sum x)/dx_i = 1"
