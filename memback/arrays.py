@@ -75,11 +75,11 @@ def argument_like(array: Any) -> ShapeArray:
     if isinstance(array, ShapeArray):
         return array
     buffer = root(array)
-    key = id(buffer)
-    if key not in _arguments:
-        gone = weakref.ref(buffer, lambda _: _arguments.pop(key, None))
-        _arguments[key] = gone, ShapeArray.argument(buffer.shape, buffer.dtype, buffer.strides)
-    like = _arguments[key][1]
+    key, arguments = id(buffer), _arguments
+    if key not in arguments:
+        gone = weakref.ref(buffer, lambda _: arguments.pop(key, None))
+        arguments[key] = gone, ShapeArray.argument(buffer.shape, buffer.dtype, buffer.strides)
+    like = arguments[key][1]
     return like if array is buffer else ShapeArray(array.shape, array.dtype, array.strides, like)
 
 
