@@ -244,15 +244,6 @@ def test_the_layout_of_an_archive_comes_from_its_headers_alone(tmp_path: Path) -
     assert layout.x_shape == (300,)
 
 
-def test_samples_of_an_archive_lie_one_after_the_other_however_they_were_saved(tmp_path: Path) -> None:
-    x = np.asfortranarray(np.arange(240.0).reshape(10, 4, 6))
-    np.savez(tmp_path / "columns.npz", x=x, y=np.arange(20)[::2])
-    data = REGISTRY["npz"]("float64", path=str(tmp_path / "columns.npz"))
-    batch, _ = data.batch(3, 0, 0)
-    assert batch.flags.c_contiguous
-    assert sorted(data.x_train.ravel()) == sorted(x[[i for i in range(10) if i not in (4, 9)]].ravel())
-
-
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
