@@ -6,6 +6,7 @@ alive; so memory is always counted in roots.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ from memback.shape_array import ShapeArray
 __all__ = [
     "Array",
     "Buffer",
+    "argument_like",
     "buffer_bytes",
     "distinct_bytes",
     "is_array",
@@ -66,6 +68,25 @@ def is_writeable(array: Any) -> bool:
 def stand_in(shape: tuple[int, ...], dtype: Any) -> Array:
     """An array of that shape and dtype in a few bytes: for one that nobody will look at."""
     return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+_arguments: dict[int, tuple[weakref.ref[Any], ShapeArray]] = {}
+
+
+def argument_like(array: Any) -> ShapeArray:
+    """What stands on a dry run for an array that was there before the step: laid out as it is, in a like buffer.
+
+    Views of one buffer are views of one buffer here, too; each time the array is met it is the same.
+    """
+    if isinstance(array, ShapeArray):
+        return array
+    buffer = root(array)
+    key, arguments = id(buffer), _arguments
+    if key not in arguments:
+        gone = weakref.ref(buffer, lambda _: arguments.pop(key, None))
+        arguments[key] = gone, ShapeArray.argument(buffer.shape, buffer.dtype, buffer.strides)
+    like = arguments[key][1]
+    return like if array is buffer else ShapeArray(array.shape, array.dtype, array.strides, like)
 
 
 def buffer_bytes(buffer: Buffer) -> int:

@@ -176,10 +176,8 @@ class ShapeArray(NDArrayOperatorsMixin):
         base: ShapeArray | None = None,
     ) -> None:
         self._describe(shape, dtype)
+        self._lay_out(strides)
         self.base = base
-        if strides is not None:
-            self.strides = strides
-            self.contiguous = is_row_major(self.shape, strides, self.dtype.itemsize)
         if base is None:
             _local.memory.hold(self)
 
@@ -190,11 +188,19 @@ class ShapeArray(NDArrayOperatorsMixin):
         self.nbytes = self.size * self.dtype.itemsize
         self.contiguous = self.writeable = True
 
+    def _lay_out(self, strides: tuple[int, ...] | None) -> None:
+        if strides is not None:
+            self.strides = strides
+            self.contiguous = is_row_major(self.shape, strides, self.dtype.itemsize)
+
     @classmethod
-    def argument(cls, shape: int | Sequence[int], dtype: Any = "float32") -> ShapeArray:
+    def argument(
+        cls, shape: int | Sequence[int], dtype: Any = "float32", strides: tuple[int, ...] | None = None
+    ) -> ShapeArray:
         """An array that counts nowhere: it stands for memory that is there before the step."""
         array = cls.__new__(cls)
         array._describe(shape, dtype)
+        array._lay_out(strides)
         array.base = None
         return array
 
@@ -294,8 +300,8 @@ class ShapeArray(NDArrayOperatorsMixin):
             raise ValueError("assignment destination is read-only")
         items = index if isinstance(index, tuple) else (index,)
         if any(_is_advanced(item) for item in items):
-            with _uncounted():
-                target = _take_advanced(self, items).shape
+            target = _picked(self, items).shape
+            _take_index_buffers(items)
         else:
             target = _slice(self, items).shape
         if broadcast(shape_of(value), target) != target:
@@ -412,16 +418,6 @@ def _name_of(function: Callable[..., Any]) -> str:
     return f"np.{module}.{function.__name__}" if module in ("linalg", "fft") else f"np.{function.__name__}"
 
 
-class _uncounted:
-    """Leaves the peak alone: what is made in the block would not be made for real."""
-
-    def __enter__(self) -> None:
-        self._peak = _local.memory.peak
-
-    def __exit__(self, *_: object) -> None:
-        _local.memory.peak = self._peak
-
-
 # -- shapes, strides and dtypes
 
 
@@ -497,11 +493,29 @@ def _loop(ufunc: np.ufunc, kinds: tuple[Any, ...], dtype: Any = None) -> _Loop:
     return _Loop(inputs, outputs, any(isinstance(kind, np.dtype) and kind != wanted for kind, wanted in pairs))
 
 
-def _take_buffers(operands: Sequence[Any], wanted: Sequence[np.dtype[Any]], shape: tuple[int, ...]) -> None:
-    """Count the buffers through which NumPy passes some operands of a loop over ``shape``, ``wanted`` their types."""
+class _Operand(NamedTuple):
+    """An operand of a loop: how it lies in memory, in elements of which sizes, and what the loop does with it."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    itemsize: int
+    """Of the loop's type."""
+    converted: bool
+    """Whether the operand is of another type."""
+    reduced: bool
+    """Whether the loop adds up in it: it has one element where others have many."""
+
+
+def _take_buffers(
+    operands: Sequence[Any], wanted: Sequence[np.dtype[Any]], shape: tuple[int, ...], reduced: Any = None
+) -> None:
+    """Count the buffers through which NumPy passes some operands of a loop over ``shape``, ``wanted`` their types.
+
+    The operand ``reduced``, if there is one, is what the loop reduces the others to.
+    """
     layouts = tuple(
         [
-            (o.shape, o.strides, o.dtype.itemsize, dtype.itemsize, o.dtype != dtype)
+            _Operand(o.shape, o.strides, dtype.itemsize, o.dtype != dtype, o is reduced)
             for o, dtype in zip(operands, wanted, strict=True)
             if getattr(o, "size", 1) > 1
         ]
@@ -510,35 +524,53 @@ def _take_buffers(operands: Sequence[Any], wanted: Sequence[np.dtype[Any]], shap
 
 
 @lru_cache(maxsize=4096)
-def _buffer_bytes(layouts: tuple[tuple[Any, ...], ...], shape: tuple[int, ...]) -> int:
+def _buffer_bytes(operands: tuple[_Operand, ...], shape: tuple[int, ...]) -> int:
     """Bytes of those buffers (as of NumPy 2.3; older versions have fewer).
 
     An operand has one if it is converted, or if its elements do not lie at one distance from each other for as long as
     a buffer is (a broadcast row, a part of each row). A buffer is as long as some inner dimensions of the loop, of at
-    most ``np.getbufsize()`` elements: those for which (1 + buffers) / length is the least, the longest of equals.
+    most ``np.getbufsize()`` elements: those for which (1 + buffers) / length is the least, the longest of equals. A
+    reduction's loop goes on over one more dimension than its buffers, if that is where the result begins to be
+    repeated, or ceases to be; there, an operand needs no buffer for the jumps between its inner dimensions.
     """
-    if not layouts:
+    if not operands:
         return 0
-    strides = [_broadcast_strides(shape, *layout[:2]) for layout in layouts]
+    strides = [_broadcast_strides(shape, o.shape, o.strides) for o in operands]
     order = _order(_elementwise_result, tuple((tuple(min(n, 2) for n in shape), _ranks(s)) for s in strides))
     dimensions = _joined(shape, strides, order)
     if not dimensions:
         return 0
     most = np.getbufsize()
-    buffered = [layout[4] for layout in layouts]
+    cost = 1 + sum(o.converted for o in operands)
+    even = [1] * len(operands)  # inner dimensions over which each operand's elements lie at one distance
+    turns = [0] * len(operands)  # the dimension at which each begins or ceases to be repeated
     size = dimensions[0][0]
-    best = (1 + sum(buffered), size, 1, list(buffered))
-    for (inner, before), (outer, after) in pairwise(dimensions):
-        if size >= most and any(buffered):
+    best, best_cost, best_size, best_core = 0, cost, size, 1
+    for d, ((inner, before), (outer, after)) in enumerate(pairwise(dimensions), 1):
+        if any(turns) or (size >= most and cost > 1):
             break
-        buffered = [b or inner * s != t for b, s, t in zip(buffered, before, after, strict=True)]
+        for i, operand in enumerate(operands):
+            if even[i] == d:
+                if inner * before[i] == after[i]:
+                    even[i] += 1
+                    continue
+                cost += not operand.converted
+            if operand.reduced and 0 in (before[i], after[i]):
+                turns[i] = d
         core, size = size, size * outer
-        cost, length = 1 + sum(buffered), min(size, most) if any(buffered) else size
-        if cost * best[1] <= best[0] * length:
-            best = (cost, size, core, buffered)
-    _, size, core, buffered = best
-    length = size if size <= most else core * (most // core)
-    return length * sum(layout[3] for layout, b in zip(layouts, buffered, strict=True) if b)
+        if cost * best_size <= best_cost * (min(size, most) if cost > 1 else size):
+            best, best_cost, best_size, best_core = d, cost, size, core
+    repeats = best > 0 and best in turns
+    buffered = 0
+    for i, operand in enumerate(operands):
+        jumps = repeats and (
+            turns[i] == best
+            or (even[i] == best and not operand.converted)
+            or (dimensions[best][1][i] == 0 and even[i] <= best)
+        )
+        if operand.converted or even[i] + jumps <= best:
+            buffered += operand.itemsize
+    return buffered * (best_size if best_size <= most else best_core * (most // best_core))
 
 
 def _joined(
@@ -756,6 +788,13 @@ def _reduction_loop(ufunc: np.ufunc, kind: Any, dtype: Any) -> tuple[np.dtype[An
     return read, given
 
 
+def _spread(made: Any, axes: tuple[int, ...], shape: tuple[int, ...]) -> Any:
+    """A reduction's result as its loop sees it: repeated over the dimensions that are reduced."""
+    if len(made.shape) != len(shape):
+        made = _expand_dims(made, axes)
+    return made.view_as(tuple(1 if d in axes else n for d, n in enumerate(shape)), made.strides)
+
+
 def _reduce(
     ufunc: np.ufunc, x: Any, axis: Any = 0, dtype: Any = None, out: Any = None, keepdims: bool = False, **_: Any
 ) -> Any:
@@ -766,10 +805,10 @@ def _reduce(
             raise ValueError(f"np.{ufunc.__name__}.reduce: out has shape {out.shape}, the result {shape}")
         made = out
     else:
-        axis = _axes(axis, len(x.shape))
-        made = _laid_out(np.add.reduce, (x,), shape, given, axis=axis, keepdims=keepdims is True)
-    if x.dtype != read or (made.size == 1 and not x.contiguous):
-        _take_buffers((x,), (read,), x.shape)
+        made = _laid_out(np.add.reduce, (x,), shape, given, axis=_axes(axis, len(x.shape)), keepdims=keepdims is True)
+    if x.dtype != read or not x.contiguous or len(x.shape) > 2:
+        spread = _spread(made, _axes(axis, len(x.shape)), x.shape)
+        _take_buffers((spread, x), (given, read), x.shape, reduced=spread)
     return made
 
 
@@ -894,6 +933,12 @@ def _full_like(
     a: Any, fill_value: Any, dtype: Any = None, order: str = "K", subok: bool = True, shape: Any = None, **_: Any
 ) -> Any:
     return _new_like(a, dtype, order, subok, shape)
+
+
+@_implements(np.arange)
+def _arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None, **_: Any) -> Any:
+    first, last = (0, start) if stop is None else (start, stop)
+    return ShapeArray((max(0, math.ceil((last - first) / step)),), np.arange(0, dtype=dtype).dtype)
 
 
 @_implements(np.copy)
@@ -1220,21 +1265,25 @@ def _take(a: Any, indices: Any, axis: Any = None, out: Any = None, mode: str = "
 
 @_implements(np.take_along_axis)
 def _take_along_axis(arr: Any, indices: Any, axis: Any = -1) -> Any:
-    converted = _convert_index(indices)
-    (d,) = _axes(axis, len(arr.shape))
-    shape = broadcast(tuple(1 if i == d else n for i, n in enumerate(arr.shape)), shape_of(indices))
-    result = ShapeArray(shape, arr.dtype)
-    del converted
-    return result
+    return arr[_along_axis(arr, indices, axis)]
 
 
 @_implements(np.put_along_axis)
 def _put_along_axis(arr: Any, indices: Any, values: Any, axis: Any) -> None:
-    _convert_index(indices)
+    arr[_along_axis(arr, indices, axis)] = values
+
+
+def _along_axis(arr: Any, indices: Any, axis: int) -> tuple[Any, ...]:
+    """The index that NumPy puts together: of each other dimension all places, in arrays of their own."""
+    (d,) = _axes(axis, arr.ndim)
+    return tuple(
+        indices if i == d else ShapeArray((n,), np.intp).reshape((1,) * i + (n,) + (1,) * (arr.ndim - i - 1))
+        for i, n in enumerate(arr.shape)
+    )
 
 
 def _convert_index(index: Any) -> Any:
-    """NumPy converts an integer index to its own pointer-sized type first, which takes memory for a moment."""
+    """np.take converts an integer index to NumPy's own pointer-sized type first, which takes memory for a moment."""
     dtype = getattr(index, "dtype", None)
     return None if dtype is None or dtype == np.intp else ShapeArray(shape_of(index), np.intp)
 
@@ -1278,15 +1327,27 @@ def _check_bounds(i: int, n: int, d: int) -> None:
 
 
 def _take_advanced(a: ShapeArray, items: tuple[Any, ...]) -> ShapeArray:
+    result = _picked(a, items)
+    result = ShapeArray(result.shape, a.dtype, result.strides)
+    _take_index_buffers(items)
+    return result
+
+
+def _take_index_buffers(items: tuple[Any, ...]) -> None:
+    """Count the buffers through which NumPy reads arrays of indices that are of another type than its own."""
+    arrays = [item if hasattr(item, "strides") else np.asarray(item) for item in items if _is_advanced(item)]
+    _take_buffers(arrays, [np.dtype(np.intp)] * len(arrays), broadcast(*map(shape_of, arrays)))
+
+
+def _picked(a: ShapeArray, items: tuple[Any, ...]) -> ShapeArray:
+    """An array that takes no memory, of the shape, type and layout of the elements that are picked."""
     items = _expand_ellipsis(a.ndim, items)
-    arrays = [item if _is_advanced(item) else None for item in items]
     for item in items:
         if _is_advanced(item) and np.dtype(_kind_of_index(item)) == bool:
             raise NoValuesError("a boolean mask selects by value; on a dry run arrays have none. Use np.where")
     for d, item in enumerate(item for item in items if item is not None):
         if isinstance(item, int):
             _check_bounds(item, a.shape[d], d)
-    converted = [_convert_index(item) for item in arrays if item is not None]
     # integers beside arrays are arrays of no dimensions, as in NumPy
     places = [i for i, item in enumerate(items) if item is not None and not isinstance(item, slice)]
     picked = broadcast(*[shape_of(items[i]) for i in places])
@@ -1297,12 +1358,9 @@ def _take_advanced(a: ShapeArray, items: tuple[Any, ...]) -> ShapeArray:
     before = places[0] if adjacent else 0
     shape = (*kept[:before], *picked, *kept[before:])
     if before == 0 and rest.contiguous:
-        result = ShapeArray(shape, a.dtype)
-    else:
-        strides = _strides_of_picked(_miniature(rest), tuple(places), shape, a.dtype.itemsize, len(picked))
-        result = ShapeArray(shape, a.dtype, strides)
-    del converted
-    return result
+        return ShapeArray.argument(shape, a.dtype)
+    strides = _strides_of_picked(_miniature(rest), tuple(places), shape, a.dtype.itemsize, len(picked))
+    return ShapeArray.argument(shape, a.dtype, strides)
 
 
 def _strides_of_picked(

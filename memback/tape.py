@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from memback.arrays import Array, is_array, is_whole, is_writeable, leaves, root
+from memback.arrays import Array, argument_like, is_array, is_whole, is_writeable, leaves, root
 from memback.checksums import Seal
 from memback.errors import MembackError, OutOfMemoryError
 from memback.graph import Walk, claim
@@ -1013,15 +1013,7 @@ def _forget_values(op: Op, values: list[Any]) -> None:
 
 
 def _without_values(value: Any) -> Any:
-    if not isinstance(value, np.ndarray):
-        return value
-    state = current()
-    whole = root(value)
-    known = state.stand_in(whole)
-    if known is not whole and value is not whole:  # a part of a buffer of the model
-        return ShapeArray(value.shape, value.dtype, value.strides, root(known))  # type: ignore[arg-type]
-    found = state.stand_in(value)
-    return found if found is not value else ShapeArray.argument(value.shape, value.dtype)
+    return argument_like(value) if isinstance(value, np.ndarray) else value
 
 
 def _wrap(out: tuple[Any, ...], node: Node | None) -> tuple[Tensor, ...]:

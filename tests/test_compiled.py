@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import memback as mb
 from memback import compiled, ops
 from memback.errors import MembackError
-from tests.ops.test_workspace import NUMPYS_OWN, measured, predicted
+from tests.ops.test_workspace import OBJECTS, measured, predicted
 
 ULP = float(np.finfo(np.float32).eps)
 
@@ -126,7 +126,7 @@ def test_a_dry_run_predicts_the_peak_with_kernels(name: str, dtype: str) -> None
     for seen, expected in zip(
         measured(op, args, kwargs, np.dtype(dtype)), predicted(op, args, kwargs, np.dtype(dtype)), strict=True
     ):
-        assert expected <= seen <= expected + NUMPYS_OWN
+        assert expected <= seen <= expected + OBJECTS
 
 
 @numba

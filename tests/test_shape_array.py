@@ -315,6 +315,13 @@ def _(draw: Draw, f: Any) -> Trial:
     return Trial(lambda x: f(x, 3, dtype=dtype), [x])
 
 
+@case(np.arange)
+def _(draw: Draw, f: Any) -> Trial:
+    places = draw.one((5,), (2, 7), (7, 2), (1, 8, 3))
+    dtype = draw.one(None, "float64", "int32")
+    return Trial(lambda x: f(*places, dtype=dtype, like=x), [draw.array()])
+
+
 @case(np.copy)
 def _(draw: Draw, f: Any) -> Trial:
     order = draw.one("K", "C", "A", "F")
@@ -603,6 +610,7 @@ def test_every_function_that_is_supported_has_been_compared() -> None:
 
 _BLOCK = (2, 1024, 64)
 _INDEX = np.arange(1024) // 2
+_MANY = np.arange(2**15) % 1024
 
 
 def _block(dtype: str = "float32") -> Any:
@@ -665,6 +673,32 @@ PEAKS: dict[str, Trial] = {
     "take by int32": Trial(lambda x, i: np.take(x, i, axis=1), [_block(), _INDEX.astype("int32")]),
     "picking": Trial(lambda x, i: x[:, i], [_block(), _INDEX]),
     "picking by int32": Trial(lambda x, i: x[0, i], [_block(), _INDEX.astype("int32")]),
+    "picking one by one by int32": Trial(lambda x, i: x[i, i], [_block()[0], (_MANY % 64).astype("int32")]),
+    "picking rows and columns": Trial(lambda x, i, j: x[i[:, None], j], [_block()[0], _INDEX, _INDEX % 64]),
+    "an assignment by int32": Trial(
+        lambda x, i, y: x.__setitem__(i, y), [_block()[0], _MANY.astype("int32"), np.ones((2**15, 64), "float32")]
+    ),
+    "add.at by int32": Trial(
+        lambda x, i, y: np.add.at(x, i, y), [_block()[0], _MANY.astype("int32"), np.ones((2**15, 64), "float32")]
+    ),
+    "take_along_axis": Trial(
+        lambda x, i: np.take_along_axis(x, i, 1), [np.ones((2**15, 3), "float32"), np.zeros((2**15, 1), "int64")]
+    ),
+    "take_along_axis by bytes": Trial(
+        lambda x, i: np.take_along_axis(x, i, 1), [np.ones((2**12, 3, 8)), np.zeros((2**12, 1, 8), "uint8")]
+    ),
+    "put_along_axis": Trial(
+        lambda x, i, y: np.put_along_axis(x, i, y, 1),
+        [np.ones((2**15, 3)), np.zeros((2**15, 1), "int64"), np.ones((2**15, 1))],
+    ),
+    "sum over one": Trial(lambda x: np.sum(x[:, :1], 1), [_block()[..., :32]]),
+    "max over one of a row repeated": Trial(
+        lambda x: np.max(np.broadcast_to(x, (1, 1024, 64)), 0), [np.ones((1024, 1))]
+    ),
+    "max of rows from the last on": Trial(lambda x: np.max(x[::-1], 1), [np.ones((64, 1, 4000), "float32")]),
+    "sum of images in another type": Trial(lambda x: np.sum(x, (0, 2), dtype="float32"), [_block("float16")]),
+    "sum of long rows in another type": Trial(lambda x: np.sum(x, 0, dtype="float32"), [np.ones((3, 5000), "float16")]),
+    "sum of bfloat16": Trial(lambda x: np.sum(x, -1, dtype="float32"), [_block("bfloat16")]),
     "matmul": Trial(lambda x: x @ x.swapaxes(1, 2), [_block()]),
     "matmul of slices": Trial(lambda x: x[:, ::2, ::2] @ x[:, ::2, ::2].swapaxes(1, 2), [_block()]),
     "matmul of two types": Trial(lambda x, y: x @ y.swapaxes(1, 2), [_block(), _block("float64")]),

@@ -106,7 +106,7 @@ def _pair(arrays: dict[str, Array], x_name: str, y_name: str, path: str, dtype: 
     pair = []
     for name in (x_name, y_name):
         _, kind = _checked(headers, name, Path(path))
-        pair.append(arrays[name].astype(floating(dtype)) if kind.kind == "f" else arrays[name])
+        pair.append(np.ascontiguousarray(arrays[name], floating(dtype) if kind.kind == "f" else kind))
     if len(pair[0]) != len(pair[1]) or len(pair[0]) == 0:
         raise UsageError(
             f"{path}: {x_name} has {len(pair[0])} samples, {y_name} has {len(pair[1])}; give as many of each"

@@ -46,8 +46,18 @@ def _check_masks(is_causal: bool, attn_mask: Array | None) -> None:
 def _heads(like: Array, query: tuple[int, ...], key: tuple[int, ...]) -> Iterator[tuple[int, Head, Head]]:
     """Each head of the queries: its number, its index, and the index of its keys and values."""
     group = query[-3] // key[-3] if len(query) > 2 else 1
-    for number, head in pieces(enumerate(np.ndindex(query[:-2])), like):
+    for number, head in pieces(enumerate(_places(query[:-2])), like):
         yield number, head, (*head[:-1], head[-1] // group) if head else head
+
+
+def _places(shape: tuple[int, ...]) -> Iterator[Head]:
+    """Every index of an array of ``shape``; np.ndindex would hold all numbers along each dimension at once."""
+    if not shape:
+        yield ()
+        return
+    for i in range(shape[0]):
+        for rest in _places(shape[1:]):
+            yield (i, *rest)
 
 
 def _dense(x: Array) -> Array:
@@ -79,7 +89,8 @@ def _hide_future(scores: Array, row: int, column: int) -> None:
     """Forbid keys that come after their query; the scores begin at query ``row`` and key ``column``."""
     rows, columns = scores.shape
     later = np.empty_like(scores, dtype=bool, order="C")
-    np.greater(np.arange(column, column + columns), np.arange(row, row + rows)[:, None], out=later)
+    keys, queries = np.arange(column, column + columns, like=scores), np.arange(row, row + rows, like=scores)
+    np.greater(keys, queries[:, None], out=later)
     np.copyto(scores, -np.inf, where=later)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from memback.arrays import Array
+from memback.ops.workspace import wide
 
 __all__ = ["unbroadcast"]
 
@@ -15,5 +16,5 @@ def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
         return grad
     lead = grad.ndim - len(shape)
     stretched = tuple(i + lead for i, n in enumerate(shape) if n == 1 and grad.shape[i + lead] != 1)
-    summed = np.sum(grad, axis=(*range(lead), *stretched))
-    return np.reshape(summed, shape)
+    summed = np.sum(grad, axis=(*range(lead), *stretched), dtype=wide(grad.dtype))
+    return np.reshape(summed.astype(grad.dtype, copy=False), shape)

@@ -318,7 +318,8 @@ class MaxPool2d(Op):
         for offset, (_, _, outputs, pixels) in enumerate(kernel.walk()):
             seen = input[pixels]
             np.greater(seen, out[outputs], out=better[outputs])
-            np.logical_or(better[outputs], np.isnan(seen, out=nan[outputs]), out=better[outputs])
+            np.not_equal(seen, seen, out=nan[outputs])  # np.isnan writes into some strided arrays wrongly
+            np.logical_or(better[outputs], nan[outputs], out=better[outputs])
             np.copyto(out[outputs], seen, where=better[outputs])
             if index is not None:
                 np.copyto(index[outputs], offset, where=better[outputs])
@@ -336,12 +337,12 @@ class MaxPool2d(Op):
         ceil_mode: bool,
     ) -> Array:
         kernel = _pooling(shapes[0], kernel_size, stride, padding, dilation, ceil_mode)
-        d_input = np.zeros_like(d_out, shape=shapes[0], order="C")
+        d_input = np.zeros_like(d_out, shape=shapes[0], dtype=wide(d_out.dtype), order="C")
         here = np.empty_like(index, dtype=bool)
         for offset, (_, _, outputs, pixels) in enumerate(kernel.walk()):
             np.equal(index, offset, out=here)
             np.add(d_input[pixels], d_out[outputs], out=d_input[pixels], where=here[outputs])
-        return d_input
+        return d_input.astype(d_out.dtype, copy=False)
 
     def flops(self, out: Array, kernel_size: Pair) -> int:
         return prod(_pair("kernel_size", kernel_size, 1)) * out.size
@@ -450,11 +451,12 @@ class Upsample(Op):
         if mode == "nearest":
             blocks = np.reshape(d_out, (n, channels, height, vertical, width, horizontal))
             return np.sum(blocks, axis=(3, 5), dtype=wide(d_out.dtype)).astype(d_out.dtype, copy=False)
-        tall = np.zeros_like(d_out, shape=(n, channels, height * vertical, width), order="C")
+        dtype = wide(d_out.dtype)
+        tall = np.zeros_like(d_out, shape=(n, channels, height * vertical, width), dtype=dtype, order="C")
         _shrink(np.swapaxes(d_out, 2, 3), horizontal, np.swapaxes(tall, 2, 3))
-        d_input = np.zeros_like(d_out, shape=shapes[0], order="C")
+        d_input = np.zeros_like(d_out, shape=shapes[0], dtype=dtype, order="C")
         _shrink(tall, vertical, d_input)
-        return d_input
+        return d_input.astype(d_out.dtype, copy=False)
 
     def flops(self, out: Array, scale_factor: Pair, mode: str) -> int:
         tall = out.size // _pair("scale_factor", scale_factor, 1)[1]

@@ -9,6 +9,7 @@ import numpy as np
 from memback import compiled
 from memback.arrays import Array, is_array
 from memback.op import Op
+from memback.ops.workspace import wide
 from memback.shape_array import ShapeArray
 from memback.tape import Tensor
 
@@ -31,12 +32,13 @@ class Getitem(Op):
         return input[index]
 
     def vjp(self, d_out: Array, index: Any, shapes: list[tuple[int, ...]]) -> Array:
-        d_input = np.zeros_like(d_out, shape=shapes[0])
-        if _picks(index):
-            np.add.at(d_input, index, d_out)
-        else:
+        if not _picks(index):
+            d_input = np.zeros_like(d_out, shape=shapes[0])
             d_input[index] = d_out
-        return d_input
+            return d_input
+        d_input = np.zeros_like(d_out, shape=shapes[0], dtype=wide(d_out.dtype))
+        np.add.at(d_input, index, d_out)
+        return d_input.astype(d_out.dtype, copy=False)
 
     def flops(self) -> int:
         return 0
@@ -78,11 +80,11 @@ class Embedding(Op):
         return np.take(weight, input, axis=0)
 
     def vjp(self, d_out: Array, input: Array, shapes: list[tuple[int, ...]]) -> tuple[None, Array]:
-        d_weight = np.zeros_like(d_out, shape=shapes[1])
+        d_weight = np.zeros_like(d_out, shape=shapes[1], dtype=wide(d_out.dtype))
         check_indices("input", input, shapes[1][0])  # a kernel does not look whether a row is there
         if not compiled.run("add_rows", d_out, input, d_weight):
             _add_rows(d_out, input, d_weight)
-        return None, d_weight
+        return None, d_weight.astype(d_out.dtype, copy=False)
 
     def flops(self) -> int:
         return 0

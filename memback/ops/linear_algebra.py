@@ -10,6 +10,7 @@ import numpy as np
 from memback.arrays import Array
 from memback.op import Op
 from memback.ops.broadcasting import unbroadcast
+from memback.ops.workspace import wide
 
 __all__ = ["linear", "matmul"]
 
@@ -42,7 +43,7 @@ class Linear(Op):
         return (
             d_h,
             np.matmul((h if h.ndim == 2 else _rows(h)).T, flat) if needs.W else None,
-            np.add.reduce(flat, axis=0) if needs.b else None,
+            np.add.reduce(flat, axis=0, dtype=wide(flat.dtype)).astype(flat.dtype, copy=False) if needs.b else None,
         )
 
     def flops(self, h: Array, W: Array, b: Array | None, out: Array) -> int:

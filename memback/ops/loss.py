@@ -9,6 +9,7 @@ import numpy as np
 from memback.arrays import Array
 from memback.op import Op
 from memback.ops.indexing import check_indices
+from memback.ops.workspace import accumulator, average, parts, wide
 
 __all__ = ["binary_cross_entropy_with_logits", "cross_entropy", "mse", "sqerr"]
 
@@ -24,7 +25,9 @@ class Sqerr(Op):
         _same_shape(f, y)
         difference = np.subtract(f, y)
         difference *= difference
-        return np.multiply(np.sum(difference), 0.5)
+        dtype = accumulator(difference.dtype)
+        half = np.multiply(np.sum(difference, dtype=dtype), 0.5)
+        return half if dtype is None else half.astype(difference.dtype)
 
     def vjp(self, d_out: Array, needs: Any, f: Array, y: Array) -> tuple[Array | None, Array | None]:
         d_f = np.subtract(f, y)
@@ -50,11 +53,11 @@ class Mse(Op):
         _same_shape(input, target)
         difference = np.subtract(input, target)
         difference *= difference
-        return cast(Array, np.mean(difference))
+        return cast(Array, average(difference))
 
     def vjp(self, d_out: Array, needs: Any, input: Array, target: Array) -> tuple[Array | None, Array | None]:
         d_input = np.subtract(input, target)
-        d_input *= np.multiply(d_out, 2 / max(1, input.size))
+        d_input *= np.multiply(d_out, 2 / max(1, input.size), dtype=wide(d_out.dtype))
         return (d_input if needs.input else None), (np.negative(d_input) if needs.target else None)
 
     def flops(self, input: Array) -> int:
@@ -95,19 +98,15 @@ class CrossEntropy(Op):
         valid = np.not_equal(target, ignore_index)
         classes = np.multiply(target, valid)
         check_indices("target", classes, input.shape[axis])
-        probabilities = np.subtract(input, np.max(input, axis=axis, keepdims=True))
         picked = np.expand_dims(classes, axis)
-        chosen = np.take_along_axis(probabilities, picked, axis)
-        np.exp(probabilities, out=probabilities)
-        total = np.sum(probabilities, axis=axis, keepdims=True)
-        np.divide(probabilities, total, out=probabilities)
-        np.log(total, out=total)
-        losses = np.subtract(total, chosen, out=total)
+        if wide(input.dtype) == input.dtype:
+            probabilities, losses = _softmax_and_losses(input, picked, axis)
+        else:
+            probabilities, losses = _in_parts(input, picked, axis)
         np.multiply(losses, np.expand_dims(valid, axis), out=losses)
-        counted = (
-            np.maximum(np.sum(valid), 1).astype(input.dtype) if reduction == "mean" else np.ones_like(input, shape=())
-        )
-        return np.divide(np.sum(losses), counted), probabilities, counted
+        count = np.maximum(np.sum(valid), 1) if reduction == "mean" else np.ones_like(input, shape=())
+        counted = count.astype(losses.dtype)
+        return np.divide(np.sum(losses), counted).astype(input.dtype, copy=False), probabilities, counted
 
     def vjp(
         self, d_out: Array, probabilities: Array, target: Array, counted: Array, ignore_index: int
@@ -119,11 +118,33 @@ class CrossEntropy(Op):
         at_target = np.take_along_axis(probabilities, picked, axis)
         np.subtract(at_target, 1, out=at_target)
         np.put_along_axis(d_input, picked, at_target, axis)
-        scale = np.multiply(np.expand_dims(valid, axis), np.divide(d_out, counted), dtype=d_input.dtype)
+        scale = np.multiply(np.expand_dims(valid, axis), np.divide(d_out, counted), dtype=wide(d_input.dtype))
         return np.multiply(d_input, scale, out=d_input), None
 
     def flops(self, input: Array) -> int:
         return 5 * input.size
+
+
+def _softmax_and_losses(x: Array, picked: Array, axis: int) -> tuple[Array, Array]:
+    """softmax(x) along ``axis``, and -log of what is ``picked`` of it, both in the wide type."""
+    probabilities = np.subtract(x, np.max(x, axis=axis, keepdims=True), dtype=wide(x.dtype))
+    chosen = np.take_along_axis(probabilities, picked, axis)
+    np.exp(probabilities, out=probabilities)
+    total = np.sum(probabilities, axis=axis, keepdims=True)
+    np.divide(probabilities, total, out=probabilities)
+    np.log(total, out=total)
+    return probabilities, np.subtract(total, chosen, out=total)
+
+
+def _in_parts(x: Array, picked: Array, axis: int) -> tuple[Array, Array]:
+    """The same of a part of a narrow ``x`` at a time, with the softmax rounded to its type."""
+    probabilities = np.empty_like(x)
+    losses = np.empty_like(x, shape=picked.shape, dtype=wide(x.dtype))
+    for part in parts(x) if axis else (...,):
+        made, losses[part] = _softmax_and_losses(x[part], picked[part], axis)
+        np.copyto(probabilities[part], made, casting="same_kind")
+        del made  # before the next part's
+    return probabilities, losses
 
 
 def _class_axis(input: Array, target: Array) -> int:
@@ -156,11 +177,11 @@ class BinaryCrossEntropyWithLogits(Op):
         np.log1p(losses, out=losses)
         np.add(losses, np.maximum(input, 0), out=losses)
         np.subtract(losses, np.multiply(input, target), out=losses)
-        return cast(Array, np.mean(losses))
+        return cast(Array, average(losses))
 
     def vjp(self, d_out: Array, needs: Any, input: Array, target: Array) -> tuple[Array | None, Array | None]:
-        scale = np.divide(d_out, max(1, input.size))
-        d_target = np.multiply(input, np.negative(scale)) if needs.target else None
+        scale = np.divide(d_out, max(1, input.size), dtype=wide(d_out.dtype))
+        d_target = np.multiply(input, np.negative(scale), out=np.empty_like(input)) if needs.target else None
         if not needs.input:
             return None, d_target
         d_input = np.multiply(input, 0.5, out=np.empty_like(input))  # sigma(x) = (1 + tanh(x/2)) / 2 does not overflow

@@ -1,4 +1,7 @@
-"""Sums, means and extremes over dimensions, with PyTorch's ``dim`` and ``keepdim``."""
+"""Sums, means and extremes over dimensions, with PyTorch's ``dim`` and ``keepdim``.
+
+Sums of float16 and bfloat16 are accumulated in float32 and rounded once, here and in every op.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import numpy as np
 
 from memback.arrays import Array
 from memback.op import Op
-from memback.ops.workspace import wide
+from memback.ops.workspace import average, wide
 
 __all__ = ["max", "mean", "sum", "var"]
 
@@ -42,14 +45,15 @@ def _count(shape: tuple[int, ...], dim: Dim) -> int:
 
 
 class Sum(_Reduction):
-    """Sum over ``dim`` (all by default). Keeps nothing."""
+    """Sum over ``dim`` (all by default), in the input's dtype. Keeps nothing."""
 
     name = "sum"
     source = "d(sum x)/dx_i = 1"
     saves = {"input": ()}
 
     def forward(self, input: Array, dim: Dim = None, keepdim: bool = False) -> Array:
-        return np.sum(input, axis=_axes(dim, input.ndim), keepdims=keepdim, dtype=input.dtype)
+        total = np.sum(input, axis=_axes(dim, input.ndim), keepdims=keepdim, dtype=wide(input.dtype))
+        return total.astype(input.dtype, copy=False)
 
     def vjp(self, d_out: Array, shapes: list[tuple[int, ...]], dim: Dim) -> Array:
         return _stretch(d_out, shapes[0], dim)
@@ -63,10 +67,11 @@ class Mean(_Reduction):
     saves = {"input": ()}
 
     def forward(self, input: Array, dim: Dim = None, keepdim: bool = False) -> Array:
-        return np.mean(input, axis=_axes(dim, input.ndim), keepdims=keepdim)
+        return average(input, _axes(dim, input.ndim), keepdim)
 
     def vjp(self, d_out: Array, shapes: list[tuple[int, ...]], dim: Dim) -> Array:
-        return _stretch(np.divide(d_out, _count(shapes[0], dim)), shapes[0], dim)
+        share = np.divide(d_out, _count(shapes[0], dim), dtype=wide(d_out.dtype))  # float16 counts to 65,504
+        return _stretch(share.astype(d_out.dtype, copy=False), shapes[0], dim)
 
 
 class Var(_Reduction):

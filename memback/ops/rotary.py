@@ -37,8 +37,8 @@ class Rotary(Op):
 
 def _rotate(x: Array, base: float, offset: int, backwards: bool) -> Array:
     length, half = x.shape[-2], x.shape[-1] // 2
-    positions = np.arange(offset, offset + length, dtype=np.float64)
-    frequencies = np.power(float(base), np.arange(half) / -half)
+    positions = np.arange(offset, offset + length, dtype=np.float64, like=x)
+    frequencies = np.power(float(base), np.arange(half, like=x) / -half)
     angles = np.empty_like(x, shape=(length, half), dtype=np.float64, order="C")
     np.multiply(positions[:, None], -frequencies if backwards else frequencies, out=angles)
     cosines, sines = (np.empty_like(angles, dtype=wide(x.dtype)) for _ in range(2))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from memback import compiled
 from memback.arrays import Array
 from memback.op import Op
 from memback.ops.row_sums import row_dot, row_sum
-from memback.ops.workspace import parts
+from memback.ops.workspace import in_wide_parts, parts, wide
 
 __all__ = ["attention_softmax", "log_softmax", "softmax"]
 
@@ -24,20 +26,28 @@ class Softmax(Op):
     saves = {"input": ("out",)}
 
     def forward(self, input: Array, dim: int = -1) -> Array:
-        out = np.empty_like(input)
-        if _is_last(dim, input) and compiled.run("softmax", input, 1.0, 0, out):
-            return out
-        np.subtract(input, np.max(input, axis=dim, keepdims=True), out=out)
-        return _normalise(out, dim)
+        return in_wide_parts(partial(_softmax, dim), dim, input)
 
     def vjp(self, d_out: Array, out: Array, dim: int) -> Array:
-        d_input = np.empty_like(d_out)
-        if _is_last(dim, out) and compiled.run("softmax_gradient", d_out, out, 1.0, d_input):
-            return d_input
-        return _pull_back(d_out, out, dim, d_input)
+        return in_wide_parts(partial(_softmax_gradient, dim), dim, d_out, out)
 
     def flops(self, input: Array) -> int:
         return 5 * input.size
+
+
+def _softmax(dim: int, x: Array) -> Array:
+    out = np.empty_like(x, dtype=wide(x.dtype))
+    if _is_last(dim, x) and compiled.run("softmax", x, 1.0, 0, out):
+        return out
+    np.subtract(x, np.max(x, axis=dim, keepdims=True), out=out, dtype=out.dtype)
+    return _normalise(out, dim)
+
+
+def _softmax_gradient(dim: int, d_out: Array, out: Array) -> Array:
+    d_input = np.empty_like(d_out, dtype=wide(d_out.dtype))
+    if _is_last(dim, out) and compiled.run("softmax_gradient", d_out, out, 1.0, d_input):
+        return d_input
+    return _pull_back(d_out, out, dim, d_input)
 
 
 def _normalise(shifted: Array, dim: int) -> Array:
@@ -55,7 +65,7 @@ def _pull_back(d_out: Array, out: Array, dim: int, d_input: Array) -> Array:
     if _is_last(dim, out):
         inner = row_dot(d_out, out)
     else:
-        inner = np.sum(np.multiply(d_out, out, out=d_input), axis=dim, keepdims=True)
+        inner = np.sum(np.multiply(d_out, out, out=d_input, dtype=d_input.dtype), axis=dim, keepdims=True)
     np.subtract(d_out, inner, out=d_input)
     return np.multiply(d_input, out, out=d_input)
 
@@ -76,11 +86,13 @@ class AttentionSoftmax(Op):
             return out
         highest = _highest(input) if is_causal else None
         for part in parts(input):
-            p = np.multiply(input[part], scale, out=out[part])
+            p = _room(out[part])
+            np.multiply(input[part], scale, out=p, dtype=p.dtype)
             if highest is not None:
                 np.fmin(p, highest[part], out=p)
             np.subtract(p, np.max(p, axis=-1, keepdims=True), out=p)
-            _normalise(p, -1)
+            _store(_normalise(p, -1), out[part])
+            del p  # before the next part's
         return out
 
     def vjp(self, d_out: Array, out: Array, scale: float) -> Array:
@@ -88,19 +100,33 @@ class AttentionSoftmax(Op):
         if compiled.run("softmax_gradient", d_out, out, scale, d_input):
             return d_input
         for part in parts(d_out):
-            d_scores = _pull_back(d_out[part], out[part], -1, d_input[part])
-            np.multiply(d_scores, scale, out=d_scores)
+            d_scores = _pull_back(d_out[part], out[part], -1, _room(d_input[part]))
+            _store(np.multiply(d_scores, scale, out=d_scores), d_input[part])
+            del d_scores
         return d_input
 
     def flops(self, input: Array) -> int:
         return 6 * input.size
 
 
+def _room(out: Array) -> Array:
+    """Where to calculate what belongs into ``out``: there, or in an array of the wide type."""
+    return out if out.dtype == wide(out.dtype) else np.empty_like(out, dtype=wide(out.dtype))
+
+
+def _store(made: Array, out: Array) -> None:
+    """Round what was calculated in :func:`_room`."""
+    if made.dtype != out.dtype:
+        np.copyto(out, made, casting="same_kind")
+
+
 def _highest(scores: Array) -> Array:
     """What each score may be at most: -inf where the key comes after the query, and inf where it does not."""
     rows, columns = scores.shape[-2:]
     highest = np.full_like(scores, np.inf, shape=(rows, columns))
-    later = np.greater(np.arange(columns), np.arange(rows)[:, None], out=np.empty_like(highest, dtype=bool))
+    keys, queries = np.arange(columns, like=scores), np.arange(rows, like=scores)
+    later = np.greater(keys, queries[:, None], out=np.empty_like(highest, dtype=bool))
+    del keys, queries
     np.copyto(highest, -np.inf, where=later)
     return np.broadcast_to(highest, scores.shape)
 
@@ -116,19 +142,27 @@ class LogSoftmax(Op):
     saves = {"input": ("out",)}
 
     def forward(self, input: Array, dim: int = -1) -> Array:
-        out = np.subtract(input, np.max(input, axis=dim, keepdims=True))
-        powers = np.exp(out)
-        total = np.sum(powers, axis=dim, keepdims=True)
-        return np.subtract(out, np.log(total), out=out)
+        return in_wide_parts(partial(_log_softmax, dim), dim, input)
 
     def vjp(self, d_out: Array, out: Array, dim: int) -> Array:
-        total = np.sum(d_out, axis=dim, keepdims=True)
-        d_input = np.exp(out)
-        np.multiply(d_input, total, out=d_input)
-        return np.subtract(d_out, d_input, out=d_input)
+        return in_wide_parts(partial(_log_softmax_gradient, dim), dim, d_out, out)
 
     def flops(self, input: Array) -> int:
         return 5 * input.size
+
+
+def _log_softmax(dim: int, x: Array) -> Array:
+    out = np.subtract(x, np.max(x, axis=dim, keepdims=True), dtype=wide(x.dtype))
+    powers = np.exp(out)
+    total = np.sum(powers, axis=dim, keepdims=True)
+    return np.subtract(out, np.log(total), out=out)
+
+
+def _log_softmax_gradient(dim: int, d_out: Array, out: Array) -> Array:
+    total = np.sum(d_out, axis=dim, keepdims=True, dtype=wide(d_out.dtype))
+    d_input = np.exp(out, dtype=wide(out.dtype))
+    np.multiply(d_input, total, out=d_input)
+    return np.subtract(d_out, d_input, out=d_input)
 
 
 attention_softmax = AttentionSoftmax()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from memback.shape_array import ShapeArray
 
-__all__ = ["PIECE", "parts", "pieces", "slices", "wide"]
+__all__ = ["PIECE", "accumulator", "average", "in_wide_parts", "parts", "pieces", "slices", "wide"]
 
 T = TypeVar("T")
 
@@ -20,7 +20,19 @@ PIECE = 2**16
 
 def wide(dtype: Any) -> Any:
     """The type in which sums of ``dtype`` are accumulated: float32 for float16 and bfloat16, otherwise itself."""
-    return np.dtype(np.float32) if dtype.itemsize < 4 else dtype
+    return np.dtype(np.float32) if dtype.itemsize < 4 and dtype.kind in "fV" else dtype
+
+
+def accumulator(dtype: Any) -> Any:
+    """The ``dtype`` to tell NumPy's sums and means: the wide type for a narrow one, else None, which is its own."""
+    return None if wide(dtype) == dtype else wide(dtype)
+
+
+def average(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+    """The mean in the dtype of ``x`` (float64 for integers), accumulated in a wide type and rounded once."""
+    dtype = accumulator(x.dtype)
+    mean = np.mean(x, axis=axis, keepdims=keepdims, dtype=dtype)
+    return mean if dtype is None else mean.astype(x.dtype)
 
 
 def slices(n: int, step: int) -> Iterator[slice]:
@@ -42,3 +54,17 @@ def parts(x: Any) -> Iterator[Any]:
         return iter((...,))
     length = x.shape[0]
     return pieces(slices(length, max(1, PIECE * length // x.size)), like=x)
+
+
+def in_wide_parts(function: Callable[..., Any], dim: int, *arrays: Any) -> Any:
+    """``function`` of arrays of one shape, which works along ``dim`` and gives such an array in the wide type.
+
+    Where the arrays' own type is narrow it sees a part of them at a time, and what it gives is rounded to that type.
+    """
+    x = arrays[0]
+    if wide(x.dtype) == x.dtype:
+        return function(*arrays)
+    out = np.empty_like(x)
+    for part in parts(x) if dim % x.ndim else (...,):
+        np.copyto(out[part], function(*[array[part] for array in arrays]), casting="same_kind")
+    return out

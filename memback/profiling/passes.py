@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
-from memback.arrays import root
+from memback.arrays import argument_like, root
 from memback.dry import dry_run
 from memback.errors import MembackError, UsageError
 from memback.ledger import Interval, Ledger, peak_of
@@ -263,20 +263,13 @@ def _give_back_free_memory() -> None:
 # -- arguments without memory
 
 
-def stand_in(array: Any) -> ShapeArray:
-    """An array of the same shape and dtype without memory, which counts nowhere: it stands for an argument."""
-    if isinstance(array, ShapeArray):
-        return array
-    return ShapeArray.argument(array.shape, array.dtype)
-
-
 @contextmanager
 def dry_arguments(module: Module | None, optimizer: Optimizer | None = None) -> Iterator[None]:
     """In the block, parameters, buffers and optimiser state hold no memory, and neither does what an op is given.
 
     So it is for this thread; others go on with the real ones.
     """
-    with stand_ins(module, optimizer, stand_in), dry_run():
+    with stand_ins(module, optimizer, argument_like), dry_run():
         yield
 
 

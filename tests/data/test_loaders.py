@@ -139,6 +139,15 @@ def test_an_archive_is_split_or_brings_its_own_test_samples(tmp_path: Path) -> N
     assert two.y_test.tolist() == [0, 1, 2]
 
 
+def test_samples_of_an_archive_lie_one_after_the_other_however_they_were_saved(tmp_path: Path) -> None:
+    x = np.asfortranarray(np.arange(240.0).reshape(10, 4, 6))
+    np.savez(tmp_path / "columns.npz", x=x, y=np.arange(20)[::2])
+    data = REGISTRY["npz"]("float64", path=str(tmp_path / "columns.npz"))
+    batch, _ = data.batch(3, 0, 0)
+    assert batch.flags.c_contiguous
+    assert sorted(data.x_train.ravel()) == sorted(x[[i for i in range(10) if i not in (4, 9)]].ravel())
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [

@@ -196,3 +196,51 @@ def test_what_is_linear_keeps_nothing(op):
 def test_a_wrong_call_names_value_and_remedy(call, message):
     with pytest.raises(OpError, match=message):
         call(np.zeros((1, 4, 6, 6)))
+
+
+# -- pooling of small maps, where the windows of an offset may leave one row or column
+
+SIDES = [(h, w) for h in range(1, 6) for w in range(1, 6)]
+WINDOWS = [(k, s, p, d) for k in range(1, 6) for s in range(1, 4) for p in range(k // 2 + 1) for d in (1, 2)]
+
+
+def windows_of(x, kernel, stride, padding, dilation, outside):
+    """The pixels that each output sees, (N, C, rows, columns, kernel, kernel); ``outside`` is what padding holds."""
+    reach = dilation * (kernel - 1) + 1
+    padded = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)), constant_values=outside)
+    if min(padded.shape[2:]) < reach:
+        return None
+    seen = np.lib.stride_tricks.sliding_window_view(padded, (reach, reach), axis=(2, 3))
+    return seen[:, :, ::stride, ::stride, ::dilation, ::dilation]
+
+
+@pytest.mark.parametrize("layout", ["rows", "channels last"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("window", WINDOWS, ids=lambda window: "k{} s{} p{} d{}".format(*window))
+def test_max_pool_of_every_small_map_is_the_maximum_in_its_definition(window, dtype, layout, rng):
+    """Numbers and gradients; every third map has a NaN, which is largest."""
+    for side in SIDES:
+        x = rng.normal(size=(12, 3, *side)).astype(dtype)
+        x[::3, 1, side[0] // 2, side[1] // 2] = np.nan
+        windows = windows_of(x, *window, -np.inf)
+        if windows is None:
+            continue
+        x = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) if layout == "channels last" else x
+        np.testing.assert_array_equal(max_pool2d(x, *window), windows.max((4, 5)))
+        d_out = rng.integers(1, 9, windows.shape[:4]).astype(dtype)
+        where = windows.reshape(*windows.shape[:4], -1).argmax(-1)
+        expected = np.zeros((12, 3, side[0] + 2 * window[2], side[1] + 2 * window[2]), dtype)
+        n, c, row, column = np.indices(where.shape)
+        rows = row * window[1] + where // window[0] * window[3]
+        np.add.at(expected, (n, c, rows, column * window[1] + where % window[0] * window[3]), d_out)
+        inner = (..., slice(window[2], window[2] + side[0]), slice(window[2], window[2] + side[1]))
+        np.testing.assert_array_equal(max_pool2d.backward(d_out, x, *window), expected[inner])
+
+
+@pytest.mark.parametrize("window", [w for w in WINDOWS if w[3] == 1], ids=lambda window: "k{} s{} p{}".format(*window))
+def test_average_pool_of_every_small_map_is_the_average_in_its_definition(window, rng):
+    for side in SIDES:
+        x = rng.normal(size=(4, 3, *side))
+        windows = windows_of(x, *window, 0)
+        if windows is not None:
+            np.testing.assert_allclose(avg_pool2d(x, *window[:3]), windows.mean((4, 5)), atol=1e-14)
