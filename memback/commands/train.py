@@ -72,6 +72,7 @@ def command(
     """
     from memback.allocator import keep_freed_memory
     from memback.errors import UsageError
+    from memback.files import check_target
     from memback.profiling.training import Training
     from memback.profiling.workload import Workload
 
@@ -79,8 +80,8 @@ def command(
         raise UsageError(f"profile {profile.name} is too large to be run, it can only be predicted: memback profile")
     if save_every is not None and save is None:
         raise UsageError("--save-every needs --save FILE, where to write")
-    if save is not None and save != resume:
-        output.check(save)
+    if save is not None:
+        check_target(save, overwrite=output.force or save == resume)
     if micro_batches > 1 and (budget is not None or plan_file is not None):
         raise UsageError("a plan is made for whole batches: leave out --micro-batches, or give a --policy instead")
     again = recomputation(profile, policy, budget, plan_file)

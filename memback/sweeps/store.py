@@ -212,6 +212,8 @@ class Store:
         for file in files:
             _require(file)
             check_target(file, overwrite=True)
+        if self._journal is not None:
+            check_target(self._journal, overwrite=True)
         if resume and files:
             self._resume()
         elif not force:
