@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
+from memback.commands.console import make_console, plain
 from memback.commands.options import Output
 from memback.errors import UsageError
 
@@ -109,7 +110,6 @@ def progress_bar(output: Output, counted: bool = False) -> Iterator[Callable[[st
 
     Where things are ``counted`` it shows how many are done, how many a second, and the time that is left.
     """
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -120,8 +120,8 @@ def progress_bar(output: Output, counted: bool = False) -> Iterator[Callable[[st
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True, quiet=output.quiet)
-    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
+    console = make_console(quiet=output.quiet, stderr=True)
+    columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn()]
     if counted:
         columns += [MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("left,")]
     columns += [TimeElapsedColumn()]
@@ -130,7 +130,7 @@ def progress_bar(output: Output, counted: bool = False) -> Iterator[Callable[[st
     began = time.monotonic()
 
     def tell(what: str, done: int, total: int) -> None:
-        bar.update(task, description=what, completed=done, total=total)
+        bar.update(task, description=plain(what).plain, completed=done, total=total)
         if counted and (speed := bar.tasks[0].speed):
             bar.update(task, rate=f"{speed:.1f}/s")
         if time.monotonic() - began > 1 and not bar.live.is_started:

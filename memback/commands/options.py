@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
-from rich.console import Console
 
+from memback.commands.console import make_console, say
 from memback.errors import MembackError
 from memback.files import check_target, write_atomically
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
     from memback.profiling.report import Report
 
 __all__ = ["Output", "output_options", "report_options"]
+
+_CONTROL = re.compile("[\x7f-\x9f]")
+"""Control characters that JSON leaves as they are."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,15 @@ class Output:
     @functools.cached_property
     def console(self) -> Console:
         """For tables and text; silent where ``--quiet`` or ``--json -`` ask for it."""
-        return Console(quiet=self.quiet or self.to_stdout)
+        return make_console(quiet=self.quiet or self.to_stdout)
+
+    def say(self, *parts: str | Text, style: str = "", wrap: bool = True) -> None:
+        """Print a sentence, as :func:`memback.commands.console.say`."""
+        say(self.console, *parts, style=style, wrap=wrap)
+
+    def say_written(self, file: str, done: str = "Wrote") -> None:
+        """Say that a file has been written."""
+        self.say(f"{done} {file}", wrap=False)
 
     def check(self, *files: str) -> None:
         """Refuse files that could not be written, before the work begins.
@@ -64,6 +79,7 @@ class Output:
         if self.json is None:
             return
         text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        text = _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
         if self.to_stdout:
             click.echo(text, nl=False)
         else:
@@ -111,7 +127,7 @@ def report_options(function: Callable[..., Report | None]) -> Callable[..., Any]
         _show(report, layers, output)
         for file in files:
             report.save(file, output.force)
-            output.console.print(f"Wrote {file}", highlight=False, soft_wrap=True)
+            output.say_written(file)
         output.write_json(report.to_dict())
         if report.distributed is not None and (warnings := tables.warnings(report)):
             raise MembackError("\n  ".join(["there are not all reports of all ranks", *warnings]))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import rich_click as click
 
+from memback.commands.console import make_console, say
 from memback.commands.inputs import progress_bar
 from memback.commands.options import Output, report_options
 from memback.commands.torch_plans import Again, again_options
@@ -168,8 +169,6 @@ def _explained(factory: str) -> Iterator[None]:
 @contextmanager
 def _notes(output: Output) -> Iterator[None]:
     """Show warnings of dry runs in the block as notes, on standard error."""
-    from rich.console import Console
-
     from memback.bridges.torch import DryRunWarning
 
     with warnings.catch_warnings():
@@ -178,7 +177,7 @@ def _notes(output: Output) -> Iterator[None]:
 
         def show(message: Any, category: Any, *rest: Any, **named: Any) -> None:
             if issubclass(category, DryRunWarning):
-                Console(stderr=True, quiet=output.quiet, highlight=False).print(f"Note: {message}", markup=False)
+                say(make_console(quiet=output.quiet, stderr=True), f"Note: {message}")
             else:
                 others(message, category, *rest, **named)
 
