@@ -171,13 +171,14 @@ def test_of_many_that_make_the_same_new_file_one_does(
     target = tmp_path / "report.json"
     barrier = threading.Barrier(8)
     made: list[str] = []
+    refused: list[str] = []
 
     def write(content: str) -> None:
         barrier.wait()
         try:
             write_atomically(target, content)
         except UsageError as error:
-            assert "will not overwrite without --force" in str(error)
+            refused.append(str(error))
         else:
             made.append(content)
 
@@ -187,6 +188,8 @@ def test_of_many_that_make_the_same_new_file_one_does(
     for thread in threads:
         thread.join()
     assert made == [target.read_text()]
+    assert len(refused) == 7
+    assert all("will not overwrite without --force" in message for message in refused)
     assert names(tmp_path) == ["report.json"]
 
 

@@ -12,7 +12,7 @@ import rich_click as click
 
 from memback.commands.console import make_console, plain
 from memback.commands.options import Output
-from memback.errors import UsageError
+from memback.errors import UsageError, shorten
 
 if TYPE_CHECKING:
     from memback.plans.model import ModelPlan, Planning
@@ -100,7 +100,7 @@ def recomputation(
 def _split(setting: str) -> tuple[str, str]:
     key, equals, value = setting.partition("=")
     if not equals or not key:
-        raise UsageError(f"--set {setting!r} is no KEY=VALUE; write it as --set model.width=128")
+        raise UsageError(f"--set {shorten(repr(setting))} is no KEY=VALUE; write it as --set model.width=128")
     return key.strip(), value.strip()
 
 
