@@ -19,7 +19,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.lib.stride_tricks import as_strided
 
-from memback.errors import MembackError
+from memback.errors import MembackError, UsageError, shorten
 
 __all__ = [
     "DryMemory",
@@ -40,6 +40,18 @@ class UnsupportedError(NoValuesError, AttributeError):
     """An attribute that real arrays have, and arrays without memory have not."""
 
 
+_MOST = 2**60
+"""Bytes at once: more than any memory has, and few enough for sums of some in 64 bits."""
+
+_MOST_OF_ONE = 2**56
+
+
+def _too_large(what: str, size: int) -> UsageError:
+    return UsageError(
+        f"{what} would take {shorten(f'{size:,}', 60)} B, more than any memory has: make the sizes smaller"
+    )
+
+
 class DryMemory:
     """Bytes of the live root buffers that a thread has made without memory, and their highest sum."""
 
@@ -53,6 +65,8 @@ class DryMemory:
         """``count`` bytes come to life."""
         self.live += count
         if self.live > self.peak:
+            if self.live > _MOST:
+                raise _too_large("all arrays together", self.live)
             self.peak = self.live
 
     def free(self, count: int) -> None:
@@ -138,6 +152,8 @@ class ShapeArray(NDArrayOperatorsMixin):
         self.strides, self.size = _rows(self.shape, self.dtype.itemsize)
         self.nbytes = self.size * self.dtype.itemsize
         self.contiguous = True
+        if self.nbytes > _MOST_OF_ONE:
+            raise _too_large(f"an array of shape {shorten(self.shape)}", self.nbytes)
 
     @classmethod
     def argument(cls, shape: int | Sequence[int], dtype: Any = "float32") -> ShapeArray:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
+from msgspec import Meta
 
 from memback import nn, ops
 from memback.tape import Tensor
 
-__all__ = ["Classifier", "activation_of"]
+__all__ = ["Classifier", "Depth", "activation_of"]
+
+Depth: TypeAlias = Annotated[int, Meta(le=10_000)]
+"""A number of layers, which are made one by one."""
 
 
 class Classifier(nn.Module):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
-from memback.errors import UsageError
-from memback.files import write_atomically
+from memback.errors import UsageError, shorten
+from memback.files import read_regular, write_atomically
 
 __all__ = ["SavedPlan", "check_parameters"]
 
@@ -49,9 +48,9 @@ class SavedPlan(ABC):
             UsageError: there is no such file, or it is no plan.
         """
         try:
-            text = Path(path).read_bytes()
+            text = read_regular(path)
         except OSError as error:
-            raise UsageError(f"{path} can't be read: {error.strerror}") from None
+            raise UsageError(f"{shorten(path)} can't be read: {error.strerror}") from None
         try:
             data = msgspec.json.decode(text)
         except msgspec.DecodeError as error:

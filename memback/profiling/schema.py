@@ -162,7 +162,7 @@ def _describe(node: Any) -> str:
         case types.BoolType():
             return "true or false"
         case types.StrType():
-            return "text"
+            return "text" if node.max_length is None else f"text of at most {node.max_length} characters"
         case types.LiteralType():
             return "one of " + ", ".join(repr(value) for value in node.values)
         case types.UnionType():

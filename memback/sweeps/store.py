@@ -20,8 +20,8 @@ import msgspec
 
 from memback._version import __version__
 from memback.errors import UsageError
-from memback.files import check_target, explained, write_atomically
-from memback.reports.tables import printable
+from memback.files import check_target, explained, read_regular, write_atomically
+from memback.reports.tables import cell_text, text_of_cell
 from memback.sweeps.grid import Grid, Point, settings_text
 from memback.sweeps.point import Arguments, Figures, Planned, Row
 
@@ -107,16 +107,28 @@ def _to_csv(rows: Sequence[Row], grid: Grid) -> bytes:
 def _cell(value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return printable(value) if isinstance(value, str) else value
+    return cell_text(value) if isinstance(value, str) else value
 
 
 def _from_csv(path: Path) -> tuple[Sequence[str], list[dict[str, Any]]]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            return reader.fieldnames or (), list(reader)
+        reader = csv.DictReader(io.StringIO(_read(path).decode(), newline=""), restkey="")
+        names = reader.fieldnames or ()
+        return names, [{name: text_of_cell(row[name] or "") for name in names} for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} can't be read as CSV: {error}") from None
+
+
+def _read(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        UsageError: it can't be read, or is none that could be a sweep's.
+    """
+    try:
+        return read_regular(path)
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from None
 
 
 def _names(grid: Grid) -> list[str]:
@@ -164,7 +176,7 @@ def _from_parquet(path: Path) -> tuple[Sequence[str], list[dict[str, Any]]]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(pa.BufferReader(_read(path)))
     except pa.ArrowException as error:
         raise UsageError(f"{path} can't be read as Parquet: {error}") from None
     return table.column_names, table.to_pylist()
@@ -318,7 +330,7 @@ class Store:
         assert self._journal is not None
         if not self._journal.exists():
             return []
-        whole, _, _ = self._journal.read_bytes().rpartition(b"\n")
+        whole, _, _ = _read(self._journal).rpartition(b"\n")
         if not whole:
             return []
         try:
