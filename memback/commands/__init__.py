@@ -54,6 +54,9 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and give its exit code: 0 done, 1 failed, 2 wrong request, 130 interrupted."""
+    if _reopen_streams():
+        _complain("Standard output is closed: send it to a file, or to /dev/null if nothing is to be shown")
+        return 1
     if arguments is None:
         arguments = sys.argv[1:]
     try:
@@ -80,10 +83,19 @@ def main(arguments: list[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _reopen_streams() -> bool:
+    """Whether standard output was closed. Closed streams lead nowhere then, not into the next file that is opened."""
+    closed = sys.stdout is None
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - it stays open
+    return closed
+
+
 def _complain(message: str, context: click.Context | None = None) -> None:
     from rich.console import Console
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
     console.print(f"Error: {message}", style="red", markup=False)
     if context is not None:
         console.print(f"Try: {context.command_path} --help", markup=False)

@@ -149,3 +149,17 @@ def test_module_and_script_are_the_same_command(way: list[str]) -> None:
         [sys.executable, *way, "--version"], capture_output=True, text=True, env=environment, check=True
     )
     assert result.stdout == f"memback, version {__version__}\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes a descriptor as a POSIX shell does")
+@pytest.mark.parametrize("closed", [(1,), (1, 2), (2,)])
+def test_a_closed_stream_is_said_or_leads_nowhere(closed: tuple[int, ...]) -> None:
+    code = "import sys; from memback.commands import main; sys.exit(main(['list']))"
+    shell = f'exec {sys.executable} -c "$0" ' + " ".join(f"{number}>&-" for number in closed)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(["sh", "-c", shell, code], capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == (1 if 1 in closed else 0)
+    if closed == (1,):
+        assert result.stderr == (
+            "Error: Standard output is closed: send it to a file, or to /dev/null if nothing is to be shown\n"
+        )

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
-from memback.errors import UsageError
+from memback.errors import UsageError, shorten
 
 __all__ = ["Input", "dtype_named", "parse_inputs"]
 
 _SPEC = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?", re.ASCII)
 _MOST = 2**63 - 1
+_DIGITS = 19
 
 
 @dataclass(frozen=True)
@@ -31,18 +33,22 @@ class Input:
         Raises:
             UsageError: it is no such thing, or there is no such dtype.
         """
+        shown = shorten(repr(text))
         match = _SPEC.fullmatch(text.strip())
         if match is None:
             raise UsageError(
-                f"input {text!r} is no shape; write it as 8x3x224x224, 8x1024:int64 or, by name, mask=8x1024:bool"
+                f"input {shown} is no shape; write it as 8x3x224x224, 8x1024:int64 or, by name, mask=8x1024:bool"
             )
-        shape = tuple(map(int, match["shape"].split("x")))
-        size = 1
-        for length in shape:
-            size *= length
-        if size > _MOST:
-            raise UsageError(f"input {text!r} has more than 2**63 - 1 elements")
-        return cls(match["name"], shape, dtype_named(match["dtype"] or "float32"))
+        lengths = match["shape"].split("x")
+        dtype = dtype_named(match["dtype"] or "float32")
+        if max(map(len, lengths)) > _DIGITS or math.prod(map(int, lengths)) * dtype.itemsize > _MOST:
+            raise UsageError(f"input {shown} has more than 2**63 - 1 bytes")
+        return cls(match["name"], tuple(map(int, lengths)), dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def make(self, device: torch.device) -> torch.Tensor:
         """The tensor: floating-point numbers are drawn from a normal distribution, all others are zeros.
@@ -69,7 +75,7 @@ def parse_inputs(texts: Iterable[str]) -> list[Input]:
     names = [one.name for one in inputs if one.name is not None]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UsageError(f"input {twice!r} is given twice")
+        raise UsageError(f"input {shorten(repr(twice))} is given twice")
     return inputs
 
 
@@ -81,5 +87,7 @@ def dtype_named(name: str) -> torch.dtype:
     """
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype):
-        raise UsageError(f"there is no dtype {name!r} in PyTorch; there are float32, bfloat16, int64, bool and others")
+        raise UsageError(
+            f"there is no dtype {shorten(repr(name))} in PyTorch; there are float32, bfloat16, int64, bool and others"
+        )
     return found

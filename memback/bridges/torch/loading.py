@@ -18,8 +18,10 @@ from torch.utils._pytree import tree_map
 
 from memback.bridges.torch.inputs import Input
 from memback.bridges.torch.paths import described
-from memback.errors import MembackError, UsageError
+from memback.errors import MembackError, OutOfMemoryError, UsageError, shorten
+from memback.profiling.guard import available_memory
 from memback.profiling.schema import choose
+from memback.units import format_bytes_short
 
 __all__ = ["Loaded", "device_named", "find", "load"]
 
@@ -42,7 +44,7 @@ def find(reference: str) -> Any:
     """
     place, colon, name = reference.partition(":")
     if not (colon and place and name):
-        raise UsageError(f"{reference!r} names nothing; write it as package.module:name")
+        raise UsageError(f"{shorten(repr(reference))} names nothing; write it as package.module:name")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -74,6 +76,7 @@ def load(reference: str, inputs: Sequence[Input], device: torch.device | None = 
 
     Raises:
         UsageError: as :func:`find`; or the factory gives something else, or inputs are given twice or not at all.
+        OutOfMemoryError: there is not enough memory for the inputs.
         MembackError: the factory fails.
     """
     found = find(reference)
@@ -90,7 +93,13 @@ def load(reference: str, inputs: Sequence[Input], device: torch.device | None = 
             raise UsageError(f"say what {reference} is called with: --input 8x3x224x224, --input 8x1024:int64, ...")
         if device is not None and not dry:
             module = module.to(device)
-        args, kwargs = _made(inputs, device or _device_of(module)) if given is None else _given(given, device)
+        if given is not None:
+            args, kwargs = _given(given, device)
+        else:
+            where = device or _device_of(module)
+            if not dry:
+                _check_space(inputs, where)
+            args, kwargs = _made(inputs, where)
     return Loaded(module, args, kwargs)
 
 
@@ -133,6 +142,26 @@ def _call(reference: str, factory: Any, device: torch.device | None, dry: bool) 
 def _device_of(module: torch.nn.Module) -> torch.device:
     first = next(module.parameters(), None)
     return torch.device("cpu") if first is None else first.device
+
+
+def _check_space(inputs: Sequence[Input], device: torch.device) -> None:
+    """Refuse inputs for which there is no memory, before one is made.
+
+    Raises:
+        OutOfMemoryError: there is less.
+    """
+    size = sum(one.nbytes for one in inputs)
+    if device.type == "cuda":
+        free, limit = torch.cuda.mem_get_info(device)[0], "free memory of the device"
+    else:
+        available = available_memory()
+        free, limit = available.bytes, available.limit
+    if size > free:
+        raise OutOfMemoryError(
+            f"the inputs take {format_bytes_short(size)}, but there are {format_bytes_short(free)}: {limit}. Make"
+            " --input smaller, or predict with --dry",
+            size,
+        )
 
 
 def _made(inputs: Sequence[Input], device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
