@@ -18,6 +18,8 @@ from memback.errors import MembackError, UsageError, shorten
 
 __all__ = ["check_regular", "check_target", "explained", "read_regular", "write_atomically"]
 
+_LEAST_STEP = 2**16
+
 MOST_READ = 2**30
 """Bytes of the largest text file that is read."""
 
@@ -90,11 +92,16 @@ def read_regular(path: str | os.PathLike[str], most: int = MOST_READ) -> bytes:
         UsageError: it is no regular file, or has more than ``most`` bytes.
     """
     check_regular(path)
+    parts, left = [], most + 1
     with Path(path).open("rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
+        # read() takes as much memory as it is asked for, and some files of the system are larger than they say.
+        step = max(os.fstat(file.fileno()).st_size + 1, _LEAST_STEP)
+        while left and (part := file.read(min(left, step))):
+            parts.append(part)
+            left -= len(part)
+    if not left:
         raise UsageError(f"{shorten(path)} has more than {most:,} B: it is none of memback's files")
-    return data
+    return b"".join(parts)
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:

@@ -95,7 +95,10 @@ def _reopen_streams() -> bool:
 def _complain(message: str, context: click.Context | None = None) -> None:
     from rich.console import Console
 
+    from memback.reports.tables import printable
+
     console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-    console.print(f"Error: {message}", style="red", markup=False)
+    lines = "\n".join(map(printable, message.split("\n")))
+    console.print(f"Error: {lines}", style="red", markup=False)
     if context is not None:
         console.print(f"Try: {context.command_path} --help", markup=False)

@@ -53,8 +53,8 @@ class SavedPlan(ABC):
             raise UsageError(f"{shorten(path)} can't be read: {error.strerror}") from None
         try:
             data = msgspec.json.decode(text)
-        except msgspec.DecodeError as error:
-            raise UsageError(f"{path} is no JSON: {error}") from None
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            raise UsageError(f"{path} is no JSON: {shorten(error)}") from None
         try:
             return cls.from_dict(data)
         except UsageError as error:

@@ -187,7 +187,8 @@ def parse_axis(text: str, profile: Profile, others: Sequence[str] = ()) -> Axis:
 
 def _split(text: str) -> list[str]:
     """Parts between commas that are in no bracket and no quotes."""
-    parts, depth, quote = [""], 0, ""
+    parts: list[list[str]] = [[]]
+    depth, quote = 0, ""
     for c in text:
         if quote:
             quote = "" if c == quote else quote
@@ -195,10 +196,10 @@ def _split(text: str) -> list[str]:
             quote = c
         depth += (c in "[{(") - (c in "]})") if not quote else 0
         if c == "," and depth == 0 and not quote:
-            parts.append("")
+            parts.append([])
         else:
-            parts[-1] += c
-    return parts
+            parts[-1].append(c)
+    return ["".join(part) for part in parts]
 
 
 def _value(key: str, text: str, profile: Profile, changing: bool) -> Value:

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from memback._version import __version__
-from memback.errors import UsageError
+from memback.errors import UsageError, shorten
 from memback.files import check_target, explained, read_regular, write_atomically
 from memback.reports.tables import cell_text, text_of_cell
 from memback.sweeps.grid import Grid, Point, settings_text
@@ -116,7 +116,7 @@ def _from_csv(path: Path) -> tuple[Sequence[str], list[dict[str, Any]]]:
         names = reader.fieldnames or ()
         return names, [{name: text_of_cell(row[name] or "") for name in names} for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} can't be read as CSV: {error}") from None
+        raise UsageError(f"{path} can't be read as CSV: {shorten(error)}") from None
 
 
 def _read(path: Path) -> bytes:
@@ -177,8 +177,8 @@ def _from_parquet(path: Path) -> tuple[Sequence[str], list[dict[str, Any]]]:
 
     try:
         table = pq.read_table(pa.BufferReader(_read(path)))
-    except pa.ArrowException as error:
-        raise UsageError(f"{path} can't be read as Parquet: {error}") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UsageError(f"{path} can't be read as Parquet: {shorten(error)}") from None
     return table.column_names, table.to_pylist()
 
 
@@ -323,7 +323,9 @@ class Store:
             try:
                 yield _row({**flat, "point": point.number}, point.settings)
             except msgspec.ValidationError as error:
-                raise UsageError(f"{file}: point {flat['id']} has been changed: {error}; --force starts anew") from None
+                raise UsageError(
+                    f"{file}: point {flat['id']} has been changed: {shorten(error)}; --force starts anew"
+                ) from None
 
     def _from_journal(self, points: Mapping[str, Any]) -> list[Row]:
         """The journal's rows, but for a last one that was cut off. What is appended goes behind the last whole one."""
@@ -335,8 +337,10 @@ class Store:
             return []
         try:
             rows = [msgspec.json.decode(line, type=Row) for line in whole.split(b"\n")[1:]]
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"{self._journal} is no journal of a sweep: {error}; --force starts anew") from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise UsageError(
+                f"{self._journal} is no journal of a sweep: {shorten(error)}; --force starts anew"
+            ) from None
         for row in rows:
             if row.id not in points:
                 raise self._foreign(str(self._journal), row.settings)
