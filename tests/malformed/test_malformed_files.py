@@ -8,9 +8,8 @@ from __future__ import annotations
 import io
 import json
 import random
-import tracemalloc
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import pytest
 
 from memback import commands
 from memback.data import LAYOUTS, REGISTRY
-from memback.errors import UsageError
 from memback.nn.state import read, write
 from memback.plans.model import ModelPlan, Planning
 from memback.policy import Policy
@@ -31,25 +29,12 @@ from memback.profiling.workload import Workload
 from memback.sweeps.grid import parse_axis
 from memback.sweeps.store import Store
 from memback.units import parse_bytes
+from tests.malformed.judge import LONGEST, hold, numbered, refusal
 from tests.malformed.mutations import as_json, changed_bytes, changed_values, texts
 from tests.reports import sample
 from tests.sweeps.small import grid, rows_of
 
-LONGEST = 1500
-"""Characters of a message."""
-
-MOST = 48 * 2**20
-"""Bytes that reading a small file may take."""
-
-
-def numbered(few: int, more: int = 2000) -> Any:
-    """Changes 0 to ``few`` always, and three times ``more`` of them in the tests that take long."""
-    long = [
-        pytest.param(range(start, start + more), marks=pytest.mark.long, id=f"{start}")
-        for start in range(1000, 1000 + 3 * more, more)
-    ]
-    return pytest.mark.parametrize("numbers", [pytest.param(range(few), id="few"), *long])
-
+DIGITS = load("digits")
 
 TOML = """
 name = "small"
@@ -92,38 +77,9 @@ POLICIES = ("every:2", "sqrt", "selective:attention", "match:blocks.*", "none")
 AXES = ("batch=1,2", "policy=none,sqrt", "model.hidden=[4],[8]", "budget=1MiB,2MiB", "dtype=float32", "depth=1,2")
 
 
-def refusal(read: Callable[[], Any]) -> str | None:
-    """What is said against something, or None; anything but a refusal is raised."""
-    tracemalloc.reset_peak()
-    before = tracemalloc.get_traced_memory()[0]
-    said = None
-    try:
-        read()
-    except UsageError as error:
-        said = str(error)
-    assert tracemalloc.get_traced_memory()[1] - before < MOST
-    assert said is None or 0 < len(said) <= LONGEST, f"{said:.500}"
-    return said
-
-
 @pytest.fixture(autouse=True)
-def _traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    tracemalloc.start()
-    yield
-    tracemalloc.stop()
-
-
-def hold(numbers: range, file: Path, change: Callable[[int], bytes], read: Callable[[Path], Any]) -> None:
-    """Each change of a file is read or refused, and some are refused; the folder stays as it is."""
-    messages = []
-    for number in numbers:
-        data = change(number)
-        file.write_bytes(data)
-        messages.append(refusal(lambda: read(file)))
-        assert file.read_bytes() == data
-        assert [path.name for path in file.parent.iterdir()] == [file.name]
-    assert any(messages)
 
 
 # -- what is read, by form; each is a pair of a valid content and its reader
@@ -318,7 +274,7 @@ def test_rows_of_sweeps(kind: str, numbers: range, rows: list[Any], tmp_path: Pa
 
 @numbered(40)
 def test_settings(numbers: range) -> None:
-    profile = load("digits").with_overrides({"data.batch": "2"})
+    profile = DIGITS.with_overrides({"data.batch": "2"})
 
     def change(setting: str) -> None:
         key, _, value = setting.partition("=")
@@ -334,7 +290,7 @@ def test_settings(numbers: range) -> None:
     [
         (parse_bytes, SIZES),
         (Policy.parse, POLICIES),
-        (lambda text: parse_axis(text, load("digits")), AXES),
+        (lambda text: parse_axis(text, DIGITS), AXES),
         (load, ("digits", "a/b.toml", "gpt2-xl")),
     ],
     ids=["sizes", "policies", "axes", "names"],
