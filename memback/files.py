@@ -32,7 +32,7 @@ _REMEDIES = {
     errno.EROFS: "choose a folder on a disk that can be written to",
 }
 
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """What a file system says that knows no second name for a file."""
 
 _PREFIX, _SUFFIX = ".memback-", ".tmp"
@@ -186,7 +186,11 @@ def _rename_to_new(temporary: Path, target: Path) -> None:
             if error.errno not in _NO_LINKS:
                 raise
             os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-            temporary.replace(target)
+            try:
+                temporary.replace(target)
+            except BaseException:
+                target.unlink()
+                raise
     except FileExistsError:
         raise _exists(target) from None
 

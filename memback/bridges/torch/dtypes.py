@@ -55,11 +55,13 @@ def refuse_types(func: Any, args: Any, kwargs: Any) -> None:
         _verdicts[key] = _verdict(func, *tree_unflatten(list(map(_small, leaves)), form))
     verdict = _verdicts[key]
     if verdict is not None:
-        raise verdict.with_traceback(None)
+        raise type(verdict)(*verdict.args)  # a new one, as an exception holds the frames that it went through
 
 
 def _may_be_asked(func: Any) -> bool:
     """Whether an op can be run on any values: some of a backward, say, lead it outside of memory."""
+    if not isinstance(func, torch._ops.OpOverload):
+        return False
     name = func.overloadpacket.__name__
     known = torch.Tag.core in func.tags or name in _MORE
     return known and "backward" not in name and torch.Tag.nondeterministic_seeded not in func.tags
