@@ -14,7 +14,7 @@ from typing import Any
 import rich_click as click
 
 from memback._version import __version__
-from memback.errors import MembackError, UsageError
+from memback.errors import MembackError, UsageError, shorten
 
 __all__ = ["main"]
 
@@ -31,6 +31,10 @@ REGISTRY = {
     "list": "What there is to run: shipped profiles, models, data, ops and policies.",
 }
 """Every subcommand, which is the name of its module too, and its line in the help."""
+
+
+_LONGEST = 10_000
+"""Characters of a message."""
 
 
 class _Lazy(click.RichCommand):
@@ -98,7 +102,7 @@ def _complain(message: str, context: click.Context | None = None) -> None:
     from memback.reports.tables import printable
 
     console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-    lines = "\n".join(map(printable, message.split("\n")))
+    lines = "\n".join(map(printable, shorten(message, _LONGEST).split("\n")))
     console.print(f"Error: {lines}", style="red", markup=False)
     if context is not None:
         console.print(f"Try: {context.command_path} --help", markup=False)

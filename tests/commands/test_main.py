@@ -163,3 +163,16 @@ def test_a_closed_stream_is_said_or_leads_nowhere(closed: tuple[int, ...]) -> No
         assert result.stderr == (
             "Error: Standard output is closed: send it to a file, or to /dev/null if nothing is to be shown\n"
         )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["notes", "--section"], ["profile"], ["report"], ["torch"], ["profile", "digits", "--mode"]]
+)
+def test_a_message_is_no_longer_than_a_page_whatever_was_typed(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "x[red]:bomb:\x1b[31m" * 5_000]) != 0
+    said = capsys.readouterr().err
+    assert 0 < len(said) < 11_000
+    assert "\x1b" not in said
+    assert "[red]:bomb:" in said

@@ -20,7 +20,7 @@ MOST = 48 * 2**20
 """Bytes that reading a small file may take."""
 
 
-def numbered(few: int, more: int = 2000) -> Any:
+def numbered(few: int, more: int = 1000) -> Any:
     """Changes 0 to ``few`` always, and three times ``more`` of them in the tests that take long."""
     long = [
         pytest.param(range(start, start + more), marks=pytest.mark.long, id=f"{start}")

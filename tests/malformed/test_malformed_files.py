@@ -147,28 +147,28 @@ def read_archive(file: Path) -> None:
 # -- bytes
 
 
-@numbered(40, 500)
+@numbered(30, 300)
 def test_profiles(numbers: range, tmp_path: Path) -> None:
     hold(numbers, tmp_path / "p.toml", lambda n: changed_bytes(TOML.encode(), n), read_profile)
 
 
-@numbered(100)
+@numbered(60)
 def test_reports(numbers: range, report: bytes, tmp_path: Path) -> None:
     hold(numbers, tmp_path / "r.json", lambda n: changed_bytes(report, n), read_report)
 
 
-@numbered(100)
+@numbered(60)
 @pytest.mark.parametrize("kind", [0, 1], ids=["chain", "graph"])
 def test_plans(kind: int, numbers: range, plans: list[bytes], tmp_path: Path) -> None:
     hold(numbers, tmp_path / "p.json", lambda n: changed_bytes(plans[kind], n), ModelPlan.load)
 
 
-@numbered(100)
+@numbered(60)
 def test_training_states(numbers: range, state: bytes, training: Training, tmp_path: Path) -> None:
     hold(numbers, tmp_path / "state", lambda n: changed_bytes(state, n), training.resume)
 
 
-@numbered(100)
+@numbered(60)
 def test_archives(numbers: range, archive: bytes, tmp_path: Path) -> None:
     hold(numbers, tmp_path / "data.npz", lambda n: changed_bytes(archive, n), read_archive)
 
@@ -176,13 +176,13 @@ def test_archives(numbers: range, archive: bytes, tmp_path: Path) -> None:
 # -- values
 
 
-@numbered(100)
+@numbered(60)
 def test_values_in_reports(numbers: range, report: bytes, tmp_path: Path) -> None:
     data = json.loads(report)
     hold(numbers, tmp_path / "r.json", lambda n: as_json(changed_values(data, n)), read_report)
 
 
-@numbered(100)
+@numbered(60)
 @pytest.mark.parametrize("kind", [0, 1], ids=["chain", "graph"])
 def test_values_in_plans(kind: int, numbers: range, plans: list[bytes], tmp_path: Path) -> None:
     data = json.loads(plans[kind])
@@ -217,7 +217,7 @@ def test_values_in_training_states(numbers: range, state: bytes, training: Train
     hold(numbers, folder / "state", change, training.resume)
 
 
-@numbered(100)
+@numbered(60)
 def test_members_of_archives(numbers: range, archive: bytes, tmp_path: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(archive)) as whole:
         members = {name: whole.read(name) for name in whole.namelist()}
@@ -284,7 +284,7 @@ def test_settings(numbers: range) -> None:
     assert any(said)
 
 
-@numbered(100)
+@numbered(30)
 @pytest.mark.parametrize(
     ("read", "seeds"),
     [
