@@ -9,6 +9,7 @@ import numpy as np
 from msgspec import Meta
 
 from memback import nn, ops
+from memback.errors import shorten
 from memback.tape import Tensor
 
 __all__ = ["Classifier", "Depth", "activation_of"]
@@ -51,5 +52,5 @@ def activation_of(name: str) -> nn.Module:
         "softplus": nn.Softplus,
     }
     if name not in choices:
-        raise ValueError(f"`activation` (={name!r}) must be one of {', '.join(choices)}")
+        raise ValueError(f"`activation` (={shorten(repr(name))}) must be one of {', '.join(choices)}")
     return choices[name]()

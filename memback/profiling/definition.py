@@ -313,4 +313,4 @@ def _set(content: dict[str, Any], key: str, text: str, source: str) -> None:
     if name == "name" and section in ("model", "data") and value != target["name"]:
         for argument in set(target) - {"name", "batch"}:
             del target[argument]
-    target[name] = str(Path(value).absolute()) if key == "data.path" else value
+    target[name] = str(Path(text).absolute()) if key == "data.path" else value

@@ -112,7 +112,7 @@ def _cell(value: Any) -> Any:
 
 def _from_csv(path: Path) -> tuple[Sequence[str], list[dict[str, Any]]]:
     try:
-        reader = csv.DictReader(io.StringIO(_read(path).decode(), newline=""), restkey="")
+        reader = csv.DictReader(io.StringIO(_read(path).decode(), newline=""))
         names = reader.fieldnames or ()
         return names, [{name: text_of_cell(row[name] or "") for name in names} for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
@@ -177,9 +177,9 @@ def _from_parquet(path: Path) -> tuple[Sequence[str], list[dict[str, Any]]]:
 
     try:
         table = pq.read_table(pa.BufferReader(_read(path)))
+        return table.column_names, table.to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UsageError(f"{path} can't be read as Parquet: {shorten(error)}") from None
-    return table.column_names, table.to_pylist()
 
 
 _WRITERS: dict[str, Callable[[Sequence[Row], Grid], bytes]] = {".parquet": _to_parquet, ".csv": _to_csv}

@@ -243,6 +243,7 @@ def test_overrides_are_read_as_their_key_wants_them(key: str, text: str, value: 
         ("train.steps.x", "10", "there is no section train.steps"),
         ("data", "3", r"data \(=3\) must be a table"),
         ("", "3", "unknown key"),
+        ("data.path", "9" * 50, "unknown key data.path .*allowed are"),
         ("model.sizes", "[" * 100_000, r"model.sizes \(='\[+… \(100,002 characters\)\) must be a list"),
         ("model.width", "9" * 5_000, r"model.width \(='9+… \(5,002 characters\)\) must be a whole number"),
         ("model.width", str(10**18), r"model.width \(=1000000000000000000\) is beyond"),
