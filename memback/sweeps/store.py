@@ -145,7 +145,7 @@ def _to_parquet(rows: Sequence[Row], grid: Grid) -> bytes:
 
     schema = pa.schema(list(_types(grid).items()), {"memback": msgspec.json.encode(describe(grid))})
     file = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(list(map(columns, rows)), schema), file)
+    pq.write_table(pa.Table.from_pylist(list(map(columns, rows)), schema), file, write_page_checksum=True)
     content: bytes = file.getvalue().to_pybytes()
     return content
 
@@ -176,7 +176,7 @@ def _from_parquet(path: Path) -> tuple[Sequence[str], list[dict[str, Any]]]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(pa.BufferReader(_read(path)))
+        table = pq.read_table(pa.BufferReader(_read(path)), page_checksum_verification=True)
         return table.column_names, table.to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UsageError(f"{path} can't be read as Parquet: {shorten(error)}") from None
