@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["MembackError", "OutOfMemoryError", "UsageError"]
+__all__ = ["MembackError", "OutOfMemoryError", "UsageError", "shorten"]
+
+
+def shorten(value: object, most: int = 200) -> str:
+    """``value`` as text of at most ``most`` characters: of a longer one the beginning, and how long it is.
+
+    Messages name values that may come from anywhere, of any length.
+    """
+    text = str(value)
+    return text if len(text) <= most else f"{text[: most // 2]}… ({len(text):,} characters)"
 
 
 class MembackError(Exception):

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from memback.checkpoint import run_segment
-from memback.errors import UsageError
+from memback.errors import UsageError, shorten
 from memback.op import REGISTRY
+from memback.units import parse_count
 
 if TYPE_CHECKING:
     from memback.nn.module import Module
@@ -69,7 +70,9 @@ class Policy:
             return text
         name, _, argument = text.partition(":")
         if name not in POLICIES:
-            raise UsageError(f"unknown checkpoint policy {text!r}; there are {', '.join(map(_usage, POLICIES))}")
+            raise UsageError(
+                f"unknown checkpoint policy {shorten(repr(text))}; there are {', '.join(map(_usage, POLICIES))}"
+            )
         return POLICIES[name](argument)
 
     def segments(self, units: int) -> Iterator[tuple[int, int, bool]]:
@@ -104,9 +107,10 @@ def _none(argument: str) -> Policy:
 
 def _every(argument: str) -> Policy:
     """Segments of k units; the last one is kept. Written every:k."""
-    if not argument.isdecimal() or int(argument) == 0:
-        raise UsageError(f"policy every:k needs a whole number k of units from 1 up, not {argument!r}")
-    return Policy(f"every:{int(argument)}", length=lambda n: int(argument))
+    length = parse_count(argument)
+    if length is None:
+        raise UsageError(f"policy every:k needs a whole number k of units from 1 up, not {shorten(repr(argument))}")
+    return Policy(f"every:{length}", length=lambda n: length)
 
 
 def _sqrt(argument: str) -> Policy:
@@ -129,7 +133,7 @@ def _selective(argument: str) -> Policy:
     if argument == "attention":
         return Policy("selective:attention", pattern="*.core")
     if argument:
-        raise UsageError(f"policy selective takes no argument but 'attention', not {argument!r}")
+        raise UsageError(f"policy selective takes no argument but 'attention', not {shorten(repr(argument))}")
     return Policy("selective", length=lambda n: 1, whole=True, keep_products=True)
 
 
@@ -142,7 +146,7 @@ def _match(argument: str) -> Policy:
 
 def _no_argument(name: str, argument: str) -> None:
     if argument:
-        raise UsageError(f"policy {name!r} takes no argument, but got {argument!r}")
+        raise UsageError(f"policy {name!r} takes no argument, but got {shorten(repr(argument))}")
 
 
 def _usage(name: str) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.lib.stride_tricks import as_strided
 
-from memback.errors import MembackError
+from memback.errors import MembackError, UsageError, shorten
 
 __all__ = [
     "DryMemory",
@@ -39,6 +39,18 @@ class NoValuesError(MembackError, TypeError):
 
 class UnsupportedError(NoValuesError, AttributeError):
     """An attribute that real arrays have, and arrays without memory have not."""
+
+
+_MOST = 2**60
+"""Bytes at once: more than any memory has, and few enough for sums of some in 64 bits."""
+
+_MOST_OF_ONE = 2**56
+
+
+def _too_large(what: str, size: int) -> UsageError:
+    return UsageError(
+        f"{what} would take {shorten(f'{size:,}', 60)} B, more than any memory has: make the sizes smaller"
+    )
 
 
 class _Buffer(weakref.ref[Any]):
@@ -90,6 +102,8 @@ class DryMemory:
             self._count_dead()
         live = self._live = self._live + count
         if live > self.peak:
+            if live > _MOST:
+                raise _too_large("all arrays together", live)
             self.peak = live
 
     def free(self, count: int) -> None:
@@ -187,6 +201,8 @@ class ShapeArray(NDArrayOperatorsMixin):
         self.strides, self.size = _rows(self.shape, self.dtype.itemsize)
         self.nbytes = self.size * self.dtype.itemsize
         self.contiguous = self.writeable = True
+        if self.nbytes > _MOST_OF_ONE:
+            raise _too_large(f"an array of shape {shorten(self.shape)}", self.nbytes)
 
     def _lay_out(self, strides: tuple[int, ...] | None) -> None:
         if strides is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from memback.errors import UsageError
+from memback.errors import UsageError, shorten
 
 __all__ = [
     "KIB",
@@ -14,6 +14,7 @@ __all__ = [
     "format_flops",
     "format_seconds",
     "parse_bytes",
+    "parse_count",
 ]
 
 KIB = 2**10
@@ -26,6 +27,8 @@ _UNITS = {"b": 1} | {
 }
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[a-z]*)", re.IGNORECASE | re.ASCII)
 _MOST = 2**63 - 1
+_DIGITS = 60
+"""Of a number before and after its point: more make no difference to a size that is no larger than the largest."""
 
 
 def parse_bytes(text: str) -> int:
@@ -37,21 +40,33 @@ def parse_bytes(text: str) -> int:
     Raises:
         UsageError: not a number with a unit, or larger than 2**63 - 1 bytes.
     """
+    shown = shorten(repr(text))
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise UsageError(f"byte size {text!r} is not a number with a unit; write it as 512MiB, 2GiB, 1.5GB or 1000000")
+        raise UsageError(f"byte size {shown} is not a number with a unit; write it as 512MiB, 2GiB, 1.5GB or 1000000")
     unit = match["unit"].lower() or "b"
     if unit not in _UNITS:
         raise UsageError(
-            f"byte size {text!r} has the unknown unit {match['unit']!r};"
+            f"byte size {shown} has the unknown unit {shorten(repr(match['unit']))};"
             " use B, KiB, MiB, GiB, TiB (powers of 1024) or KB, MB, GB, TB (powers of 1000)"
         )
     from fractions import Fraction  # with decimal behind it: too much to load for the few who parse sizes
 
-    size = int(Fraction(match["number"]) * _UNITS[unit])
+    whole, _, decimals = match["number"].partition(".")
+    whole = whole.lstrip("0")
+    size = _MOST + 1
+    if len(whole) <= _DIGITS:  # more than a number of thousands of digits is not read by Python either
+        size = int(Fraction(f"0{whole}.{decimals[:_DIGITS] or 0}") * _UNITS[unit])
     if size > _MOST:
-        raise UsageError(f"byte size {text!r} is larger than any memory; at most {_MOST} bytes can be given")
+        raise UsageError(f"byte size {shown} is larger than any memory; at most {_MOST} bytes can be given")
     return size
+
+
+def parse_count(text: str) -> int | None:
+    """A whole number from 1 up, written in up to 18 ASCII digits; None where ``text`` is no such number."""
+    if not (text.isascii() and text.isdecimal()) or len(text) > 18:
+        return None
+    return int(text) or None
 
 
 def format_bytes(size: int) -> str:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from memback.arrays import root
-from memback.errors import MembackError
-from memback.shape_array import NoValuesError, ShapeArray, _functions, dry_memory
+from memback.errors import MembackError, UsageError
+from memback.shape_array import NoValuesError, ShapeArray, _functions, dry_memory, fresh_dry_memory
 
 FLOATS = ("float16", "float32", "float64")
 DTYPES = (*FLOATS, "bool", "int8", "int32", "int64", "uint8")
@@ -868,3 +868,14 @@ def test_iterating_gives_rows_which_are_views() -> None:
 def test_an_array_shows_its_shape_and_type() -> None:
     assert repr(X) == "ShapeArray((3, 4), 'float32')"
     assert f"{X}" == repr(X)
+
+
+def test_more_than_any_memory_is_refused_at_one_array_or_at_many() -> None:
+    with pytest.raises(
+        UsageError, match=r"an array of shape \(1099511627776, 1099511627776\) would take .* B, more than"
+    ):
+        ShapeArray((2**40, 2**40), "float32")
+    with fresh_dry_memory() as memory:
+        with pytest.raises(UsageError, match=r"all arrays together would take 1,\d+,.* B, more than any memory has"):
+            [ShapeArray((2**54,), "float32") for _ in range(20)]
+        assert memory.live == 0

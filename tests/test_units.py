@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from decimal import Decimal, localcontext
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,9 +42,26 @@ def test_an_unknown_unit_is_refused_with_the_known_ones(text: str) -> None:
         units.parse_bytes(text)
 
 
-def test_a_size_beyond_all_memory_is_refused() -> None:
-    with pytest.raises(UsageError, match="larger than any memory"):
-        units.parse_bytes("99999999PiB")
+@pytest.mark.parametrize("text", ["99999999PiB", "1" * 5000, "9" * 5000 + "KiB", "9" * 5000 + "." + "9" * 5000])
+def test_a_size_beyond_all_memory_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="larger than any memory") as refusal:
+        units.parse_bytes(text)
+    assert len(str(refusal.value)) < 300
+
+
+def test_digits_that_make_no_difference_make_none() -> None:
+    assert units.parse_bytes("0" * 5000 + "1.5" + "0" * 5000 + "KiB") == 1536
+    with localcontext(prec=60):
+        assert units.parse_bytes(f"{Decimal(1) / 2**50:f}PiB") == 1  # which has fifty digits after its point
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("1", 1), ("007", 7), ("0", None), ("", None), ("-1", None), ("1.0", None), ("٣", None), ("9" * 18, 10**18 - 1)],
+)
+def test_a_count_is_a_whole_number_from_1_up(text: str, count: int | None) -> None:
+    assert units.parse_count(text) == count
+    assert units.parse_count("9" * 5000) is None
 
 
 @given(st.integers(0, 2**62))

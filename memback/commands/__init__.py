@@ -15,7 +15,7 @@ from typing import Any
 import rich_click as click
 
 from memback._version import __version__
-from memback.errors import MembackError, UsageError
+from memback.errors import MembackError, UsageError, shorten
 
 __all__ = ["main", "traceback_option"]
 
@@ -35,6 +35,10 @@ REGISTRY = {
     "list": "What there is to run: shipped profiles, models, data, ops and policies.",
 }
 """Every subcommand, which is the name of its module too, and its line in the help."""
+
+
+_LONGEST = 10_000
+"""Characters of a message."""
 
 
 def traceback_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,6 +70,9 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and give its exit code: 0 done, 1 failed, 2 wrong request, 130 interrupted."""
+    if _reopen_streams():
+        _complain("Standard output is closed: send it to a file, or to /dev/null if nothing is to be shown")
+        return 1
     if arguments is None:
         arguments = sys.argv[1:]
     traced = "--traceback" in arguments or bool(os.environ.get(TRACEBACK))
@@ -113,16 +120,26 @@ def _bug(error: Exception) -> str:
     )
 
 
+def _reopen_streams() -> bool:
+    """Whether standard output was closed. Closed streams lead nowhere then, not into the next file that is opened."""
+    closed = sys.stdout is None
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - it stays open
+    return closed
+
+
 def _complain(message: str, shown: BaseException | None = None, context: click.Context | None = None) -> None:
     """Say what went wrong, after the traceback of an exception that is to be shown."""
     import traceback
 
-    from memback.commands.console import Console
+    from memback.commands.console import make_console
     from memback.printable import printable_lines
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = make_console(stderr=True)
     if shown is not None:
-        console.print("".join(traceback.format_exception(shown)), markup=False, end="")
-    console.print(printable_lines(f"Error: {message}"), style="red", markup=False)
+        console.print("".join(traceback.format_exception(shown)), end="", soft_wrap=True)
+    text = printable_lines(shorten(message, _LONGEST))
+    console.print(f"Error: {text}", style="red", soft_wrap=True)
     if context is not None:
         console.print(f"Try: {context.command_path} --help", markup=False)

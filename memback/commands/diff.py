@@ -42,7 +42,7 @@ def command(before: str, after: str, fail_above: str | None, files: tuple[str, .
     _show(diff, output)
     for file in files:
         output.write(file, _render(diff, broken, file))
-        output.console.print(f"Wrote {file}", highlight=False, soft_wrap=True)
+        output.say_written(file)
     output.write_json(diff.to_dict())
     if broken:
         raise MembackError("\n  ".join(["memory grew past the limit", *broken]))

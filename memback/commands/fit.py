@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
+from memback.commands.console import plain
 from memback.commands.inputs import profile_argument, progress_bar
 from memback.commands.options import Output, output_options
 from memback.errors import UsageError
@@ -127,25 +128,23 @@ def _command(trials: Trials, option: Option, budget: int, given: list[str]) -> s
 
 
 def _show(trials: Trials, options: list[Option], setup: Setup, budget: int, given: list[str], output: Output) -> None:
-    console = output.console
     now = trials.option(setup)
     assert now is not None
     name = trials.profile.name
     if now is options[0]:
-        console.print(
+        output.say(
             f"{name} fits as it is ({setup.describe()}): its peak is {format_bytes(now.peak_bytes)}, the budget"
-            f" {format_bytes(budget)}.",
-            highlight=False,
+            f" {format_bytes(budget)}."
         )
         return
-    console.print(f"[bold]{name}[/]: what fits {format_bytes(budget)}, the fastest first", highlight=False)
-    console.print(f"Now the peak is {format_bytes(now.peak_bytes)} ({setup.describe()}).", highlight=False)
-    console.print(_table(trials, options))
+    output.say(plain(name, "bold"), f": what fits {format_bytes(budget)}, the fastest first")
+    output.say(f"Now the peak is {format_bytes(now.peak_bytes)} ({setup.describe()}).")
+    output.console.print(_table(trials, options))
     for line in _notes(trials, options):
-        console.print(line, style="dim", highlight=False)
-    console.print()
+        output.say(line, style="dim")
+    output.say()
     for number, option in enumerate(options, 1):
-        console.print(f"{number}  {_command(trials, option, budget, given)}", highlight=False, soft_wrap=True)
+        output.say(f"{number}  {_command(trials, option, budget, given)}", wrap=False)
 
 
 def _table(trials: Trials, options: list[Option]) -> Any:
@@ -162,7 +161,9 @@ def _table(trials: Trials, options: list[Option]) -> Any:
     for number, option in enumerate(options, 1):
         lost = "unknown" if option.seconds is None else f"{100 * option.seconds / trials.step_seconds:.1f} %"
         mebibytes = f"{option.peak_bytes / 2**20:,.2f}"
-        table.add_row(str(number), option.setup.in_words(), f"{option.peak_bytes:,}", mebibytes, lost, option.results)
+        table.add_row(
+            str(number), plain(option.setup.in_words()), f"{option.peak_bytes:,}", mebibytes, lost, option.results
+        )
     return table
 
 
@@ -189,23 +190,23 @@ def _notes(trials: Trials, options: list[Option]) -> list[str]:
 
 
 def _show_largest(trials: Trials, found: Largest, budget: int, given: list[str], output: Output) -> None:
-    console = output.console
     option = found.option
-    console.print(
-        f"[bold]{trials.profile.name}[/]: the largest {found.dimension} that fits {format_bytes(budget)} is"
-        f" [bold]{found.size:,}[/] (it is {found.now:,} now)",
-        highlight=False,
+    output.say(
+        plain(trials.profile.name, "bold"),
+        f": the largest {found.dimension} that fits {format_bytes(budget)} is ",
+        plain(f"{found.size:,}", "bold"),
+        f" (it is {found.now:,} now)",
     )
-    console.print(f"Its peak is {format_bytes(option.peak_bytes)}: {option.made_of()}.", highlight=False)
+    output.say(f"Its peak is {format_bytes(option.peak_bytes)}: {option.made_of()}.")
     if found.next_peak_bytes is not None:
-        console.print(f"{found.next_size:,} would need {format_bytes(found.next_peak_bytes)}.", highlight=False)
+        output.say(f"{found.next_size:,} would need {format_bytes(found.next_peak_bytes)}.")
     elif found.next_size is not None:
         why = "is not possible" if option.setup.budget is None else "has no plan that fits"
-        console.print(f"{found.next_size:,} {why}.", highlight=False)
+        output.say(f"{found.next_size:,} {why}.")
     elif found.limit:
-        console.print(f"More would fit, but {found.limit}.", highlight=False)
-    console.print()
-    console.print(_command(trials, option, budget, given), highlight=False, soft_wrap=True)
+        output.say(f"More would fit, but {found.limit}.")
+    output.say()
+    output.say(_command(trials, option, budget, given), wrap=False)
 
 
 def _largest_data(trials: Trials, found: Largest, budget: int, given: list[str]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
+from memback.commands.console import make_console, plain
 from memback.commands.options import Output
-from memback.errors import UsageError
+from memback.errors import UsageError, shorten
 
 if TYPE_CHECKING:
     from memback.plans.model import ModelPlan, Planning
@@ -100,7 +101,7 @@ def recomputation(
 def _split(setting: str) -> tuple[str, str]:
     key, equals, value = setting.partition("=")
     if not equals or not key:
-        raise UsageError(f"--set {setting!r} is no KEY=VALUE; write it as --set model.width=128")
+        raise UsageError(f"--set {shorten(repr(setting))} is no KEY=VALUE; write it as --set model.width=128")
     return key.strip(), value.strip()
 
 
@@ -120,10 +121,8 @@ def progress_bar(output: Output, counted: bool = False) -> Iterator[Callable[[st
         TimeRemainingColumn,
     )
 
-    from memback.commands.console import Console
-
-    console = Console(stderr=True, quiet=output.quiet)
-    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
+    console = make_console(quiet=output.quiet, stderr=True)
+    columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn()]
     if counted:
         columns += [MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("left,")]
     columns += [TimeElapsedColumn()]
@@ -132,7 +131,7 @@ def progress_bar(output: Output, counted: bool = False) -> Iterator[Callable[[st
     began = time.monotonic()
 
     def tell(what: str, done: int, total: int) -> None:
-        bar.update(task, description=what, completed=done, total=total)
+        bar.update(task, description=plain(what).plain, completed=done, total=total)
         if counted and (speed := bar.tasks[0].speed):
             bar.update(task, rate=f"{speed:.1f}/s")
         if time.monotonic() - began > 1 and not bar.live.is_started:

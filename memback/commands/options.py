@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,14 +15,20 @@ from typing import TYPE_CHECKING, Any, cast
 import rich_click as click
 
 from memback.commands import traceback_option
-from memback.commands.console import Console
+from memback.commands.console import Console, make_console, say
 from memback.errors import MembackError
 from memback.files import check_target, write_atomically
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
     from memback.profiling.report import Report
 
 __all__ = ["Output", "output_options", "report_options", "shown"]
+
+_CONTROL = re.compile("[\x7f-\x9f]")
+"""Control characters that JSON leaves as they are."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,15 @@ class Output:
     @functools.cached_property
     def console(self) -> Console:
         """For tables and text; silent where ``--quiet`` or ``--json -`` ask for it."""
-        return Console(quiet=self.quiet or self.to_stdout)
+        return make_console(quiet=self.quiet or self.to_stdout)
+
+    def say(self, *parts: str | Text, style: str = "", wrap: bool = True) -> None:
+        """Print a sentence, as :func:`memback.commands.console.say`."""
+        say(self.console, *parts, style=style, wrap=wrap)
+
+    def say_written(self, file: str, done: str = "Wrote") -> None:
+        """Say that a file has been written."""
+        self.say(f"{done} {file}", wrap=False)
 
     def check(self, *files: str) -> None:
         """Refuse files that could not be written, before the work begins.
@@ -68,6 +83,7 @@ class Output:
         if self.json is None:
             return
         text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        text = _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
         if self.to_stdout:
             if sys.stdout is None:
                 raise MembackError("--json -: standard output is closed; name a file")
@@ -85,7 +101,7 @@ def shown(category: type[Warning], output: Output, label: str = "Warning") -> It
 
         def show(message: Any, kind: Any, *rest: Any, **named: Any) -> None:
             if issubclass(kind, category):
-                Console(stderr=True, quiet=output.quiet, highlight=False).print(f"{label}: {message}", markup=False)
+                say(make_console(quiet=output.quiet, stderr=True), f"{label}: {message}")
             else:
                 others(message, kind, *rest, **named)
 
@@ -135,7 +151,7 @@ def report_options(function: Callable[..., Report | None]) -> Callable[..., Any]
         _show(report, layers, output)
         for file in files:
             report.save(file, output.force)
-            output.console.print(f"Wrote {file}", highlight=False, soft_wrap=True)
+            output.say_written(file)
         output.write_json(report.to_dict())
         if report.distributed is not None and (warnings := tables.warnings(report)):
             raise MembackError("\n  ".join(["there are not all reports of all ranks", *warnings]))

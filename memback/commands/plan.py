@@ -65,7 +65,7 @@ def command(
     _show(profile, planner, plan, points, planning, full, seconds, output)
     if plan is not None and save is not None:
         plan.save(save, output.force)
-        output.console.print(f"Saved {save}", highlight=False, soft_wrap=True)
+        output.say_written(save, "Saved")
     output.write_json(_data(plan, points, full, seconds))
 
 

@@ -37,5 +37,5 @@ def command(stored: tuple[str, ...], layers: bool, files: tuple[str, ...], outpu
         output.console.print(text.layers(run, fold=False))
     for file in files:
         report.save(file, output.force)
-        output.console.print(f"Wrote {file}", highlight=False, soft_wrap=True)
+        output.say_written(file)
     output.write_json(report.to_dict())

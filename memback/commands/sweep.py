@@ -90,7 +90,7 @@ def command(
         output.write(page, html.render(grid, store.ordered, view))
     _show(store, output)
     for file in files:
-        output.console.print(f"Wrote {file}", highlight=False, soft_wrap=True)
+        output.say_written(file)
     output.write_json(_data(store))
     _judge(store)
 
@@ -131,7 +131,7 @@ def _run(store: Store, workers: int | None, scheduler: str | None, output: Outpu
     missing = [point for point in grid.points if point.number not in store.rows]
     before = len(store.rows)
     if before:
-        output.console.print(f"{before:,} of {len(grid):,} points were there already.", highlight=False)
+        output.say(f"{before:,} of {len(grid):,} points were there already.")
     try:
         with progress_bar(output, counted=True) as progress, closing(_rows(grid, missing, workers, scheduler)) as rows:
             progress(grid.profile.name, before, len(grid))
@@ -142,7 +142,7 @@ def _run(store: Store, workers: int | None, scheduler: str | None, output: Outpu
         store.close()
         if store.files and store.rows:
             kept = f"{len(store.rows):,} of {len(grid):,} points are in {store.files[0]}"
-            output.console.print(f"{kept}; --resume goes on with the others.", highlight=False, soft_wrap=True)
+            output.say(f"{kept}; --resume goes on with the others.", wrap=False)
         raise
     store.close()
 

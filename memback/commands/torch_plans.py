@@ -91,7 +91,7 @@ class Again:
         plan = self._shown(plan, points, output, everything)
         if plan is not None and self.save is not None:
             plan.save(self.save, output.force)
-            output.console.print(f"Saved {self.save}", highlight=False, soft_wrap=True)
+            output.say_written(self.save, "Saved")
         return plan
 
     def _shown(

@@ -72,6 +72,7 @@ def command(
     """
     from memback.allocator import keep_freed_memory
     from memback.errors import UsageError
+    from memback.files import check_target
     from memback.profiling.precision import PrecisionWarning
     from memback.profiling.training import Training
     from memback.profiling.workload import Workload
@@ -80,8 +81,8 @@ def command(
         raise UsageError(f"profile {profile.name} is too large to be run, it can only be predicted: memback profile")
     if save_every is not None and save is None:
         raise UsageError("--save-every needs --save FILE, where to write")
-    if save is not None and save != resume:
-        output.check(save)
+    if save is not None:
+        check_target(save, overwrite=output.force or save == resume)
     if micro_batches > 1 and (budget is not None or plan_file is not None):
         raise UsageError("a plan is made for whole batches: leave out --micro-batches, or give a --policy instead")
     again = recomputation(profile, policy, budget, plan_file)
@@ -139,7 +140,7 @@ def _train(
                     display.update(_picture(training, history, until), refresh=True)
                     shown = now
                 elif not live and _worth_a_line(result.step, until):
-                    output.console.print(_line(history), highlight=False, soft_wrap=True)
+                    output.say(_line(history), wrap=False)
                 if save_every is not None and save is not None and training.next_step % save_every == 0:
                     training.save(save)
                 if interrupted():
@@ -147,9 +148,7 @@ def _train(
         if interrupted():
             if save is not None:
                 training.save(save)
-                output.console.print(
-                    f"Interrupted after step {training.next_step}; go on with --resume {save}", soft_wrap=True
-                )
+                output.say(f"Interrupted after step {training.next_step}; go on with --resume {save}", wrap=False)
             raise KeyboardInterrupt
     return history, time.perf_counter() - began
 
@@ -281,12 +280,12 @@ def _conclude(
     line = f"{result['profile']}: step {training.next_step}, loss {result['loss']:.4f}"
     if accuracy is not None:
         line += f", test accuracy {100 * accuracy:.2f} %"
-    output.console.print(f"{line}; {seconds:.1f} s, {samples / seconds:,.0f} samples/s", highlight=False)
+    output.say(f"{line}; {seconds:.1f} s, {samples / seconds:,.0f} samples/s")
     memory = ", ".join(f"{name} {format_bytes_short(size)}" for name, size in sizes.items())
-    output.console.print(f"Memory: {memory}", highlight=False)
+    output.say(f"Memory: {memory}")
     if training.disk is not None:
         written = format_bytes_short(training.disk.bytes_written // len(history))
-        output.console.print(f"On disk: {written} a step, in {training.disk.folder}", highlight=False, soft_wrap=True)
+        output.say(f"On disk: {written} a step, in {training.disk.folder}", wrap=False)
     if save is not None:
-        output.console.print(f"Saved {save}", highlight=False, soft_wrap=True)
+        output.say_written(save, "Saved")
     output.write_json(result)

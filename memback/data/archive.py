@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
+import struct
+import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -14,10 +19,23 @@ import numpy.lib.format as npy
 
 from memback.arrays import Array
 from memback.data.dataset import INTEGER, Dataset, Layout, floating
-from memback.errors import UsageError
+from memback.errors import UsageError, shorten
+from memback.files import check_regular
 
 __all__ = ["layout_of_npz", "load_npz"]
 
+
+_NAMES = ("x", "y", "x_test", "y_test")
+
+_MOST_DEFLATED = 1032
+"""Bytes that one byte of an archive can stand for (RFC 1951: a match of 258 bytes in 2 bits)."""
+
+_DAMAGED = (
+    *(OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, struct.error),
+    *(SyntaxError, tokenize.TokenError, TypeError, RecursionError),  # of a header, which is a literal
+    *(NotImplementedError, RuntimeError),  # another compression, a password
+)
+"""What reading a damaged archive can raise."""
 
 Header: TypeAlias = "tuple[tuple[int, ...], np.dtype[Any]]"
 """An array's shape and dtype."""
@@ -59,24 +77,69 @@ def layout_of_npz(dtype: str = "float32", *, path: str) -> Layout:
 
 
 def _headers(path: Path) -> dict[str, Header]:
-    with _errors(path), zipfile.ZipFile(path) as archive:
-        return {name.removesuffix(".npy"): _header(archive, name) for name in archive.namelist()}
-
-
-def _header(archive: zipfile.ZipFile, name: str) -> Header:
-    with archive.open(name) as file:
-        version = npy.read_magic(file)
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = read(file)
-        return shape, dtype
+    with _opened(path) as archive:
+        return {name: _header(archive, member) for name, member in _members(archive, path).items()}
 
 
 def _read(path: Path) -> dict[str, Array]:
-    with _errors(path), path.open("rb") as file:
-        archive = np.load(file, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise UsageError(f"{path} is a single array; save x and y with numpy.savez(path, x=..., y=...)")
-        return dict(archive)
+    """The arrays that are asked for; every header has been held against the file before anything is allocated."""
+    with _opened(path) as archive:
+        arrays = {}
+        for name, member in _members(archive, path).items():
+            _header(archive, member)
+            with archive.open(member) as file:
+                arrays[name] = npy.read_array(file, allow_pickle=False)
+        return arrays
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    with _errors(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of headers that Python 2 has written
+        check_regular(path)
+        with path.open("rb") as file:
+            if file.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX:
+                raise UsageError(f"{path} is a single array; save x and y with numpy.savez(path, x=..., y=...)")
+            with zipfile.ZipFile(file) as archive:
+                yield archive
+
+
+def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
+    """The members of an archive that are asked for, by the array's name.
+
+    Raises:
+        UsageError: one is missing.
+    """
+    named = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+    wanted = _NAMES if {"x_test", "y_test"} & named.keys() else _NAMES[:2]
+    for name in wanted:
+        if name not in named:
+            there = shorten(", ".join(sorted(named)) or "none")
+            raise UsageError(f"{path} has no array {name!r}; it has {there}")
+    return {name: named[name] for name in wanted}
+
+
+def _header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Header:
+    """What an array's header says, if the file can hold as much.
+
+    Raises:
+        ValueError: it can't, or the header is none.
+    """
+    packed = min(member.compress_size, os.fstat(archive.fp.fileno()).st_size)  # type: ignore[union-attr]
+    with archive.open(member) as file:
+        version = npy.read_magic(file)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        try:
+            shape, _, dtype = read(file)
+        except MemoryError:
+            raise ValueError(f"the header of {member.filename} is nested too deeply") from None
+        begins = file.tell()
+    if not all(type(length) is int and length >= 0 for length in shape):
+        raise ValueError(f"{member.filename} has the shape {shorten(shape)}")
+    claimed = begins + math.prod(shape) * dtype.itemsize
+    if claimed > packed * (1 if member.compress_type == zipfile.ZIP_STORED else _MOST_DEFLATED):
+        raise ValueError(f"{member.filename} says that it has {shorten(f'{claimed:,}')} B, but {packed:,} B are there")
+    return shape, dtype
 
 
 @contextmanager
@@ -85,14 +148,15 @@ def _errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise UsageError(f"There is no data file {path}; a relative path starts from the profile's folder") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError(f"{path} can't be read as an .npz archive of plain arrays: {error}") from error
+        raise UsageError(
+            f"There is no data file {shorten(path)}; a relative path starts from the profile's folder"
+        ) from None
+    except _DAMAGED as error:
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"{shorten(path)} can't be read as an .npz archive of plain arrays: {shorten(why)}") from error
 
 
 def _checked(headers: Mapping[str, Header], name: str, path: Path) -> Header:
-    if name not in headers:
-        raise UsageError(f"{path} has no array {name!r}; it has {', '.join(sorted(headers)) or 'none'}")
     shape, dtype = headers[name]
     if dtype.kind not in "biuf" or not shape:
         raise UsageError(

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
+from msgspec import Meta
 
 from memback import nn, ops
+from memback.errors import shorten
 from memback.tape import Tensor
 
-__all__ = ["Classifier", "activation_of"]
+__all__ = ["Classifier", "Depth", "activation_of"]
+
+Depth: TypeAlias = Annotated[int, Meta(le=10_000)]
+"""A number of layers, which are made one by one."""
 
 
 class Classifier(nn.Module):
@@ -47,5 +52,5 @@ def activation_of(name: str) -> nn.Module:
         "softplus": nn.Softplus,
     }
     if name not in choices:
-        raise ValueError(f"`activation` (={name!r}) must be one of {', '.join(choices)}")
+        raise ValueError(f"`activation` (={shorten(repr(name))}) must be one of {', '.join(choices)}")
     return choices[name]()

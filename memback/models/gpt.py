@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from memback import nn, ops
-from memback.models.classifier import Classifier, activation_of
+from memback.models.classifier import Classifier, Depth, activation_of
 from memback.tape import Tensor
 
 __all__ = ["GPT", "Block"]
@@ -77,7 +77,7 @@ class GPT(Classifier):
 
     def __init__(
         self,
-        layers: int,
+        layers: Depth,
         width: int,
         heads: int,
         vocabulary: int,

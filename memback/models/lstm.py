@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from memback import nn
-from memback.models.classifier import Classifier
+from memback.models.classifier import Classifier, Depth
 from memback.tape import Tensor
 
 __all__ = ["LSTMModel"]
+
+_LONGEST = 10_000
+"""Steps of a sequence, each of which is a dozen calls of ops."""
 
 
 class LSTMModel(Classifier):
@@ -21,7 +24,7 @@ class LSTMModel(Classifier):
         dtype: of the parameters.
     """
 
-    def __init__(self, vocabulary: int, width: int, layers: int = 1, *, dtype: str = "float32") -> None:
+    def __init__(self, vocabulary: int, width: int, layers: Depth = 1, *, dtype: str = "float32") -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width, dtype=dtype)
         self.lstm = nn.LSTM(width, width, layers, dtype=dtype)
@@ -29,4 +32,6 @@ class LSTMModel(Classifier):
 
     def forward(self, x: Any) -> Tensor:
         """Scores (n, length, vocabulary) for the token after each of ``x``, whole numbers of shape (n, length)."""
+        if x.shape[1] > _LONGEST:
+            raise ValueError(f"a sequence of {x.shape[1]:,} tokens: at most {_LONGEST:,} steps are run one by one")
         return self.head(self.lstm(self.tokens(x)))

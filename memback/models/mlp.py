@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from memback import nn, ops
-from memback.models.classifier import Classifier, activation_of
+from memback.models.classifier import Classifier, Depth, activation_of
 from memback.nn import init
 from memback.tape import Tensor
 
@@ -44,7 +44,7 @@ class MLP(Classifier):
         outputs: int,
         hidden: list[int] | None = None,
         width: int | None = None,
-        depth: int | None = None,
+        depth: Depth | None = None,
         activation: str = "relu",
         objective: str = "cross_entropy",
         initialisation: Literal["uniform", "looks_linear"] = "uniform",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from memback import nn, ops
-from memback.models.classifier import Classifier
+from memback.models.classifier import Classifier, Depth
 from memback.tape import Tensor
 
 __all__ = ["UNet"]
@@ -34,7 +34,9 @@ class UNet(Classifier):
 
     class_dim = 1
 
-    def __init__(self, channels: int, classes: int, width: int = 64, depth: int = 4, *, dtype: str = "float32") -> None:
+    def __init__(
+        self, channels: int, classes: int, width: int = 64, depth: Depth = 4, *, dtype: str = "float32"
+    ) -> None:
         super().__init__()
         widths = [width * 2**level for level in range(depth + 1)]
         self.down = nn.ModuleList([_double(a, b, dtype) for a, b in zip([channels, *widths], widths, strict=False)])

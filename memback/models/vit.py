@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from memback import nn, ops
-from memback.models.classifier import Classifier
+from memback.models.classifier import Classifier, Depth
 from memback.models.gpt import Block, FeedForward
 from memback.nn import init
 from memback.tape import Tensor
@@ -37,7 +37,7 @@ class ViT(Classifier):
         patch: int,
         channels: int,
         classes: int,
-        layers: int,
+        layers: Depth,
         width: int,
         heads: int,
         dropout: float = 0.0,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from memback.errors import UsageError
-from memback.files import write_atomically
+from memback.errors import UsageError, shorten
+from memback.files import check_regular, write_atomically
 
 __all__ = ["read", "write"]
 
@@ -42,10 +41,14 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]:
     import ml_dtypes  # noqa: F401 - teaches NumPy bfloat16, which the file may hold
     from safetensors import SafetensorError, safe_open
 
-    if not Path(path).is_file():
-        raise UsageError(f"There is no file {path}")
+    try:
+        check_regular(path)
+    except OSError as error:
+        raise UsageError(f"There is no file {shorten(path)}, or none that can be read: {error.strerror}") from None
     try:
         with safe_open(path, "numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path} can't be read: it is no safetensors file, or not a whole one ({error})") from error
+        raise UsageError(
+            f"{path} can't be read: it is no safetensors file, or not a whole one ({shorten(error)})"
+        ) from error

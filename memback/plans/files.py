@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from memback.errors import UsageError
+from memback.errors import UsageError, shorten
 from memback.plans import graph_files
 from memback.plans.actions import Backward, Drop, Forward, Keep, Stored
 from memback.plans.graph_region import GraphRegion
@@ -166,7 +166,7 @@ def from_dict(data: Any) -> ModelPlan:
         else:
             content = msgspec.convert(data, _File, str_keys=True)
     except msgspec.ValidationError as error:
-        raise UsageError(f"this plan is malformed: {error}") from None
+        raise UsageError(f"this plan is malformed: {shorten(error)}") from None
     calls = tuple(CallShape(c.op, c.path, tuple((o.shape, o.dtype) for o in c.outputs)) for c in content.calls)
     region: Region | GraphRegion
     stages: tuple[Stage, ...] = ()

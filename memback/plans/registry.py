@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
-from memback.errors import UsageError
+from memback.errors import UsageError, shorten
 from memback.plans import chain, exact, revolve, uniform
 from memback.plans.actions import Plan
 from memback.plans.stage import Stage
+from memback.units import parse_count
 
 __all__ = ["PLANNERS", "WHOLE", "Planner", "planner"]
 
@@ -52,9 +53,12 @@ def planner(name: str) -> Planner:
     kind, colon, argument = name.partition(":")
     if kind not in PLANNERS or (colon and kind != "uniform"):
         known = ", ".join("uniform[:k]" if known == "uniform" else known for known in PLANNERS)
-        raise UsageError(f"unknown planner {name!r}; there are {known}, and for whole models {', '.join(WHOLE)}")
+        raise UsageError(
+            f"unknown planner {shorten(repr(name))}; there are {known}, and for whole models {', '.join(WHOLE)}"
+        )
     if not colon:
         return PLANNERS[kind]
-    if not (argument.isascii() and argument.isdecimal()) or int(argument) == 0:
-        raise UsageError(f"planner uniform:k needs a whole number k of stages from 1 up, not {argument!r}")
-    return partial(uniform.solve, length=int(argument))
+    length = parse_count(argument)
+    if length is None:
+        raise UsageError(f"planner uniform:k needs a whole number k of stages from 1 up, not {shorten(repr(argument))}")
+    return partial(uniform.solve, length=length)

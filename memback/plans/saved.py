@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
-from memback.errors import UsageError
-from memback.files import write_atomically
+from memback.errors import UsageError, shorten
+from memback.files import read_regular, write_atomically
 
 __all__ = ["SavedPlan", "check_parameters"]
 
@@ -49,15 +48,17 @@ class SavedPlan(ABC):
             UsageError: there is no such file, or it is no plan.
         """
         try:
-            text = Path(path).read_bytes()
+            text = read_regular(path)
         except OSError as error:
-            raise UsageError(f"{path} can't be read: {error.strerror}") from None
+            raise UsageError(f"{shorten(path)} can't be read: {error.strerror}") from None
         try:
             return cls.from_dict(msgspec.json.decode(text))
         except (msgspec.DecodeError, UnicodeError) as error:
-            raise UsageError(f"{path} is no JSON: {error}") from None
+            raise UsageError(f"{shorten(path)} is no JSON: {shorten(error)}") from None
         except RecursionError:
-            raise UsageError(f"{path} is no plan of memback's: lists or tables in it are nested too deep") from None
+            raise UsageError(
+                f"{shorten(path)} is no plan of memback's: lists or tables in it are nested too deep"
+            ) from None
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from None
 

@@ -27,8 +27,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,7 +39,8 @@ from msgspec import Meta, Struct, field
 import memback
 from memback.data import LAYOUTS, Dataset, Layout
 from memback.data import REGISTRY as DATA
-from memback.errors import UsageError
+from memback.errors import UsageError, shorten
+from memback.files import read_regular
 from memback.profiling.schema import arguments_schema, check, choose, read_value
 
 __all__ = [
@@ -53,6 +55,12 @@ __all__ = [
     "make_model",
     "shipped",
 ]
+
+_MOST_BYTES = 2**20
+"""Of a profile's file."""
+
+_LARGEST = 2**31 - 1
+"""Of what is counted in a profile: features, layers, samples, steps."""
 
 _COMMON = ("dtype",)
 """Arguments of models and loaders that the profile gives for all of them."""
@@ -69,20 +77,20 @@ class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which data, the samples of a batch, and the arguments of the loader."""
 
     name: str
-    batch: Annotated[int, Meta(ge=1)]
+    batch: Annotated[int, Meta(ge=1, le=_LARGEST)]
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to train: ``warmup`` steps of a linear rise to ``learning_rate``, then the schedule."""
 
-    steps: Annotated[int, Meta(ge=1)] = 100
+    steps: Annotated[int, Meta(ge=1, le=_LARGEST)] = 100
     optimizer: Literal["sgd", "adamw"] = "adamw"
     learning_rate: Annotated[float, Meta(gt=0, le=1e6)] = 1e-3
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     weight_decay: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup: Annotated[int, Meta(ge=0)] = 0
+    warmup: Annotated[int, Meta(ge=0, le=_LARGEST)] = 0
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
 
     def rate(self, step: int) -> float:
@@ -102,8 +110,8 @@ class Checkpoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class _Content(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    name: str
-    description: str = ""
+    name: Annotated[str, Meta(max_length=200)]
+    description: Annotated[str, Meta(max_length=1000)] = ""
     dtype: Literal["float16", "bfloat16", "float32", "float64"] = "float32"
     dry: bool = False
     model: Model
@@ -154,18 +162,21 @@ def load(name_or_path: str | Path) -> Profile:
     known = shipped()
     if str(name_or_path) in known:
         path = known[str(name_or_path)]
-    elif path.parent == Path() and path.suffix != ".toml" and not path.exists():
+    elif path.parent == Path() and path.suffix != ".toml" and not os.path.exists(path):
         raise UsageError(choose("profile", str(name_or_path), known) + "; or give the path of a .toml file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, _MOST_BYTES).decode()
     except FileNotFoundError:
-        raise UsageError(f"There is no profile file {path}; `memback list` shows the shipped profiles") from None
+        raise UsageError(
+            f"There is no profile file {shorten(path)}; `memback list` shows the shipped profiles"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} can't be read as a profile in TOML: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"{shorten(path)} can't be read as a profile in TOML: {why}") from error
     try:
         content = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits, too
+        raise UsageError(f"{path} is not valid TOML: {shorten(error)}") from error
     return _check({"name": path.stem, **content}, str(path), path.parent)
 
 
@@ -221,6 +232,7 @@ def _check(content: dict[str, Any], file: str, folder: Path) -> Profile:
     checked = check(content, _Content, file)
     _check_choice(checked.model, "model", _models(), file)
     _check_choice(checked.data, "data", DATA, file)
+    _check_sizes(checked, file)
     _check_policy(checked.checkpoint.policy, file)
     return Profile(**{name: getattr(checked, name) for name in _Content.__struct_fields__}, folder=folder)
 
@@ -240,6 +252,29 @@ def _check_choice(chosen: Model | Data, section: str, registry: Mapping[str, Any
         raise UsageError(f"{file}: {section}.name: {choose(section, chosen.name, registry)}")
     own = tuple(name for name in type(chosen).__struct_fields__ if name != "arguments")
     check(chosen.arguments, arguments_schema(registry[chosen.name], without=_COMMON), file, section, own)
+
+
+def _check_sizes(content: _Content, file: str) -> None:
+    """Refuse numbers that are no sizes of anything, before they are multiplied with each other."""
+    for section in ("model", "data"):
+        for key, number in _numbers(getattr(content, section).arguments, section):
+            if abs(number) > _LARGEST and not key.endswith(".seed"):
+                raise UsageError(
+                    f"{file}: {key} (={shorten(number)}) is beyond {_LARGEST:,}, which no size in a model or its data"
+                    " may be"
+                )
+
+
+def _numbers(value: Any, key: str) -> Iterator[tuple[str, int]]:
+    """The whole numbers in a value, nested as it may be, each with its key."""
+    if isinstance(value, int):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, member in value.items():
+            yield from _numbers(member, f"{key}.{name}")
+    elif isinstance(value, list):
+        for number, member in enumerate(value):
+            yield from _numbers(member, f"{key}[{number}]")
 
 
 def _check_policy(policy: str, file: str) -> None:
@@ -265,7 +300,8 @@ def _set(content: dict[str, Any], key: str, text: str, source: str) -> None:
     if section:
         if not isinstance(content.get(section), dict):
             raise UsageError(
-                f"{source} {key}: there is no section {section}; write it as train.steps=10 or dtype=float64"
+                f"{source} {shorten(key)}: there is no section {shorten(section)}; write it as train.steps=10 or"
+                " dtype=float64"
             )
         schema = {"model": Model, "data": Data, "train": Train, "checkpoint": Checkpoint}[section]
         if name not in schema.__struct_fields__:
@@ -277,4 +313,4 @@ def _set(content: dict[str, Any], key: str, text: str, source: str) -> None:
     if name == "name" and section in ("model", "data") and value != target["name"]:
         for argument in set(target) - {"name", "batch"}:
             del target[argument]
-    target[name] = str(Path(value).absolute()) if key == "data.path" else value
+    target[name] = str(Path(text).absolute()) if key == "data.path" else value

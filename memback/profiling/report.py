@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct, field
 
-from memback.errors import MembackError, UsageError
+from memback.errors import MembackError, UsageError, shorten
+from memback.files import read_regular
 from memback.ledger import CATEGORIES, EXCHANGED, Buffer, Event
 
 if TYPE_CHECKING:
@@ -428,7 +428,7 @@ class Report(Struct, frozen=True, kw_only=True):
         except RecursionError:
             raise UsageError(f"{source} is not a report of memback's: it is nested too deep") from None
         except msgspec.ValidationError as error:
-            raise UsageError(f"{source} is not a report of memback's: {error}") from None
+            raise UsageError(f"{source} is not a report of memback's: {shorten(error)}") from None
         except (msgspec.DecodeError, UnicodeError) as error:
             raise UsageError(f"{source} is not a whole JSON document: {error}; was it cut off?") from None
         try:
@@ -445,9 +445,10 @@ class Report(Struct, frozen=True, kw_only=True):
             UsageError: the file can't be read, or as :meth:`from_json`.
         """
         try:
-            data = Path(path).read_bytes()
+            data = read_regular(path)
         except OSError as error:
-            raise UsageError(f"Could not read the report {path}: {(error.strerror or str(error)).lower()}") from error
+            reason = (error.strerror or str(error)).lower()
+            raise UsageError(f"Could not read the report {shorten(path)}: {reason}") from error
         return cls.from_json(data, str(path))
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:

@@ -16,9 +16,12 @@ from typing import Any, get_type_hints
 import msgspec
 from msgspec import inspect as types
 
-from memback.errors import UsageError
+from memback.errors import UsageError, shorten
 
 __all__ = ["arguments_schema", "check", "choose", "read_value"]
+
+_LONGEST_NAME = 200
+"""Characters of a name for which one is looked for that looks like it: that takes the square of their number."""
 
 _PROBLEM = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?", re.DOTALL)
 _STEP = re.compile(r"[^.\[\]]+|\[\d+\]")
@@ -41,7 +44,7 @@ def check(value: Any, schema: type[Any], file: str, section: str = "", own: Sequ
 
 def choose(kind: str, name: str, known: Collection[str]) -> str:
     """The message for a name that is not among the known ones."""
-    return f"there is no {kind} {name!r}{_nearest(name, known)}; there are {', '.join(known)}"
+    return f"there is no {kind} {shorten(repr(name))}{_nearest(name, known)}; there are {', '.join(known)}"
 
 
 def arguments_schema(function: Callable[..., Any], without: Collection[str] = ()) -> type[msgspec.Struct]:
@@ -65,12 +68,15 @@ def arguments_schema(function: Callable[..., Any], without: Collection[str] = ()
 
 
 def read_value(text: str, schema: type[msgspec.Struct], name: str) -> Any:
-    """A value from text, as the field ``name`` of ``schema`` wants it: as it is, or as TOML has values."""
+    """A value from text, as the field ``name`` of ``schema`` wants it: as it is, or as TOML has values.
+
+    What TOML can't read, a number of thousands of digits say, is left as text, which the field then refuses.
+    """
     if name in schema.__struct_fields__ and _wants_text(_walk(schema, [name])):
         return text
     try:
         read = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return read["value"] if len(read) == 1 else text
 
@@ -85,7 +91,7 @@ def _explain(problem: str, value: Any, schema: type[Any], section: str, own: Seq
     for step in steps:
         value = value[int(step[1:-1]) if step.startswith("[") else step]
     where = _join(section, steps) or "the definition"
-    return f"{where} (={value!r}) must be {_describe(_walk(schema, steps))}"
+    return f"{where} (={shorten(repr(value))}) must be {_describe(_walk(schema, steps))}"
 
 
 def _join(section: str, steps: Sequence[str]) -> str:
@@ -101,11 +107,11 @@ def _explain_field(problem: str, steps: Sequence[str], schema: type[Any], sectio
         kind = f"section [{full}]" if isinstance(fields[name], types.StructType) else full
         return f"{kind} is missing; it must be {_describe(fields[name])}"
     allowed = [key for key in (*own, *fields) if key != "arguments"]
-    return f"unknown key {full}{_nearest(name, allowed)}; allowed are {', '.join(allowed) or 'none'}"
+    return f"unknown key {shorten(full)}{_nearest(name, allowed)}; allowed are {', '.join(allowed) or 'none'}"
 
 
 def _nearest(name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
+    near = difflib.get_close_matches(name, list(known), n=1) if len(name) <= _LONGEST_NAME else []
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
@@ -156,7 +162,7 @@ def _describe(node: Any) -> str:
         case types.BoolType():
             return "true or false"
         case types.StrType():
-            return "text"
+            return "text" if node.max_length is None else f"text of at most {node.max_length} characters"
         case types.LiteralType():
             return "one of " + ", ".join(repr(value) for value in node.values)
         case types.UnionType():

@@ -9,14 +9,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, Literal
 
+import msgspec
 import numpy as np
+from msgspec import Meta, Struct
 
-from memback.errors import MembackError, UsageError
+from memback.errors import MembackError, UsageError, shorten
 from memback.ledger import Category, Ledger, Row
 from memback.micro_batches import accumulate_gradients
+from memback.nn.module import check_state
 from memback.nn.state import read, write
 from memback.offload import save_on_disk
 from memback.policy import Planned, Policy, applied
@@ -27,7 +29,19 @@ from memback.tape import Tape, no_grad
 
 __all__ = ["StepResult", "Training"]
 
-_SCHEMA = "memback.training/1"
+_SCHEMA: Final = "memback.training/1"
+
+Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
+class _About(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a saved training says of itself beside its arrays; ``random`` is the stream's seed and its draws."""
+
+    schema: Literal["memback.training/1"]
+    profile: str
+    training: str
+    step: Number
+    random: tuple[Number, Number]
 
 _LOOK_EVERY = 100
 """Steps from one look at the gradients to the next: a look reads each of them twice."""
@@ -156,40 +170,75 @@ class Training:
         state = current()
         arrays = {f"model.{name}": array for name, array in self.work.model.state_dict().items()}
         arrays |= {f"optimizer.{name}": array for name, array in self.work.optimizer.state_dict().items()}
-        about = {
-            "schema": _SCHEMA,
-            "profile": self.work.profile.name,
-            "training": _fingerprint(self.work, self.micro_batches),
-            "step": self.next_step,
-            "random": [state.seed, state.draws],
-        }
-        write(path, arrays, {"memback": json.dumps(about)}, overwrite=True)
+        about = _About(
+            schema=_SCHEMA,
+            profile=self.work.profile.name,
+            training=_fingerprint(self.work, self.micro_batches),
+            step=self.next_step,
+            random=(state.seed, state.draws),
+        )
+        write(path, arrays, {"memback": msgspec.json.encode(about).decode()}, overwrite=True)
 
     def resume(self, path: str | os.PathLike[str]) -> None:
         """Go on where :meth:`save` left off: the following steps have the bits that an uninterrupted run has.
 
         Raises:
-            UsageError: there is no such file, it is none of memback's, or it was made by another training.
+            UsageError: there is no such file, it is none of memback's or damaged, or it was made by another training.
+                Nothing is changed then.
         """
-        if not Path(path).is_file():
-            raise UsageError(f"There is no file {path} to resume from; memback train --save FILE makes one")
+        if not os.path.exists(path):
+            raise UsageError(f"There is no file {shorten(path)} to resume from; memback train --save FILE makes one")
         arrays, texts = read(path)
-        try:
-            about = json.loads(texts.get("memback", "null"))
-        except ValueError:
-            about = None
-        if not isinstance(about, dict) or about.get("schema") != _SCHEMA:
-            raise UsageError(f"{path} is no training saved by this version of memback ({_SCHEMA})")
-        if about["training"] != _fingerprint(self.work, self.micro_batches):
+        about = _about(texts.get("memback"), path)
+        if about.training != _fingerprint(self.work, self.micro_batches):
             raise UsageError(
-                f"{path} belongs to another training (profile {about['profile']!r}): model, data, dtype, [train] or"
-                " --micro-batches differ. Resume with the profile and the --set values that it was started with"
+                f"{path} belongs to another training (profile {shorten(repr(about.profile))}): model, data, dtype,"
+                " [train] or --micro-batches differ. Resume with the profile and the --set values that it was started"
+                " with"
             )
-        self.work.model.load_state_dict(_part(arrays, "model."))
-        self.work.optimizer.load_state_dict(_part(arrays, "optimizer."))
-        self.next_step = about["step"]
+        model, optimizer = _part(arrays, "model."), _part(arrays, "optimizer.")
+        try:
+            _check_arrays(self.work.model.state_dict(), model)
+            _check_arrays(self.work.optimizer.state_dict(), optimizer)
+        except MembackError as error:
+            raise _no_training(path, error) from None
+        self.work.model.load_state_dict(model)
+        self.work.optimizer.load_state_dict(optimizer)
+        self.next_step = about.step
         state = current()
-        state.seed, state.draws = about["random"]
+        state.seed, state.draws = about.random
+
+
+def _about(text: str | None, path: str | os.PathLike[str]) -> _About:
+    """What a file says of the training in it.
+
+    Raises:
+        UsageError: it says nothing, or what no training can be.
+    """
+    if text is None:
+        raise _no_training(path, "it says nothing of one")
+    try:
+        return msgspec.json.decode(text, type=_About)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise _no_training(path, error) from None
+
+
+def _no_training(path: str | os.PathLike[str], why: object) -> UsageError:
+    return UsageError(f"{path} is no training saved by this version of memback ({_SCHEMA}): {shorten(why)}")
+
+
+def _check_arrays(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Raise unless arrays have the names, the shapes and, as a training never changes them, the dtypes of mine.
+
+    Raises:
+        MembackError: they have not; the message names the first that differ.
+    """
+    check_state(mine, theirs)
+    for name, array in mine.items():
+        if theirs[name].dtype != np.asarray(array).dtype:
+            raise MembackError(f"{name} is {theirs[name].dtype} in it, here {np.asarray(array).dtype}")
+    if min(map(int, theirs.get("steps", ())), default=0) < 0:
+        raise MembackError("it has a negative number of steps")
 
 
 def _part(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from memback.arrays import distinct_bytes
 from memback.dry import dry_run
-from memback.errors import UsageError
+from memback.errors import UsageError, shorten
 from memback.micro_batches import micro_batches as parts
 from memback.op import OpError
 from memback.profiling.definition import Profile, load_data, load_layout, make_model
@@ -136,7 +136,7 @@ def _named(profile: Profile) -> Iterator[None]:
     try:
         yield
     except (ValueError, OpError) as error:
-        raise UsageError(f"profile {profile.name}: {error}") from error
+        raise UsageError(f"profile {profile.name}: {shorten(error, 1000)}") from error
 
 
 def make_optimizer(profile: Profile, model: Any) -> Optimizer:

@@ -30,7 +30,7 @@ _TOTALS = ("saved_bytes", "predicted_peak_bytes", "measured_peak_bytes")
 
 
 def render(report: Report) -> str:
-    """The layers of every run, control characters in names escaped.
+    """The layers of every run, control characters in names escaped, and an apostrophe before what looks like a formula.
 
     Columns ``run_…`` repeat the run's totals on each line: not to be summed.
     """
@@ -52,5 +52,5 @@ def _cells(layer: Layer) -> list[object]:
 
 
 def _inert(cell: object) -> object:
-    """A cell without control characters, which would break lines."""
-    return tables.printable(cell) if isinstance(cell, str) else cell
+    """A cell without control characters, which would break lines, and without formulas."""
+    return tables.cell_text(cell) if isinstance(cell, str) else cell

@@ -20,6 +20,7 @@ __all__ = [
     "Detail",
     "Row",
     "Table",
+    "cell_text",
     "comparison",
     "composition",
     "headline",
@@ -28,6 +29,7 @@ __all__ = [
     "place",
     "printable",
     "ranks",
+    "text_of_cell",
     "warnings",
 ]
 
@@ -121,6 +123,24 @@ def warnings(report: Report) -> list[str]:
 
 def _stopped(rank: int, why: str) -> str:
     return f"Rank {rank} stopped, and its figures are those of its dry run: {why}"
+
+
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
+"""What a spreadsheet takes the beginning of a formula for (OWASP, CSV injection); tabs are escaped already."""
+
+
+def cell_text(text: str) -> str:
+    """A printable text for a CSV file, with an apostrophe before what a spreadsheet would compute.
+
+    A text that begins with such an apostrophe gets another one, so that :func:`text_of_cell` can tell.
+    """
+    text = printable(text)
+    return f"'{text}" if text.lstrip("'").startswith(_FORMULA) else text
+
+
+def text_of_cell(cell: str) -> str:
+    """The text of which :func:`cell_text` made a cell."""
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA) else cell
 
 
 # -- one row a mode

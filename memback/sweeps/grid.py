@@ -14,12 +14,12 @@ from typing import Any
 import msgspec
 
 from memback._version import __version__
-from memback.errors import UsageError
+from memback.errors import UsageError, shorten
 from memback.plans.largest import DIMENSIONS
 from memback.plans.registry import WHOLE, planner
 from memback.profiling.definition import Profile, Train
 from memback.profiling.schema import choose
-from memback.units import format_bytes_short, parse_bytes
+from memback.units import format_bytes_short, parse_bytes, parse_count
 
 __all__ = ["PLANNER", "POLICY", "Axis", "Grid", "Point", "Value", "check_planner", "parse_axis", "settings_text"]
 
@@ -170,11 +170,11 @@ def parse_axis(text: str, profile: Profile, others: Sequence[str] = ()) -> Axis:
     """
     key, equals, rest = (part.strip() for part in text.partition("="))
     if not equals or not key:
-        raise UsageError(f"--grid {text!r} is no KEY=VALUE,VALUE,…; write it as --grid batch=1,2,4")
+        raise UsageError(f"--grid {shorten(repr(text))} is no KEY=VALUE,VALUE,…; write it as --grid batch=1,2,4")
     texts = [part.strip() for part in _split(rest)]
     if not all(texts):
         what = "has no values" if texts == [""] else "has an empty value"
-        raise UsageError(f"--grid {text!r} {what}; write it as --grid {key}=1,2,4")
+        raise UsageError(f"--grid {shorten(repr(text))} {what}; write it as --grid {shorten(key)}=1,2,4")
     changing = any(other.partition("=")[0].strip() in ("model.name", "data.name") for other in others)
     values = tuple(_value(key, one, profile, changing) for one in texts)
     seen: set[Value] = set()
@@ -187,7 +187,8 @@ def parse_axis(text: str, profile: Profile, others: Sequence[str] = ()) -> Axis:
 
 def _split(text: str) -> list[str]:
     """Parts between commas that are in no bracket and no quotes."""
-    parts, depth, quote = [""], 0, ""
+    parts: list[list[str]] = [[]]
+    depth, quote = 0, ""
     for c in text:
         if quote:
             quote = "" if c == quote else quote
@@ -195,10 +196,10 @@ def _split(text: str) -> list[str]:
             quote = c
         depth += (c in "[{(") - (c in "]})") if not quote else 0
         if c == "," and depth == 0 and not quote:
-            parts.append("")
+            parts.append([])
         else:
-            parts[-1] += c
-    return parts
+            parts[-1].append(c)
+    return ["".join(part) for part in parts]
 
 
 def _value(key: str, text: str, profile: Profile, changing: bool) -> Value:
@@ -236,7 +237,7 @@ def _overrides(key: str, text: str, profile: Profile) -> dict[str, str]:
     known = _known(profile)
     if key not in known:
         raise UsageError(
-            f"--grid {key}: {choose('key', key, (*known, 'budget', 'planner'))}; or write it as model.width"
+            f"--grid {shorten(key)}: {choose('key', key, (*known, 'budget', 'planner'))}; or write it as model.width"
         )
     if len(known[key]) > 1:
         raise UsageError(f"--grid {key} could be {' or '.join(known[key])}: write one of them")
@@ -263,6 +264,7 @@ def _known(profile: Profile) -> dict[str, list[str]]:
 
 
 def _number(key: str, text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or int(text) == 0:
-        raise UsageError(f"--grid {key} (={text!r}) must be a whole number from 1 up")
-    return int(text)
+    number = parse_count(text)
+    if number is None:
+        raise UsageError(f"--grid {key} (={shorten(repr(text))}) must be a whole number from 1 up")
+    return number

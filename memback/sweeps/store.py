@@ -19,10 +19,10 @@ from typing import Any
 import msgspec
 
 from memback._version import __version__
-from memback.errors import UsageError
+from memback.errors import UsageError, shorten
 from memback.extras import how_to_install
-from memback.files import check_target, explained, write_atomically
-from memback.reports.tables import printable
+from memback.files import check_target, explained, read_regular, write_atomically
+from memback.reports.tables import cell_text, text_of_cell
 from memback.sweeps.grid import Grid, Point, settings_text
 from memback.sweeps.point import Arguments, Figures, Planned, Row
 
@@ -108,16 +108,28 @@ def _to_csv(rows: Sequence[Row], grid: Grid) -> bytes:
 def _cell(value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return printable(value) if isinstance(value, str) else value
+    return cell_text(value) if isinstance(value, str) else value
 
 
 def _from_csv(path: Path) -> tuple[Sequence[str], list[dict[str, Any]]]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            return reader.fieldnames or (), list(reader)
+        reader = csv.DictReader(io.StringIO(_read(path).decode(), newline=""))
+        names = reader.fieldnames or ()
+        return names, [{name: text_of_cell(row[name] or "") for name in names} for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} can't be read as CSV: {error}") from None
+        raise UsageError(f"{path} can't be read as CSV: {shorten(error)}") from None
+
+
+def _read(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        UsageError: it can't be read, or is none that could be a sweep's.
+    """
+    try:
+        return read_regular(path)
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from None
 
 
 def _names(grid: Grid) -> list[str]:
@@ -134,7 +146,7 @@ def _to_parquet(rows: Sequence[Row], grid: Grid) -> bytes:
 
     schema = pa.schema(list(_types(grid).items()), {"memback": msgspec.json.encode(describe(grid))})
     file = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(list(map(columns, rows)), schema), file)
+    pq.write_table(pa.Table.from_pylist(list(map(columns, rows)), schema), file, write_page_checksum=True)
     content: bytes = file.getvalue().to_pybytes()
     return content
 
@@ -165,10 +177,10 @@ def _from_parquet(path: Path) -> tuple[Sequence[str], list[dict[str, Any]]]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
-    except pa.ArrowException as error:
-        raise UsageError(f"{path} can't be read as Parquet: {error}") from None
-    return table.column_names, table.to_pylist()
+        table = pq.read_table(pa.BufferReader(_read(path)), page_checksum_verification=True)
+        return table.column_names, table.to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UsageError(f"{path} can't be read as Parquet: {shorten(error)}") from None
 
 
 _WRITERS: dict[str, Callable[[Sequence[Row], Grid], bytes]] = {".parquet": _to_parquet, ".csv": _to_csv}
@@ -213,6 +225,8 @@ class Store:
         for file in files:
             _require(file)
             check_target(file, overwrite=True)
+        if self._journal is not None:
+            check_target(self._journal, overwrite=True)
         if resume and files:
             self._resume()
         elif not force:
@@ -310,20 +324,24 @@ class Store:
             try:
                 yield _row({**flat, "point": point.number}, point.settings)
             except msgspec.ValidationError as error:
-                raise UsageError(f"{file}: point {flat['id']} has been changed: {error}; --force starts anew") from None
+                raise UsageError(
+                    f"{file}: point {flat['id']} has been changed: {shorten(error)}; --force starts anew"
+                ) from None
 
     def _from_journal(self, points: Mapping[str, Any]) -> list[Row]:
         """The journal's rows, but for a last one that was cut off. What is appended goes behind the last whole one."""
         assert self._journal is not None
         if not self._journal.exists():
             return []
-        whole, _, _ = self._journal.read_bytes().rpartition(b"\n")
+        whole, _, _ = _read(self._journal).rpartition(b"\n")
         if not whole:
             return []
         try:
             rows = [msgspec.json.decode(line, type=Row) for line in whole.split(b"\n")[1:]]
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-            raise UsageError(f"{self._journal} is no journal of a sweep: {error}; --force starts anew") from None
+            raise UsageError(
+                f"{self._journal} is no journal of a sweep: {shorten(error)}; --force starts anew"
+            ) from None
         for row in rows:
             if row.id not in points:
                 raise self._foreign(str(self._journal), row.settings)

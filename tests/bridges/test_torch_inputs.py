@@ -8,8 +8,9 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 from memback.bridges.torch.inputs import Input, parse_inputs
+from memback.bridges.torch.loading import load
 from memback.bridges.torch.storages import distinct_bytes
-from memback.errors import UsageError
+from memback.errors import OutOfMemoryError, UsageError
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool", "complex64", "float8_e4m3fn")
 
@@ -54,6 +55,19 @@ def test_without_a_dtype_it_is_float32():
 def test_what_is_no_shape_is_refused(text):
     with pytest.raises(UsageError, match="is no shape; write it as"):
         Input.parse(text)
+
+
+@pytest.mark.parametrize("text", ["9" * 5000 + "x4", "2305843009213693952x1", "4294967296x4294967296", "9" * 20])
+def test_more_than_any_memory_is_refused_shortly(text):
+    with pytest.raises(UsageError, match=r"has more than 2\*\*63 - 1 bytes") as refused:
+        Input.parse(text)
+    assert len(str(refused.value)) < 300
+
+
+def test_inputs_that_do_not_fit_into_memory_are_refused_before_they_are_made():
+    with pytest.raises(OutOfMemoryError, match=r"the inputs take 145.52 TiB, but there are .*or predict with --dry"):
+        load("torch.nn:Identity", parse_inputs(["10000000000x4000"]))
+    assert load("torch.nn:Identity", parse_inputs(["10000000000x4000"]), dry=True).args[0].shape[1] == 4000
 
 
 @pytest.mark.filterwarnings("ignore:Sparse")

@@ -223,3 +223,30 @@ def test_module_and_script_are_the_same_command(way: list[str]) -> None:
         [sys.executable, *way, "--version"], capture_output=True, text=True, env=environment, check=True
     )
     assert result.stdout == f"memback, version {__version__}\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes a descriptor as a POSIX shell does")
+@pytest.mark.parametrize("closed", [(1,), (1, 2), (2,)])
+def test_a_closed_stream_is_said_or_leads_nowhere(closed: tuple[int, ...]) -> None:
+    code = "import sys; from memback.commands import main; sys.exit(main(['list']))"
+    shell = f'exec {sys.executable} -c "$0" ' + " ".join(f"{number}>&-" for number in closed)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(["sh", "-c", shell, code], capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == (1 if 1 in closed else 0)
+    if closed == (1,):
+        assert result.stderr == (
+            "Error: Standard output is closed: send it to a file, or to /dev/null if nothing is to be shown\n"
+        )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["notes", "--section"], ["profile"], ["report"], ["torch"], ["profile", "digits", "--mode"]]
+)
+def test_a_message_is_no_longer_than_a_page_whatever_was_typed(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "x[red]:bomb:\x1b[31m" * 5_000]) != 0
+    said = capsys.readouterr().err
+    assert 0 < len(said) < 11_000
+    assert "\x1b" not in said
+    assert "[red]:bomb:" in said

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import inspect
+import os
 import tracemalloc
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -193,6 +196,70 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(UsageError, match=message):
             REGISTRY["npz"](path=str(tmp_path / name))
+
+
+def archive_of(path: Path, header: bytes, data: bytes = b"", compression: int = zipfile.ZIP_STORED) -> None:
+    """An archive whose x has this header, whatever it says."""
+    member = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("x.npy", member)
+        archive.writestr("y.npy", member)
+
+
+def header_of(shape: str) -> bytes:
+    return f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+
+
+@pytest.mark.parametrize("registry", [REGISTRY, LAYOUTS], ids=["read", "headers"])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize(
+    "header",
+    [
+        *map(header_of, ["(True, 6)", "(-1,)", "(1.5,)", "(6000000000, 1)", "(10**5,)", "(2**62, 2**62)", "6", "None"]),
+        header_of(f"({'9' * 5000},)"),
+        header_of(f"(3000000000000, {'9' * 4000})"),
+        b"{'descr'",
+        b"(" * 9000,
+        b"[" * 200,
+        b"{'descr': '<f4'}",
+        b"\xff" * 100,
+        b"",
+    ],
+)
+def test_what_a_header_says_is_not_believed(
+    header: bytes, compression: int, registry: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "data.npz"
+    archive_of(path, header, bytes(24), compression)
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            UsageError, match=r"data.npz can't be read as an .npz archive of plain arrays: .+"
+        ) as refused:
+            registry["npz"](path=str(path))
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+    assert len(str(refused.value)) < 700
+
+
+def test_arrays_that_nobody_asked_for_are_not_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    np.savez_compressed(path, x=np.ones((10, 3)), y=np.ones(10), unused=np.zeros(50_000_000, np.uint8))
+    tracemalloc.start()
+    try:
+        REGISTRY["npz"](path=str(path))
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("registry", [REGISTRY, LAYOUTS], ids=["read", "headers"])
+def test_a_pipe_is_not_waited_for(registry: dict[str, Any], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="is a device or a pipe"):
+        registry["npz"](path=str(tmp_path / "pipe"))
 
 
 # -- what a sample looks like, before any data is read

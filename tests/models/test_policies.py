@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import memback as mb
-from memback.policy import applied
+from memback.policy import Policy, applied
 from tests.models.small import MODELS, batch
 
 POLICIES = ("every:1", "every:2", "every:3", "sqrt", "all", "selective", "match:*.1*", "selective:attention")
@@ -56,3 +56,12 @@ def test_time_steps_of_an_lstm_keep_their_states_and_outputs_alone():
 
 def test_two_seeds_give_other_dropout_and_other_parameters():
     assert step("gpt", "none", seed=1)[0] != step("gpt", "none", seed=2)[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["every:" + "9" * 5000, "every:0", "sqrt:" + "x" * 5000, "x" * 5000, "selective:" + "x" * 5000]
+)
+def test_a_policy_that_there_is_not_is_refused_shortly(name):
+    with pytest.raises(mb.UsageError) as refused:
+        Policy.parse(name)
+    assert len(str(refused.value)) < 500

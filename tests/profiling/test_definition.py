@@ -136,6 +136,23 @@ def test_a_profile_is_immutable(minimal: Profile) -> None:
         ("folder = '/'\n" + MINIMAL, "unknown key folder; allowed are name"),
         ("[model", "is not valid TOML"),
         ("x = " + "[" * 20_000, "is not valid TOML"),
+        ("x = " + "9" * 5_000, "is not valid TOML"),
+        (
+            MINIMAL.replace("width = 8", "width = 2147483648"),
+            r"model.width \(=2147483648\) is beyond 2,147,483,647, which no size",
+        ),
+        (
+            MINIMAL.replace("width = 8", "width = 8\nsizes = [1, -1000000000000000000]"),
+            r"model.sizes\[1\] \(=-1000000000000000000\) is beyond",
+        ),
+        (
+            MINIMAL.replace("batch = 32", "batch = 100000000000"),
+            r"data.batch \(=100000000000\) must be a whole number >= 1 and <= 2147483647",
+        ),
+        ("name = '" + "x" * 201 + "'\n" + MINIMAL, "name .* must be text of at most 200 characters"),
+        ("x" * 100_000 + " = 1\n" + MINIMAL, r"unknown key x+… \(100,000 characters\); allowed are"),
+        (MINIMAL.replace("width = 8", "width = '" + "x" * 100_000 + "'"), r"\(='x+… \(100,002 characters\)\) must be"),
+        (MINIMAL.replace("stack", "x" * 100_000), r"there is no model 'x+… \(100,002 characters\); there are"),
     ],
 )
 def test_a_wrong_definition_is_refused_with_file_key_and_what_is_allowed(
@@ -145,6 +162,7 @@ def test_a_wrong_definition_is_refused_with_file_key_and_what_is_allowed(
     with pytest.raises(UsageError, match=message) as refusal:
         load(path)
     assert str(refusal.value).startswith(str(path))
+    assert len(str(refusal.value)) < 1000
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
@@ -163,11 +181,23 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
         ),
         ("nowhere.toml", "There is no profile file nowhere.toml; `memback list` shows the shipped profiles"),
         ("no/where", "There is no profile file no/where"),
+        ("x" * 300, r"there is no profile 'x+… \(302 characters\); there are"),
+        ("x/" * 3000, "can't be read as a profile in TOML: .*[Nn]ame too long"),
     ],
 )
 def test_a_profile_that_is_not_there_is_refused(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load(name)
+
+
+def test_a_larger_file_than_any_profile_and_one_without_an_end_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "large.toml"
+    path.write_bytes(b"#" * (2**20 + 1))
+    with pytest.raises(UsageError, match="has more than 1,048,576 B: it is none of memback's files"):
+        load(path)
+    if Path("/dev/zero").exists():
+        with pytest.raises(UsageError, match="/dev/zero is a device or a pipe"):
+            load("/dev/zero")
 
 
 def test_a_near_name_is_suggested() -> None:
@@ -213,6 +243,10 @@ def test_overrides_are_read_as_their_key_wants_them(key: str, text: str, value: 
         ("train.steps.x", "10", "there is no section train.steps"),
         ("data", "3", r"data \(=3\) must be a table"),
         ("", "3", "unknown key"),
+        ("data.path", "9" * 50, "unknown key data.path .*allowed are"),
+        ("model.sizes", "[" * 100_000, r"model.sizes \(='\[+… \(100,002 characters\)\) must be a list"),
+        ("model.width", "9" * 5_000, r"model.width \(='9+… \(5,002 characters\)\) must be a whole number"),
+        ("model.width", str(10**18), r"model.width \(=1000000000000000000\) is beyond"),
     ],
 )
 def test_wrong_overrides_are_refused(key: str, text: str, message: str, minimal: Profile) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -147,6 +148,68 @@ def test_tensors_with_another_description_are_refused(about, tmp_path):
     write(tmp_path / "file", {"a": np.zeros(1)}, {"memback": about})
     with pytest.raises(UsageError, match="is no training saved by this version"):
         start().resume(tmp_path / "file")
+
+
+WHOLE = {"schema": "memback.training/1", "profile": "digits", "training": "", "step": 3, "random": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"step": wrong} for wrong in (-1, 1.5, True, "x", None, float("nan"), 2**63, 10**5000, [])),
+        *({"random": wrong} for wrong in (None, "ab", [-1, 0], [None, None], [1], [1, 2, 3], [0, 0.5], [2**64, 0])),
+        *({name: None} for name in WHOLE),
+        {"more": 1},
+    ],
+)
+def test_a_damaged_description_is_refused_with_the_reason_and_nothing_is_taken_over(changed, tmp_path):
+    training = start()
+    training.save(tmp_path / "good")
+    arrays, texts = read(tmp_path / "good")
+    about = json.loads(texts["memback"])
+    assert set(about) == set(WHOLE)
+    sys.set_int_max_str_digits(0)
+    try:
+        write(tmp_path / "bad", arrays, {"memback": json.dumps({**about, **changed})})
+    finally:
+        sys.set_int_max_str_digits(4300)
+    before = bits(training)
+    with pytest.raises(UsageError, match=r"bad is no training saved by this version of memback .*: .+") as refused:
+        training.resume(tmp_path / "bad")
+    assert len(str(refused.value)) < 500
+    assert training.next_step == 0
+    assert bits(training) == before
+
+
+def test_a_description_without_its_fields_is_refused(tmp_path):
+    write(tmp_path / "bad", {"a": np.zeros(1)}, {"memback": json.dumps({"schema": "memback.training/1"})})
+    with pytest.raises(UsageError, match="missing required field"):
+        start().resume(tmp_path / "bad")
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("model.layers.0.0.bias", np.zeros(128)),
+        ("model.layers.0.0.bias", np.zeros(128, np.int32)),
+        ("model.layers.0.0.bias", np.zeros(127, np.float32)),
+        ("optimizer.steps", np.full(6, np.nan)),
+        ("optimizer.steps", np.full(6, -1)),
+        ("model.other", np.zeros(1)),
+    ],
+)
+def test_damaged_arrays_are_refused_and_nothing_is_taken_over(name, array, tmp_path):
+    training = start()
+    losses(training, 2)
+    training.save(tmp_path / "good")
+    arrays, texts = read(tmp_path / "good")
+    write(tmp_path / "bad", {**arrays, name: array}, texts)
+    fresh = start()
+    before = bits(fresh)
+    with pytest.raises(UsageError, match=r"bad is no training saved by this version of memback .*: .+"):
+        fresh.resume(tmp_path / "bad")
+    assert bits(fresh) == before
+    assert fresh.next_step == 0
 
 
 @pytest.mark.parametrize(

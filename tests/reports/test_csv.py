@@ -4,11 +4,14 @@ import csv
 import io
 from collections import Counter
 
+import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace as change
 
 from memback.profiling.report import Report
 from memback.reports.csv import render
+from memback.reports.tables import cell_text, printable, text_of_cell
 from tests.reports import sample
 from tests.reports.strategies import reports
 
@@ -37,6 +40,23 @@ def test_a_carriage_return_in_a_name_breaks_no_line() -> None:
     lines = read(change(sample.report(), runs=(change(run, layers=layers),)))
     assert lines[0]["path"] == r"a\rb"
     assert len(lines) == len(layers)
+
+
+@pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t=", "\r=", "＝", "'="])
+def test_a_name_is_no_formula_of_a_spreadsheet(begin: str) -> None:
+    path = f'{begin}HYPERLINK("http://x","y")'
+    run = sample.full()
+    layers = (change(run.layers[0], path=path), *run.layers[1:])
+    lines = read(change(sample.report(), runs=(change(run, layers=layers),)))
+    assert lines[0]["path"][0] in "'\\"
+    assert text_of_cell(lines[0]["path"]) == printable(path)
+    assert lines[1]["path"] == layers[1].path
+
+
+@given(st.text(st.sampled_from("'=+-@a\t\r,\"\n")))
+def test_a_cell_is_read_back_as_the_text_that_it_was(text: str) -> None:
+    assert text_of_cell(cell_text(text)) == printable(text)
+    assert not cell_text(text).startswith(("=", "+", "-", "@", "\t", "\r"))
 
 
 @given(reports)

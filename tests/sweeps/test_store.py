@@ -186,7 +186,7 @@ def test_what_is_there_is_left_alone_without_a_word(rows, file):
     assert len(read(file)) == 4
 
 
-@pytest.mark.parametrize("content", [b"mine", b"\xff\xfe\x00", b"point,id\n0,x\n"])
+@pytest.mark.parametrize("content", [b"mine", b"\xff\xfe\x00", b"point,id\n0,x\n", b"point,,id\n0,,x,1,2\n"])
 def test_a_file_that_is_no_sweeps_is_refused_and_left_alone(content, file):
     Path(file).write_bytes(content)
     with pytest.raises(UsageError, match=r"can't be read as|rows of another sweep|has no rows of a sweep"):

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from memback.bridges.torch.dtypes import refuse_types
 from memback.bridges.torch.storages import tensors, unwrapped
 from memback.errors import MembackError
 
@@ -82,6 +83,7 @@ class _Mixed(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        refuse_types(func, args, kwargs)
         if func in _WEIGHTS and args[0].device.type == "cpu":
             weight = next((a for a in args[_WEIGHTS[func] :] if isinstance(a, torch.Tensor)), args[0])
             return (out[0], *(_as(weight.dtype, statistic) for statistic in out[1:]))

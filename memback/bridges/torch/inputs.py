@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import cmath
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from memback.errors import UsageError
+from memback.errors import UsageError, shorten
 
 __all__ = ["Input", "dtype_named", "dtype_remedy", "parse_inputs"]
 
@@ -17,6 +18,7 @@ _SPEC = re.compile(
     r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?(?:=(?P<fill>.*))?", re.ASCII
 )
 _MOST = 2**63 - 1
+_DIGITS = 19
 
 
 @dataclass(frozen=True)
@@ -35,21 +37,24 @@ class Input:
         Raises:
             UsageError: it is no such thing, there is no such dtype, or the dtype can't hold the value.
         """
+        shown = shorten(repr(text))
         match = _SPEC.fullmatch(text.strip())
         if match is None:
             raise UsageError(
-                f"input {text!r} is no shape; write it as 8x3x224x224, 8x1024:int64 or, by name and filled with ones,"
+                f"input {shown} is no shape; write it as 8x3x224x224, 8x1024:int64 or, by name and filled with ones,"
                 " mask=8x1024:int64=1"
             )
-        shape = tuple(map(int, match["shape"].split("x")))
-        size = 1
-        for length in shape:
-            size *= length
-        if size > _MOST:
-            raise UsageError(f"input {text!r} has more than 2**63 - 1 elements")
+        lengths = match["shape"].split("x")
         dtype = dtype_named(match["dtype"] or "float32")
+        if max(map(len, lengths)) > _DIGITS or math.prod(map(int, lengths)) * dtype.itemsize > _MOST:
+            raise UsageError(f"input {shown} has more than 2**63 - 1 bytes")
         fill = None if match["fill"] is None else _number(match["fill"], dtype, text)
-        return cls(match["name"], shape, dtype, fill)
+        return cls(match["name"], tuple(map(int, lengths)), dtype, fill)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def make(self, device: torch.device) -> torch.Tensor:
         """The tensor: filled with its value if there is one, else of normal random numbers, or zeros of other types.
@@ -101,7 +106,7 @@ def parse_inputs(texts: Iterable[str]) -> list[Input]:
     names = [one.name for one in inputs if one.name is not None]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UsageError(f"input {twice!r} is given twice")
+        raise UsageError(f"input {shorten(repr(twice))} is given twice")
     return inputs
 
 
@@ -127,5 +132,7 @@ def dtype_named(name: str) -> torch.dtype:
     """
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype):
-        raise UsageError(f"there is no dtype {name!r} in PyTorch; there are float32, bfloat16, int64, bool and others")
+        raise UsageError(
+            f"there is no dtype {shorten(repr(name))} in PyTorch; there are float32, bfloat16, int64, bool and others"
+        )
     return found

@@ -19,8 +19,10 @@ from torch.utils._pytree import tree_map
 from memback.bridges.torch.arguments import typed
 from memback.bridges.torch.inputs import Input
 from memback.bridges.torch.paths import described
-from memback.errors import MembackError, UsageError
+from memback.errors import MembackError, OutOfMemoryError, UsageError, shorten
+from memback.profiling.guard import available_memory
 from memback.profiling.schema import choose
+from memback.units import format_bytes_short
 
 __all__ = ["Loaded", "device_named", "find", "load", "without_memory"]
 
@@ -43,7 +45,7 @@ def find(reference: str) -> Any:
     """
     place, colon, name = reference.partition(":")
     if not (colon and place and name):
-        raise UsageError(f"{reference!r} names nothing; write it as package.module:name")
+        raise UsageError(f"{shorten(repr(reference))} names nothing; write it as package.module:name")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -83,6 +85,7 @@ def load(
     Raises:
         UsageError: as :func:`find`; or the factory gives something else, or wants other arguments; or inputs are given
             twice or not at all.
+        OutOfMemoryError: there is not enough memory for the inputs.
         MembackError: the factory fails.
     """
     found = find(reference)
@@ -101,7 +104,13 @@ def load(
             raise UsageError(f"say what {reference} is called with: --input 8x3x224x224, --input 8x1024:int64, ...")
         if device is not None and not dry:
             module = module.to(device)
-        args, kwargs = _made(inputs, device or _device_of(module)) if given is None else _moved(given, device)
+        if given is not None:
+            args, kwargs = _moved(given, device)
+        else:
+            where = device or _device_of(module)
+            if not dry:
+                _check_space(inputs, where)
+            args, kwargs = _made(inputs, where)
     return Loaded(module, args, kwargs)
 
 
@@ -185,6 +194,28 @@ def _parts(made: Any) -> tuple[Any, Any]:
 def _device_of(module: torch.nn.Module) -> torch.device:
     first = next(module.parameters(), None)
     return torch.device("cpu") if first is None else first.device
+
+
+def _check_space(inputs: Sequence[Input], device: torch.device) -> None:
+    """Refuse inputs for which there is no memory, before one is made.
+
+    Raises:
+        OutOfMemoryError: there is less.
+    """
+    if device.type == "meta":
+        return
+    size = sum(one.nbytes for one in inputs)
+    if device.type == "cuda":
+        free, limit = torch.cuda.mem_get_info(device)[0], "free memory of the device"
+    else:
+        available = available_memory()
+        free, limit = available.bytes, available.limit
+    if size > free:
+        raise OutOfMemoryError(
+            f"the inputs take {format_bytes_short(size)}, but there are {format_bytes_short(free)}: {limit}. Make"
+            " --input smaller, or predict with --dry",
+            size,
+        )
 
 
 def _made(inputs: Sequence[Input], device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -11,7 +11,7 @@ from memback.bridges.torch.body import Body, actions_of, blocks_in
 from memback.bridges.torch.calls import Call
 from memback.bridges.torch.flow import checked
 from memback.bridges.torch.plan import TorchPlan
-from memback.errors import UsageError
+from memback.errors import UsageError, shorten
 from memback.plans.simulate import IllegalActionError, simulate
 from memback.plans.stage import Stage
 
@@ -98,13 +98,13 @@ def from_dict(data: Any) -> TorchPlan:
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         other = data.get("schema") if isinstance(data, dict) else None
         raise UsageError(
-            f"this is no plan for a PyTorch module: its 'schema' is {other!r}, not {SCHEMA!r}"
+            f"this is no plan for a PyTorch module: its 'schema' is {shorten(repr(other))}, not {SCHEMA!r}"
             + ("; it is one for a profile of memback's" if other == "memback.plan/1" else "")
         )
     try:
         content = msgspec.convert(data, _File, str_keys=True)
     except msgspec.ValidationError as error:
-        raise UsageError(f"this plan is malformed: {error}") from None
+        raise UsageError(f"this plan is malformed: {shorten(error)}") from None
     calls = tuple(
         Call(
             path=call.path,
