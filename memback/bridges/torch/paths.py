@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 import memback
 from memback.tape import Site
 
-__all__ = ["ModulePaths", "call_site", "called_from", "described", "in_file"]
+__all__ = ["ModulePaths", "call_site", "called_from", "described", "directly_from", "in_file"]
 
 _INTERNAL = (
     *(f"{Path(package.__file__ or '').parent}{os.sep}" for package in (torch, memback)),
@@ -23,6 +23,10 @@ _INTERNAL = (
     "<eval_with_key>",
 )
 """How files begin that are PyTorch's, memback's or nobody's."""
+
+_TORCH = Path(torch.__file__ or "").parent
+_OF_MODES = (_INTERNAL[1], f"{_TORCH / '_dynamo'}{os.sep}", str(_TORCH / "_compile.py"))
+"""How files begin that lie between an op and the mode that is told of it."""
 
 
 class ModulePaths:
@@ -90,6 +94,14 @@ def called_from(file: str) -> bool:
     while frame is not None and frame.f_code.co_filename.startswith(_INTERNAL[1]):
         frame = frame.f_back
     return frame is not None and frame.f_code.co_filename == file
+
+
+def directly_from(file: str) -> bool:
+    """Whether it is PyTorch's C++, called by code of ``file`` or by none, that called what calls this: modes aside."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_OF_MODES):
+        frame = frame.f_back
+    return frame is None or frame.f_code.co_filename == file
 
 
 def in_file(file: str) -> bool:

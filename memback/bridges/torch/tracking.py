@@ -34,6 +34,7 @@ from torch.utils import checkpoint as _checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from memback.bridges.torch.in_place import alone, as_unwatched
 from memback.bridges.torch.paths import ModulePaths, call_site, called_from, in_file
 from memback.bridges.torch.storages import key, storages, tensors
 from memback.errors import MembackError
@@ -175,6 +176,7 @@ class Tracker(Accounts):
     # -- life
 
     def __enter__(self) -> Tracker:
+        alone()
         self._stack = ExitStack()
         self._stack.enter_context(self._paths)
         self._stack.enter_context(torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack))
@@ -240,6 +242,8 @@ class Tracker(Accounts):
         """Run an op, and see what comes of it."""
         if self._own or self._over or func.namespace == "prim":
             return func(*args, **kwargs)
+        if self._phase != "forward" and not kwargs:
+            func = as_unwatched(func, args, self._is_new)
         inputs = list(tensors((args, kwargs)))
         if self._exchange is not None:
             if any(key(s) not in self._accounts and s.nbytes() for tensor in inputs for s in storages(tensor)):
@@ -261,6 +265,11 @@ class Tracker(Accounts):
             for storage in storages(tensor):
                 self._meet(storage, row)
         return out
+
+    def _is_new(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor's memory was made since the last boundary."""
+        keys = {key(storage) for storage in storages(tensor)}
+        return any(account.key in keys for account in self._fresh if not account.closed)
 
     def _note_unknown(self, func: Any, tensor: torch.Tensor) -> None:
         if isinstance(tensor, FakeTensor) and (tensor.is_sparse or func._overloadpacket in _OPAQUE):
