@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
+from collections import Counter
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from types import FrameType
@@ -24,6 +27,10 @@ _INTERNAL = (
 )
 """How files begin that are PyTorch's, memback's or nobody's."""
 
+_LIBRARY = f"{sysconfig.get_path('stdlib')}{os.sep}"
+_PACKAGES = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("purelib", "platlib"))
+"""How files of Python's own library begin, and those of others that lie within it."""
+
 _TORCH = Path(torch.__file__ or "").parent
 _OF_MODES = (_INTERNAL[1], f"{_TORCH / '_dynamo'}{os.sep}", str(_TORCH / "_compile.py"))
 """How files begin that lie between an op and the mode that is told of it."""
@@ -40,8 +47,10 @@ class ModulePaths:
     """
 
     def __init__(self, module: torch.nn.Module | None) -> None:
-        modules = () if module is None else module.named_modules()
+        modules = [] if module is None else list(module.named_modules())
         self._names = {id(owner): name for name, owner in modules}
+        self._shared = _several_have(owner for _, owner in modules)
+        self._within: dict[int, dict[int, str]] = {}
         self._stack: list[tuple[Any, str]] = []
 
     def __enter__(self) -> ModulePaths:
@@ -62,8 +71,21 @@ class ModulePaths:
         return self._stack[-1][1] if self._stack else ""
 
     def name_of(self, module: torch.nn.Module) -> str:
-        """A submodule's path; for one that is outside, that of what is running."""
+        """A submodule's path; for one that is outside, that of what is running.
+
+        One that several modules have is called as that one has it which is running.
+        """
+        if self._shared:
+            for caller, path in reversed(self._stack):
+                within = self._names_within(caller).get(id(module))
+                if within is not None:
+                    return f"{path}.{within}".strip(".")
         return self._names.get(id(module), self.path)
+
+    def _names_within(self, caller: torch.nn.Module) -> dict[int, str]:
+        if id(caller) not in self._within:
+            self._within[id(caller)] = {id(owner): name for name, owner in caller.named_modules()}
+        return self._within[id(caller)]
 
     @property
     def depth(self) -> int:
@@ -76,6 +98,12 @@ class ModulePaths:
     def _ended(self, module: Any, inputs: Any, output: Any) -> None:
         while self._stack and self._stack.pop()[0] is not module:
             continue
+
+
+def _several_have(modules: Iterable[torch.nn.Module]) -> bool:
+    """Whether any module is a member of more than one."""
+    owners = Counter(id(member) for owner in modules for member in owner._modules.values() if member is not None)
+    return any(number > 1 for number in owners.values())
 
 
 def call_site() -> Site | None:
@@ -126,4 +154,4 @@ def described(error: BaseException) -> str:
 
 @cache
 def _is_internal(file: str) -> bool:
-    return file.startswith(_INTERNAL)
+    return file.startswith(_INTERNAL) or (file.startswith(_LIBRARY) and not file.startswith(_PACKAGES))

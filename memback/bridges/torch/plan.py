@@ -80,6 +80,7 @@ class NoPlanError(MembackError):
             f"no plan fits {format_bytes(budget)}: the leanest found needs {format_bytes(self.minimum_bytes)}, which is"
             f" {made_of} (in {peak['phase']}, {peak['op']} of layer {peak['path'] or '(top)'!r}). Raise the budget to"
             " that, name smaller blocks, or make the step smaller (its batch, its model)"
+            + (f". {leanest.optimality}" if leanest.optimality else "")
         )
 
 
@@ -307,6 +308,9 @@ class Planning:
                 dry = replace(step, args=args, kwargs=kwargs)
                 with running(step.module, self.blocks.calls, self.blocks.of_calls(body)), dry.unchanged(), explained():
                     tracker, _ = dry.watch(Mode("full"), events=False)
+                with running(step.module, self.blocks.calls, self.blocks.of_calls(body)), dry.unchanged(), explained():
+                    if tracker.left:  # a first step makes what later ones find
+                        tracker, _ = dry.watch(Mode("full"), events=False)
             self._judged[body] = _Judged(
                 tracker.peak,
                 tracker.saved_at_end_of_forward or 0,
@@ -507,6 +511,8 @@ class Planning:
         """A body as a plan, with what its dry run shows."""
         judged = self.judge(body)
         peak = judged.peak
+        if self.blocks.kept_because:
+            optimality = f"{optimality}; {self.blocks.kept_because}".removeprefix("; ")
         return TorchPlan(
             name=f"plan:{format_bytes_short(budget).replace(' ', '')}",
             calls=self.blocks.calls,
@@ -664,12 +670,16 @@ def verify(
 ) -> Verdict:
     """Run a module's step for real with a plan and without it, and compare."""
     step = Step.of(module, inputs, kwargs, loss, autocast)
+    with step.unchanged():
+        step.run(Mode("full"))  # a first step makes what later ones find
     full = step.account(Mode("full"))
     with plan.apply(module):
         planned, allocated = step.account(Mode("full")), step.allocated(Mode("full"))
+        left = planned.tracker.left and step.account(Mode("full")).tracker  # what adds up shows in a second step
+        measured = max(planned.tracker.peak.bytes, left.peak.bytes if left else 0)
     return Verdict(
         predicted_peak_bytes=plan.peak_bytes,
-        measured_peak_bytes=planned.tracker.peak.bytes,
+        measured_peak_bytes=measured,
         allocator_peak_bytes=None if allocated is None else allocated.peak_bytes,
         full_peak_bytes=full.tracker.peak.bytes,
         same_gradients=full.gradient_sha256 == planned.gradient_sha256,

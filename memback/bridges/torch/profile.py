@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -12,18 +13,21 @@ from msgspec.structs import replace
 from torch.nn.parallel import DistributedDataParallel
 
 from memback._version import __version__
+from memback.bridges.torch.allocator import Allocated
 from memback.bridges.torch.calls import is_compiled
+from memback.bridges.torch.paths import described
 from memback.bridges.torch.plan import TorchPlan, planned_by
 from memback.bridges.torch.sharding import bucket_bytes, fsdp_params
 from memback.bridges.torch.step import DryRunError, Loss, Step, sum_of_outputs
 from memback.bridges.torch.storages import distinct_bytes
-from memback.errors import UsageError
+from memback.bridges.torch.tracking import Tracker
+from memback.errors import MembackError, UsageError
 from memback.profiling import report as plain
 from memback.profiling.passes import Mode, Peak, Seconds, median
 from memback.profiling.report import Report, Run
 from memback.profiling.run import machine, modes_of, run_of
 
-__all__ = ["MODES", "DryRunWarning", "profile"]
+__all__ = ["MODES", "DryRunWarning", "WatchingWarning", "profile"]
 
 MODES = ("retain-all", "full", "inference")
 """The ways to run a module's step, from the most memory to the least."""
@@ -73,16 +77,19 @@ def profile(
 
     Raises:
         UsageError: an unknown mode, a loss that is none, or a module that is compiled or not yet made in full.
-        MembackError: a dry run of a step that takes decisions on values.
+        MembackError: a dry run of a step that takes decisions on values. What goes wrong in another mode than ``full``
+            or ``checkpoint`` alone is no error: the report has a row for the mode that says why.
 
     Warns:
         DryRunWarning: a dry run that met memory of unknown size: its figures are too low. Beside a real run there is
             then no prediction.
+        WatchingWarning: autograd takes more memory for the step while it is watched, so that figures are too high.
     """
     _check(module)
     step = Step.of(module, inputs, kwargs, loss, autocast)
     chosen = modes_of(modes, None if policy is None else cast(Any, planned_by(step, policy)))
-    work = _dry(step, chosen, progress) if dry or step.dry else _real(step, chosen, rounds, progress)
+    failed = Failures(chosen)
+    work = _dry(step, failed, progress) if dry or step.dry else _real(step, failed, rounds, progress)
     runs, input_bytes = zip(*work, strict=True)
     report = Report(
         memback=__version__,
@@ -92,6 +99,7 @@ def profile(
         arguments=_arguments(step, max(input_bytes)),
         runs=runs,
         distributed=_distributed(step),
+        not_run={str(mode): why for mode, why in failed.reasons.items()},
     )
     report.validate()
     return report
@@ -99,6 +107,31 @@ def profile(
 
 class DryRunWarning(UserWarning):
     """A dry run's figures are too low."""
+
+
+class WatchingWarning(UserWarning):
+    """A watched step takes more than the same one does unwatched."""
+
+
+class Failures:
+    """Modes of a report, and why those can't be run that it can do without: the others stay in it."""
+
+    def __init__(self, modes: Sequence[Mode]) -> None:
+        self.modes = modes
+        self.reasons: dict[Mode, str] = {}
+
+    @contextmanager
+    def noted(self, mode: Mode) -> Iterator[None]:
+        """In the block a mode is run; what goes wrong is noted, if another mode is left."""
+        try:
+            yield
+        except UsageError:
+            raise
+        except Exception as error:
+            needed = mode.name in ("full", "checkpoint") or all(m in self.reasons for m in self.modes if m != mode)
+            if needed:
+                raise
+            self.reasons[mode] = str(error) if isinstance(error, MembackError) else described(error)
 
 
 def _check(module: torch.nn.Module) -> None:
@@ -116,22 +149,31 @@ def _check(module: torch.nn.Module) -> None:
         raise UsageError(f"parameter {lazy[0]} has no shape yet: call the module once before it is profiled")
 
 
-def _dry(step: Step, modes: Sequence[Mode], progress: Progress) -> list[tuple[Run, int]]:
+def _dry(step: Step, failed: Failures, progress: Progress) -> list[tuple[Run, int]]:
     """Every mode's run, and the bytes of its inputs."""
     runs, unknown = [], set()
-    for done, mode in enumerate(modes):
-        progress(f"dry run of {mode}", done, len(modes))
-        tracker = step.predict(mode)
-        unknown |= tracker.unknown
-        runs.append((run_of(mode, tracker, tracker.peak.bytes, tracker.peak), tracker.input_bytes))
+    for done, mode in enumerate(failed.modes):
+        progress(f"dry run of {mode}", done, len(failed.modes))
+        with failed.noted(mode):
+            tracker = step.predict(mode)
+            unknown |= tracker.unknown
+            run = run_of(mode, tracker, tracker.peak.bytes, tracker.peak)
+            runs.append((replace(run, **_left(tracker)), tracker.input_bytes))
     if unknown:
         what = "; ".join(sorted(unknown))
         warnings.warn(f"A dry run does not know the size of {what}: its figures are too low", DryRunWarning, 3)
     return runs
 
 
-def _real(step: Step, modes: Sequence[Mode], rounds: int, progress: Progress) -> list[tuple[Run, int]]:
+def _left(tracker: Tracker) -> dict[str, Any]:
+    """What a step leaves behind, for its run."""
+    makers = sorted(tracker.left, key=lambda maker: -tracker.left[maker])
+    return {"left_bytes": sum(tracker.left.values()), "left": tuple(makers)}
+
+
+def _real(step: Step, failed: Failures, rounds: int, progress: Progress) -> list[tuple[Run, int]]:
     """As :func:`_dry`."""
+    modes = failed.modes
     total, done = len(modes) * 3 + sum(mode.name != "retain-all" for mode in modes) * rounds, 0
     times: dict[Mode, list[Seconds]] = {mode: [] for mode in modes}
     runs = []
@@ -145,14 +187,20 @@ def _real(step: Step, modes: Sequence[Mode], rounds: int, progress: Progress) ->
     for _ in range(rounds):
         for mode in unwatched:
             tell(f"time of {mode}")
-            times[mode].append(step.time(mode))
+            with failed.noted(mode):
+                times[mode].append(step.time(mode))
     for mode in modes:
+        account = None
         tell(f"memory given out in {mode}")
-        allocated = step.allocated(mode) if mode in unwatched else None
-        tell(f"account of {mode}")
-        account = step.account(mode)
+        with failed.noted(mode):
+            allocated = step.allocated(mode) if mode in unwatched else None
+            tell(f"account of {mode}")
+            account = step.account(mode)
+        if account is None:
+            continue
         tell(f"dry run of {mode}")
         prediction = _prediction(step, mode)
+        _warn_of_watching(mode, account.tracker.peak.bytes, allocated)
         tracker, peak = account.tracker, account.tracker.peak if prediction is None else prediction
         run = replace(
             run_of(mode, tracker, None if prediction is None else prediction.bytes, peak),
@@ -164,9 +212,21 @@ def _real(step: Step, modes: Sequence[Mode], rounds: int, progress: Progress) ->
             steps_timed=len(times[mode]),
             loss=account.loss,
             gradient_sha256=account.gradient_sha256,
+            **_left(tracker),
         )
         runs.append((run, tracker.input_bytes))
     return runs
+
+
+def _warn_of_watching(mode: Mode, measured: int, given_out: Allocated | None) -> None:
+    if given_out is not None and measured > given_out.peak_bytes * 1.01:
+        warnings.warn(
+            f"Mode {mode} held {measured:,} B at its peak while it was watched, and {given_out.peak_bytes:,} B while it"
+            " was not: of some ops (prod, cumprod, max and median of a whole tensor, masked_fill with a tensor)"
+            " PyTorch takes another derivative while it is watched, so that an unwatched step takes less",
+            WatchingWarning,
+            4,
+        )
 
 
 def _prediction(step: Step, mode: Mode) -> Peak | None:

@@ -131,5 +131,13 @@ def bucket_bytes(module: nn.Module) -> int:
             # It gives zeros in the shape of the buckets, for which there need not be memory.
             with nullcontext() if is_dry(part) else FakeTensorMode(allow_non_fake_inputs=True):
                 buckets = part.reducer._get_zeros_like_grad_buckets()
-            total += sum(bucket.buffer().nbytes for bucket in buckets)
+            sparse = _sparse_parameters(part)
+            dense = (b for b in buckets if not any(id(parameter) in sparse for parameter in b.parameters()))
+            total += sum(bucket.buffer().nbytes for bucket in dense)
     return total
+
+
+def _sparse_parameters(ddp: nn.Module) -> set[int]:
+    """By their ids, the parameters whose gradients are sparse, which DDP reduces by themselves, in no bucket."""
+    tables = (part for part in ddp.modules() if isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.sparse)
+    return {id(table.weight) for table in tables}
