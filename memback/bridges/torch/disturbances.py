@@ -7,6 +7,7 @@ checkpoint runs it again. Such a block is kept as it is.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -24,8 +25,10 @@ _OF_TORCH = frozenset(vars(nn.Module()))
 
 
 def is_planned_call() -> bool:
-    """Whether a call of a block is the plan's business: not where gradients are off, nor within backward or a
-    checkpoint that the model has itself, which will run its blocks again by itself."""
+    """Whether a call of a block is the plan's business.
+
+    It is not where gradients are off, nor within backward or a checkpoint of the model's own.
+    """
     if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
         return False
     return not in_file(_checkpoint.__file__)
@@ -36,17 +39,16 @@ class Before:
 
     def __init__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._module = module
-        self._given = {type(value).__name__: value for value in (*args, *kwargs.values()) if _is_open(value)}
-        self._states = {name: list(_state(value)) for name, value in self._given.items()}
-        self._own = {name: list(_state(value)) for name, value in _attributes(module)}
+        self._given = [(value, _seen(value)) for value in (*args, *kwargs.values()) if _is_open(value)]
+        self._own = {name: _seen(value) for name, value in _attributes(module)}
 
     def changed(self) -> str | None:
         """In words, what the call has changed; None where it is nothing that is seen."""
-        for name, value in self._given.items():
-            if not _same(self._states[name], list(_state(value))):
-                return f"changes the {name} that it is given"
+        for value, before in self._given:
+            if not _same(before, _seen(value)):
+                return f"changes the {type(value).__name__} that it is given"
         for name, value in _attributes(self._module):
-            if not _same(self._own.get(name, []), list(_state(value))):
+            if not _same(self._own.get(name, []), _seen(value)):
                 return f"changes its attribute {name}"
         return None
 
@@ -65,7 +67,11 @@ def _is_open(value: Any) -> bool:
     return isinstance(value, (list, set, tuple, Mapping)) or hasattr(value, "__dict__")
 
 
-def _state(value: Any, depth: int = _DEPTH) -> Iterator[Any]:
+def _seen(value: Any) -> list[Any]:
+    return list(islice(_state(value, _DEPTH), _MOST))
+
+
+def _state(value: Any, depth: int) -> Iterator[Any]:
     """What is in a value, in order; the parts themselves, so that none of them is gone when it is compared."""
     yield value
     if depth == 0 or not _is_open(value):
@@ -76,7 +82,7 @@ def _state(value: Any, depth: int = _DEPTH) -> Iterator[Any]:
         parts = list(value)
     else:
         parts = [part for pair in vars(value).items() for part in pair]
-    for part in parts[:_MOST]:
+    for part in parts:
         yield from _state(part, depth - 1)
 
 

@@ -81,6 +81,7 @@ def differs(flow: Flow, value: Any, outputs: Sequence[Any] | None, outer: Mappin
         case ["output", _] if outputs is None:
             return None if isinstance(value, torch.Tensor) else f"{value!r:.60}, not a tensor"
         case ["output", number]:
+            assert outputs is not None
             return None if value is outputs[number] else "something else than what the block before gives"
         case ["outer", number]:
             return None if value is outer[number] else "another tensor than the first block of its segment"

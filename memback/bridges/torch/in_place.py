@@ -98,7 +98,9 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 def _is_dense(tensor: torch.Tensor) -> bool:
     """Whether elements lie one beside the other, each once, in whatever order of dimensions."""
     expected = 1
-    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape) if size != 1):
+    for stride, size in sorted(
+        (stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1
+    ):
         if stride != expected:
             return False
         expected *= size

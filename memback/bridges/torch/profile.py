@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import datetime
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from msgspec.structs import replace
@@ -33,6 +32,8 @@ MODES = ("retain-all", "full", "inference")
 """The ways to run a module's step, from the most memory to the least."""
 
 Progress = Callable[[str, int, int], None]
+
+_T = TypeVar("_T")
 
 
 def profile(
@@ -120,11 +121,12 @@ class Failures:
         self.modes = modes
         self.reasons: dict[Mode, str] = {}
 
-    @contextmanager
-    def noted(self, mode: Mode) -> Iterator[None]:
-        """In the block a mode is run; what goes wrong is noted, if another mode is left."""
+    def tried(self, mode: Mode, run: Callable[[Mode], _T]) -> _T | None:
+        """What a run of a mode gives; None where it goes wrong, which is noted if another mode is left."""
+        if mode in self.reasons:
+            return None
         try:
-            yield
+            return run(mode)
         except UsageError:
             raise
         except Exception as error:
@@ -132,6 +134,7 @@ class Failures:
             if needed:
                 raise
             self.reasons[mode] = str(error) if isinstance(error, MembackError) else described(error)
+            return None
 
 
 def _check(module: torch.nn.Module) -> None:
@@ -154,8 +157,7 @@ def _dry(step: Step, failed: Failures, progress: Progress) -> list[tuple[Run, in
     runs, unknown = [], set()
     for done, mode in enumerate(failed.modes):
         progress(f"dry run of {mode}", done, len(failed.modes))
-        with failed.noted(mode):
-            tracker = step.predict(mode)
+        if (tracker := failed.tried(mode, step.predict)) is not None:
             unknown |= tracker.unknown
             run = run_of(mode, tracker, tracker.peak.bytes, tracker.peak)
             runs.append((replace(run, **_left(tracker)), tracker.input_bytes))
@@ -187,16 +189,13 @@ def _real(step: Step, failed: Failures, rounds: int, progress: Progress) -> list
     for _ in range(rounds):
         for mode in unwatched:
             tell(f"time of {mode}")
-            with failed.noted(mode):
-                times[mode].append(step.time(mode))
+            if (taken := failed.tried(mode, step.time)) is not None:
+                times[mode].append(taken)
     for mode in modes:
-        account = None
         tell(f"memory given out in {mode}")
-        with failed.noted(mode):
-            allocated = step.allocated(mode) if mode in unwatched else None
-            tell(f"account of {mode}")
-            account = step.account(mode)
-        if account is None:
+        allocated = failed.tried(mode, step.allocated) if mode in unwatched else None
+        tell(f"account of {mode}")
+        if (account := failed.tried(mode, step.account)) is None:
             continue
         tell(f"dry run of {mode}")
         prediction = _prediction(step, mode)

@@ -230,12 +230,7 @@ def _told(
 
     def called(module: Any, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         nonlocal cursor, inside
-        if (
-            inside
-            or cursor == len(modules)
-            or modules[cursor] is not module
-            or (trains and not is_planned_call())
-        ):
+        if inside or cursor == len(modules) or modules[cursor] is not module or (trains and not is_planned_call()):
             return original(*args, **kwargs)
         number, inside = cursor, True
         cursor += 1

@@ -12,7 +12,19 @@ from torch.utils._pytree import tree_leaves
 __all__ = ["distinct_bytes", "key", "storages", "tensors", "unwrapped"]
 
 
-_PLAIN = (int, float, bool, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+_PLAIN = (
+    int,
+    float,
+    bool,
+    complex,
+    str,
+    bytes,
+    type(None),
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+)
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:

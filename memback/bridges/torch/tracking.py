@@ -230,7 +230,8 @@ class Tracker(Accounts):
         states = {id(held.account): held.account for held in self._kept if held.name == "kept" and held.account in left}
         self._kept = [held for held in self._kept if held.name != "kept" or id(held.account) not in states]
         for account in states.values():
-            assert account.owner is not None and self.saved_at_end_of_forward is not None
+            assert account.owner is not None
+            assert self.saved_at_end_of_forward is not None
             account.owner.saved_bytes -= account.bytes
             self.saved_at_end_of_forward -= account.bytes
             if self._highest.forward_over:
