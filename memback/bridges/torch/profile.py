@@ -221,8 +221,9 @@ def _warn_of_watching(mode: Mode, measured: int, given_out: Allocated | None) ->
     if given_out is not None and measured > given_out.peak_bytes * 1.01:
         warnings.warn(
             f"Mode {mode} held {measured:,} B at its peak while it was watched, and {given_out.peak_bytes:,} B while it"
-            " was not: of some ops (prod, cumprod, max and median of a whole tensor, masked_fill with a tensor)"
-            " PyTorch takes another derivative while it is watched, so that an unwatched step takes less",
+            " was not, so that an unwatched step takes less: of some ops (prod, cumprod, max and median of a whole"
+            " tensor, masked_fill with a tensor) PyTorch takes another derivative while it is watched, and it copies"
+            " sparse gradients",
             WatchingWarning,
             4,
         )
