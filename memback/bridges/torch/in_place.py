@@ -23,30 +23,20 @@ __all__ = ["alone", "as_unwatched"]
 
 _aten = torch.ops.aten
 
+_VALUES_OF_ROWS = ("Max", "Min", "Median", "Nanmedian", "Mode", "Kthvalue", "Topk", "Sort")
+_LIMITS = ("Clamp", "ClampMax", "ClampMin", "Maximum", "Minimum", "Fmax", "Fmin", "Atan2")
 _FILLS = {
-    _aten.scatter.src: _aten.scatter_.src,
-    _aten.scatter_add.default: _aten.scatter_add_.default,
-    _aten.masked_scatter.default: _aten.masked_scatter_.default,
-    _aten.masked_fill.Scalar: _aten.masked_fill_.Scalar,
-    _aten.masked_fill.Tensor: _aten.masked_fill_.Tensor,
-    _aten.index_put.default: _aten.index_put_.default,
-    _aten.index_add.default: _aten.index_add_.default,
-    _aten.index_copy.default: _aten.index_copy_.default,
-    _aten.index_fill.int_Scalar: _aten.index_fill_.int_Scalar,
-    _aten.put.default: _aten.put_.default,
+    **{(node, _aten.scatter.src): _aten.scatter_.src for node in _VALUES_OF_ROWS},
+    **{(node, _aten.scatter_add.default): _aten.scatter_add_.default for node in ("Gather", "Cummax", "Cummin")},
+    **{(node, _aten.masked_fill.Scalar): _aten.masked_fill_.Scalar for node in _LIMITS},
+    ("Index", _aten.index_put.default): _aten.index_put_.default,
+    ("IndexSelect", _aten.index_add.default): _aten.index_add_.default,
+    ("MaskedSelect", _aten.masked_scatter.default): _aten.masked_scatter_.default,
+    ("Take", _aten.put.default): _aten.put_.default,
+    ("Trace", _aten.index_fill.int_Scalar): _aten.index_fill_.int_Scalar,
 }
-"""What formulas of derivatives change a new tensor by, and what they do it by where it may be written to."""
-
-_OF_NODES = {
-    ("BinaryCrossEntropyWithLogitsBackward0", _aten.sub.Tensor): _aten.sub_.Tensor,
-    ("BinaryCrossEntropyWithLogitsBackward0", _aten.mul.Tensor): _aten.mul_.Tensor,
-}
-"""Such ops which others call for new tensors, too, by the name of the node."""
-_OTHERS = {func for _, func in _OF_NODES}
-
-
-_BY_COPY = ("ScatterReduce", "IndexReduce", "Xlogy", "SpecialXlog1Py")
-"""How nodes are called that fill by copying in any case."""
+"""By node: what its formula changes a new tensor by, and what it does it by where it may be written to."""
+_CHANGES = {func for _, func in _FILLS}
 
 
 def as_unwatched(func: Any, args: tuple[Any, ...], is_new: Callable[[torch.Tensor], bool]) -> Any:
@@ -59,15 +49,23 @@ def as_unwatched(func: Any, args: tuple[Any, ...], is_new: Callable[[torch.Tenso
     """
     if func is _aten.add.Tensor and _is_accumulation(args, is_new):
         return _aten.add_.Tensor
-    in_place = _FILLS.get(func) or (func in _OTHERS and _OF_NODES.get((_node_name(), func)))
-    if in_place and _is_alone(args) and is_new(args[0]) and _is_plain(args[0]):
-        return func if _node_name().startswith(_BY_COPY) else in_place
+    if func in _CHANGES and _is_own_memory(args) and is_new(args[0]):
+        return _FILLS.get((_node_name(), func), func)
     return func
 
 
 def _node_name() -> str:
+    """``Gather`` of ``GatherBackward0``."""
     node = torch._C._current_autograd_node()
-    return "" if node is None else str(node.name())
+    return "" if node is None else str(node.name()).partition("Backward")[0]
+
+
+def _is_own_memory(args: tuple[Any, ...]) -> bool:
+    """Whether a formula of PyTorch's calls an op for a tensor that no other one shares its memory with."""
+    counts, usual = _counts(args), alone()
+    if counts is None or usual is None or counts[2] != usual[2] or torch.is_grad_enabled():
+        return False
+    return _is_plain(args[0]) and directly_from(torch.autograd.graph.__file__)
 
 
 def _is_accumulation(args: tuple[Any, ...], is_new: Callable[[torch.Tensor], bool]) -> bool:
