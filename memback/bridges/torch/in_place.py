@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from memback.bridges.torch.paths import directly_from
 
@@ -133,7 +133,7 @@ def alone() -> tuple[int, int, int] | None:
 
     To be called once before anything is watched, because it runs backward itself.
     """
-    with torch.inference_mode(False), torch.enable_grad(), _Alone() as mode:
+    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad(), _Alone() as mode:
         x = torch.ones(2, requires_grad=True).neg()
         torch.autograd.backward((x.neg() + x.neg()).sum())
     return mode.counts

@@ -28,8 +28,7 @@ _INTERNAL = (
 """How files begin that are PyTorch's, memback's or nobody's."""
 
 _LIBRARY = f"{sysconfig.get_path('stdlib')}{os.sep}"
-_PACKAGES = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("purelib", "platlib"))
-"""How files of Python's own library begin, and those of others that lie within it."""
+"""How files of Python's own library begin, and those in its ``site-packages``."""
 
 _TORCH = Path(torch.__file__ or "").parent
 _OF_MODES = (_INTERNAL[1], f"{_TORCH / '_dynamo'}{os.sep}", str(_TORCH / "_compile.py"))
@@ -154,4 +153,4 @@ def described(error: BaseException) -> str:
 
 @cache
 def _is_internal(file: str) -> bool:
-    return file.startswith(_INTERNAL) or (file.startswith(_LIBRARY) and not file.startswith(_PACKAGES))
+    return file.startswith(_INTERNAL) or (file.startswith(_LIBRARY) and f"-packages{os.sep}" not in file)

@@ -33,6 +33,7 @@ from memback.bridges.torch.fake import faked
 from memback.bridges.torch.planned import running, submodule
 from memback.bridges.torch.stages import Blocks, find_blocks, seconds, weighed
 from memback.bridges.torch.step import Loss, Step, explained, sum_of_outputs
+from memback.bridges.torch.tracking import Tracker
 from memback.errors import MembackError, UsageError
 from memback.ledger import Row
 from memback.plans import chain
@@ -306,11 +307,9 @@ class Planning:
             step = self.step
             with faked(step.module, (step.args, dict(step.kwargs))) as (args, kwargs):
                 dry = replace(step, args=args, kwargs=kwargs)
-                with running(step.module, self.blocks.calls, self.blocks.of_calls(body)), dry.unchanged(), explained():
-                    tracker, _ = dry.watch(Mode("full"), events=False)
-                with running(step.module, self.blocks.calls, self.blocks.of_calls(body)), dry.unchanged(), explained():
-                    if tracker.left:  # a first step makes what later ones find
-                        tracker, _ = dry.watch(Mode("full"), events=False)
+                tracker = self._watched(dry, body)
+                if tracker.left:  # a first step makes what later ones find
+                    tracker = self._watched(dry, body)
             self._judged[body] = _Judged(
                 tracker.peak,
                 tracker.saved_at_end_of_forward or 0,
@@ -320,6 +319,11 @@ class Planning:
                 frozenset(tracker.unknown),
             )
         return self._judged[body]
+
+    def _watched(self, dry: Step, body: Body) -> Tracker:
+        planned = running(dry.module, self.blocks.calls, self.blocks.of_calls(body))
+        with planned, dry.unchanged(), explained():
+            return dry.watch(Mode("full"), events=False)[0]
 
     def _by_unit(self, rows: Sequence[Row]) -> tuple[int, ...]:
         """Saved bytes by the unit whose ops have made them; of one that is called several times, its first call's."""
@@ -675,8 +679,9 @@ def verify(
     full = step.account(Mode("full"))
     with plan.apply(module):
         planned, allocated = step.account(Mode("full")), step.allocated(Mode("full"))
-        left = planned.tracker.left and step.account(Mode("full")).tracker  # what adds up shows in a second step
-        measured = max(planned.tracker.peak.bytes, left.peak.bytes if left else 0)
+        measured = planned.tracker.peak.bytes
+        if planned.tracker.left:  # what adds up from step to step shows in a second one
+            measured = max(measured, step.account(Mode("full")).tracker.peak.bytes)
     return Verdict(
         predicted_peak_bytes=plan.peak_bytes,
         measured_peak_bytes=measured,
