@@ -172,7 +172,8 @@ class Run(Struct, frozen=True, kw_only=True):
     own small objects at the measured peak (and no part of it), ``rss_peak_bytes`` the growth of the process
     as the operating system sees it, ``allocator_peak_bytes`` and ``reserved_peak_bytes`` the growth of what PyTorch's
     allocator gave out and had from the device. ``seconds`` is the median of ``steps_timed`` steps. ``loss`` is null in
-    JSON where it is not finite. ``buffers`` says of the timeline's buffers what they are.
+    JSON where it is not finite. ``left_bytes`` is what the step made and left behind, gradients of leaves apart, and
+    ``left`` says by what it was made, most bytes first. ``buffers`` says of the timeline's buffers what they are.
     """
 
     mode: Literal["retain-all", "full", "checkpoint", "inference"]
@@ -193,6 +194,8 @@ class Run(Struct, frozen=True, kw_only=True):
     gradient_sha256: str | None
     peak: Peak
     layers: tuple[Layer, ...]
+    left_bytes: Count = 0
+    left: tuple[str, ...] = ()
     timeline: tuple[Event, ...] = ()
     buffers: tuple[Buffer, ...] = ()
 
@@ -354,7 +357,10 @@ class FrontierPoint(NamedTuple):
 
 
 class Report(Struct, frozen=True, kw_only=True):
-    """The result of a profile. Shows itself in a terminal, and is written by :meth:`save` in any format."""
+    """The result of a profile. Shows itself in a terminal, and is written by :meth:`save` in any format.
+
+    ``not_run`` says of modes in which the step can't be run why it can't.
+    """
 
     schema: Literal["memback.report/1"] = SCHEMA
     memback: str
@@ -365,6 +371,7 @@ class Report(Struct, frozen=True, kw_only=True):
     runs: tuple[Run, ...]
     frontier: tuple[FrontierPoint, ...] = ()
     distributed: Distributed | None = None
+    not_run: Mapping[str, str] = {}
 
     @property
     def reference(self) -> Run | None:

@@ -105,7 +105,20 @@ def _of_ranks(report: Report) -> str:
 
 
 def warnings(report: Report) -> list[str]:
-    """What a reader must know before anything else: which ranks' figures are not there, or not whole."""
+    """What a reader must know before anything else: what could not be run, what a step leaves, which ranks lack."""
+    return [*_of_modes(report), *_of_absent_ranks(report)]
+
+
+def _of_modes(report: Report) -> list[str]:
+    said = [f"{mode} can't be run: {why}" for mode, why in report.not_run.items()]
+    for run in report.runs:
+        if run.left_bytes:
+            makers = f"{', '.join(run.left[:3])}{', …' * (len(run.left) > 3)}"
+            said.append(f"{run.label} leaves {run.left_bytes:,} B behind after the step, made by {makers}.")
+    return said
+
+
+def _of_absent_ranks(report: Report) -> list[str]:
     of = report.distributed
     if of is None:
         return []
@@ -160,6 +173,7 @@ def comparison(report: Report) -> Table:
     bad = [*map(_apart_note, filter(_is_apart, runs)), *_gradient_notes(report)]
     shown = [(column, cells) for column, cells in columns if any(cell.text != NONE for cell in cells)]
     rows = [Row(cells) for cells in zip(*(cells for _, cells in shown), strict=True)]
+    rows += [Row([Cell(mode), *(Cell(NONE) for _ in shown[1:])]) for mode in report.not_run]
     titles = {column.title for column, _ in shown}
     notes = [_APART_TORCH if "torch" in report.machine else _APART] if any(map(_difference, runs)) else []
     notes += [note for title, note in _PROCESS_NOTES.items() if title in titles]

@@ -22,7 +22,7 @@ except ImportError as error:
     ) from error
 
 from memback.bridges.torch.plan import NoPlanError, TorchPlan, Verdict, frontier, plan, verify
-from memback.bridges.torch.profile import DryRunWarning, profile
+from memback.bridges.torch.profile import DryRunWarning, WatchingWarning, profile
 from memback.bridges.torch.ranks import predict
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "NoPlanError",
     "TorchPlan",
     "Verdict",
+    "WatchingWarning",
     "frontier",
     "plan",
     "predict",

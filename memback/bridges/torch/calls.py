@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from memback.bridges.torch.disturbances import Before, is_planned_call
 from memback.bridges.torch.flow import Flow, NotPlainError, describe
 from memback.bridges.torch.paths import matches
 from memback.bridges.torch.storages import key, storages, tensors
@@ -70,6 +71,7 @@ class _Node:
     output: Any = None
     children: list[_Node] = field(default_factory=list)
     replaced: set[str] = field(default_factory=set)
+    disturbs: str | None = None
 
     def lineage(self) -> Iterator[_Node]:
         node: _Node | None = self
@@ -164,12 +166,16 @@ class Trace(TorchDispatchMode):
         self._writes: list[tuple[int, set[int]]] = []
         self._births: dict[int, int] = {}
         self._alive: list[Any] = []
+        self.checkpoints_itself = False
+        self.fixed: dict[int, str] = {}
+        """By number: why a block can't be run again, of each that can't."""
 
     # -- recording
 
     def called(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a call of a module, and note it; what runs without gradients needs no plan."""
-        if not torch.is_grad_enabled():
+        if not is_planned_call():
+            self.checkpoints_itself = self.checkpoints_itself or torch.is_grad_enabled()
             return original(*args, **kwargs)
         parent = self._stack[-1] if self._stack else None
         held_args, held_kwargs = _as_now((args, kwargs))
@@ -179,12 +185,14 @@ class Trace(TorchDispatchMode):
         self._numbers[id(module)] += 1
         (self.roots if parent is None else parent.children).append(node)
         before = {name: id(buffer) for name, buffer in module.named_buffers()}
+        state = Before(module, args, kwargs)
         self._stack.append(node)
         try:
             output = original(*args, **kwargs)
         finally:
             self._stack.pop()
             node.stop = self._ops
+        node.disturbs = state.changed()
         prefix = f"{node.path}." if node.path else ""
         node.replaced = {prefix + name for name, b in module.named_buffers() if before.get(name) != id(b)}
         node.output = _as_now(output)
@@ -225,9 +233,10 @@ class Trace(TorchDispatchMode):
         nodes = _matching(roots, patterns) if patterns is not None else [b for root in roots for b in _expanded(root)]
         nodes = [node for node in nodes if next(tensors(node.output), None) is not None]
         if not nodes:
+            own = ", apart from those under checkpoints that it has itself" if self.checkpoints_itself else ""
             raise UsageError(
-                f"{type(self.module).__name__} calls no submodules that could be blocks; name those that are to be run"
-                " again by patterns of their paths, as in blocks=['encoder.layer.*']"
+                f"{type(self.module).__name__} calls no submodules that could be blocks{own}; name those that are to be"
+                " run again by patterns of their paths, as in blocks=['encoder.layer.*']"
             )
         self.nodes = nodes
         self._given = {id(tensor) for tensor in tensors(output)}
@@ -244,6 +253,11 @@ class Trace(TorchDispatchMode):
             changes = {self._buffers[k] for k in writes & self._buffers.keys()} | node.replaced
             births = [self._births.get(k, -1) for k in writes - self._buffers.keys()]
             writes_to = min((self._block_at(birth) for birth in births if birth < node.start), default=None)
+            if writes_to == -1:
+                self.fixed[i] = "writes, in place, to what was there before the blocks"
+            disturbs = next((inner.disturbs for inner in node.walk() if inner.disturbs), None)
+            if disturbs is not None:
+                writes_to, self.fixed[i] = -1, disturbs
             calls.append(Call(node.path, node.number, linked, single, flow, outer, tuple(sorted(changes)), writes_to))
         return calls
 

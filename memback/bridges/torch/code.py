@@ -61,13 +61,14 @@ def checkpointed(model):
             return forward
         parts = [runner(part) for part in item]{modules}
 
-        def run(x, *same, **named):
-            for part in parts:
-                x = part(x, *same, **named)
+        def run(*args, **named):
+            x = parts[0](*args, **named)
+            for part in parts[1:]:
+                x = part(x, *args[1:], **named)
             return x
 
         def again(*args, **named):
-            return checkpoint(run, *args, use_reentrant=False, {contexts}**named)
+            return checkpoint(lambda *given: run(*given, **named), *args, use_reentrant=False{contexts})
 
         return again
 
@@ -102,7 +103,7 @@ def code(plan: TorchPlan) -> str:
     changes = any(plan.calls[number].changes for those in numbers for number in those)
     about = f"Peak {plan.peak_bytes:,} B instead of {plan.full_peak_bytes:,} B, above parameters and inputs."
     lines = "".join(f"    {json.dumps(_paths(plan, segment), ensure_ascii=False)},\n" for segment in segments)
-    contexts = "context_fn=contexts, " if changes else ""
+    contexts = ", context_fn=contexts" if changes else ""
     return "".join(
         (
             _IMPORTS if changes else "",

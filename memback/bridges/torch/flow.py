@@ -73,12 +73,15 @@ def build(flow: Flow, outputs: Sequence[Any], outer: Mapping[int, Any]) -> Any:
     raise AssertionError(flow)
 
 
-def differs(flow: Flow, value: Any, outputs: Sequence[Any], outer: Mapping[int, Any]) -> str | None:
-    """What of a value is not as described, or None."""
+def differs(flow: Flow, value: Any, outputs: Sequence[Any] | None, outer: Mapping[int, Any]) -> str | None:
+    """What of a value is not as described, or None. Without ``outputs`` any tensor may stand for them."""
     match flow:
         case ["value", constant]:
             return None if type(value) is type(constant) and value == constant else f"{value!r:.60}, not {constant!r}"
+        case ["output", _] if outputs is None:
+            return None if isinstance(value, torch.Tensor) else f"{value!r:.60}, not a tensor"
         case ["output", number]:
+            assert outputs is not None
             return None if value is outputs[number] else "something else than what the block before gives"
         case ["outer", number]:
             return None if value is outer[number] else "another tensor than the first block of its segment"

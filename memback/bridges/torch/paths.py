@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
+from collections import Counter
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -16,7 +19,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 import memback
 from memback.tape import Site
 
-__all__ = ["ModulePaths", "call_site", "called_from", "described", "in_file", "matches"]
+__all__ = ["ModulePaths", "call_site", "called_from", "described", "directly_from", "in_file", "matches"]
 
 _INTERNAL = (
     *(f"{Path(package.__file__ or '').parent}{os.sep}" for package in (torch, memback)),
@@ -24,6 +27,13 @@ _INTERNAL = (
     "<eval_with_key>",
 )
 """How files begin that are PyTorch's, memback's or nobody's."""
+
+_LIBRARY = f"{sysconfig.get_path('stdlib')}{os.sep}"
+"""How files of Python's own library begin, and those in its ``site-packages``."""
+
+_TORCH = Path(torch.__file__ or "").parent
+_OF_MODES = (_INTERNAL[1], f"{_TORCH / '_dynamo'}{os.sep}", str(_TORCH / "_compile.py"))
+"""How files begin that lie between an op and the mode that is told of it."""
 
 
 class ModulePaths:
@@ -37,8 +47,10 @@ class ModulePaths:
     """
 
     def __init__(self, module: torch.nn.Module | None) -> None:
-        modules = () if module is None else module.named_modules()
+        modules = [] if module is None else list(module.named_modules())
         self._names = {id(owner): name for name, owner in modules}
+        self._shared = _several_have(owner for _, owner in modules)
+        self._within: dict[int, dict[int, str]] = {}
         self._stack: list[tuple[Any, str]] = []
 
     def __enter__(self) -> ModulePaths:
@@ -59,8 +71,21 @@ class ModulePaths:
         return self._stack[-1][1] if self._stack else ""
 
     def name_of(self, module: torch.nn.Module) -> str:
-        """A submodule's path; for one that is outside, that of what is running."""
+        """A submodule's path; for one that is outside, that of what is running.
+
+        One that several modules have is called as that one has it which is running.
+        """
+        if self._shared:
+            for caller, path in reversed(self._stack):
+                within = self._names_within(caller).get(id(module))
+                if within is not None:
+                    return f"{path}.{within}".strip(".")
         return self._names.get(id(module), self.path)
+
+    def _names_within(self, caller: torch.nn.Module) -> dict[int, str]:
+        if id(caller) not in self._within:
+            self._within[id(caller)] = {id(owner): name for name, owner in caller.named_modules()}
+        return self._within[id(caller)]
 
     @property
     def depth(self) -> int:
@@ -81,6 +106,12 @@ def matches(path: str, pattern: str) -> bool:
     return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 
+def _several_have(modules: Iterable[torch.nn.Module]) -> bool:
+    """Whether any module is a member of more than one."""
+    owners = Counter(id(member) for owner in modules for member in owner._modules.values() if member is not None)
+    return any(number > 1 for number in owners.values())
+
+
 def call_site() -> Site | None:
     """The innermost place outside PyTorch and memback that led here."""
     frame: FrameType | None = sys._getframe(1)
@@ -97,6 +128,14 @@ def called_from(file: str) -> bool:
     while frame is not None and frame.f_code.co_filename.startswith(_INTERNAL[1]):
         frame = frame.f_back
     return frame is not None and frame.f_code.co_filename == file
+
+
+def directly_from(file: str) -> bool:
+    """Whether it is PyTorch's C++, called by code of ``file`` or by none, that called what calls this: modes aside."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_OF_MODES):
+        frame = frame.f_back
+    return frame is None or frame.f_code.co_filename == file
 
 
 def in_file(file: str) -> bool:
@@ -121,4 +160,4 @@ def described(error: BaseException) -> str:
 
 @cache
 def _is_internal(file: str) -> bool:
-    return file.startswith(_INTERNAL)
+    return file.startswith(_INTERNAL) or (file.startswith(_LIBRARY) and f"-packages{os.sep}" not in file)

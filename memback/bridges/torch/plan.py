@@ -33,6 +33,7 @@ from memback.bridges.torch.fake import faked
 from memback.bridges.torch.planned import running, submodule
 from memback.bridges.torch.stages import Blocks, find_blocks, seconds, weighed
 from memback.bridges.torch.step import Loss, Step, explained, sum_of_outputs
+from memback.bridges.torch.tracking import Tracker
 from memback.errors import MembackError, UsageError
 from memback.ledger import Row
 from memback.plans import chain
@@ -81,6 +82,7 @@ class NoPlanError(MembackError):
             f"no plan fits {format_bytes(budget)}: the leanest found needs {format_bytes(self.minimum_bytes)}, which is"
             f" {made_of} (in {peak['phase']}, {peak['op']} of layer {peak['path'] or '(top)'!r}). Raise the budget to"
             " that, name smaller blocks, or make the step smaller (its batch, its model)"
+            + (f". {leanest.optimality}" if leanest.optimality else "")
         )
 
 
@@ -314,8 +316,9 @@ class Planning:
             step = self.step
             with faked(step.module, (step.args, dict(step.kwargs))) as (args, kwargs):
                 dry = replace(step, args=args, kwargs=kwargs)
-                with running(step.module, self.blocks.calls, self.blocks.of_calls(body)), dry.unchanged(), explained():
-                    tracker, _ = dry.watch(Mode("full"), events=False)
+                tracker = self._watched(dry, body)
+                if tracker.left:  # a first step makes what later ones find
+                    tracker = self._watched(dry, body)
             self._judged[body] = _Judged(
                 tracker.peak,
                 tracker.saved_at_end_of_forward or 0,
@@ -325,6 +328,11 @@ class Planning:
                 frozenset(tracker.unknown),
             )
         return self._judged[body]
+
+    def _watched(self, dry: Step, body: Body) -> Tracker:
+        planned = running(dry.module, self.blocks.calls, self.blocks.of_calls(body))
+        with planned, dry.unchanged(), explained():
+            return dry.watch(Mode("full"), events=False)[0]
 
     def _by_unit(self, rows: Sequence[Row]) -> tuple[int, ...]:
         """Saved bytes by the unit whose ops have made them; of one that is called several times, its first call's."""
@@ -519,6 +527,8 @@ class Planning:
         """A body as a plan, with what its dry run shows."""
         judged = self.judge(body)
         peak = judged.peak
+        if self.blocks.kept_because:
+            optimality = f"{optimality}; {self.blocks.kept_because}".removeprefix("; ")
         return TorchPlan(
             name=f"plan:{format_bytes_short(budget).replace(' ', '')}",
             calls=self.blocks.calls,
@@ -676,12 +686,17 @@ def verify(
 ) -> Verdict:
     """Run a module's step for real with a plan and without it, and compare."""
     step = Step.of(module, inputs, kwargs, loss, autocast)
+    with step.unchanged():
+        step.run(Mode("full"))  # a first step makes what later ones find
     full = step.account(Mode("full"))
     with plan.apply(module):
         planned, allocated = step.account(Mode("full")), step.allocated(Mode("full"))
+        measured = planned.tracker.peak.bytes
+        if planned.tracker.left:  # what adds up from step to step shows in a second one
+            measured = max(measured, step.account(Mode("full")).tracker.peak.bytes)
     return Verdict(
         predicted_peak_bytes=plan.peak_bytes,
-        measured_peak_bytes=planned.tracker.peak.bytes,
+        measured_peak_bytes=measured,
         allocator_peak_bytes=None if allocated is None else allocated.peak_bytes,
         full_peak_bytes=full.tracker.peak.bytes,
         same_gradients=full.gradient_sha256 == planned.gradient_sha256,

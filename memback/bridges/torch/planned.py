@@ -20,10 +20,11 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from memback.bridges.torch.body import Body, blocks_in
 from memback.bridges.torch.calls import Call, calling
+from memback.bridges.torch.disturbances import is_planned_call
 from memback.bridges.torch.flow import build, differs
 from memback.bridges.torch.storages import tensors
 from memback.errors import MembackError, UsageError
@@ -103,7 +104,7 @@ class Running:
 
     def _called(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         local = self._local
-        if local.inside or not torch.is_grad_enabled():
+        if local.inside or not is_planned_call():
             return original(*args, **kwargs)
         if local.cursor >= len(self._calls) or self._modules[local.cursor] is not module:
             self._restart(module)
@@ -147,7 +148,7 @@ class Running:
         """Run a segment's blocks, and await the calls of all but the first."""
         segment = self._segments[index]
         results: list[Any] = []
-        outer = self._outer(index, args, kwargs)
+        outer = self._outer(index, args, kwargs) if len(list(blocks_in(segment))) > 1 else {}
         last = self._checkpointed(segment, args, kwargs, outer, results)
         numbers = list(blocks_in(segment))
         results[-1] = last
@@ -157,8 +158,22 @@ class Running:
         return results[0]
 
     def _outer(self, index: int, args: Any, kwargs: Any) -> dict[int, Any]:
-        given = list(tensors((args, kwargs)))
-        return {name: given[at] for at, name in self._calls[index].outer}
+        """The tensors of a segment's first block that its other blocks are given, too.
+
+        Raises:
+            MembackError: the call is not as it was when the plan was made.
+        """
+        call, given = self._calls[index], list(tensors((args, kwargs)))
+        outer = {name: given[at] for at, name in call.outer if at < len(given)}
+        reason = None if len(outer) == len(call.outer) else f"{len(given)} tensors, fewer than then"
+        if reason is None and call.flow is not None:
+            reason = differs(call.flow, (args, kwargs), None, outer)
+        if reason is not None:
+            raise MembackError(
+                f"{call.path} is given {reason}, where the plan runs it with the blocks behind it: it was made for"
+                " another way through the model. Make a plan for this one"
+            )
+        return outer
 
     def _checkpointed(
         self, segment: Body, args: Any, kwargs: Any, outer: Mapping[int, Any], results: list[Any] | None
@@ -169,15 +184,17 @@ class Running:
         ``results``, where that is a list.
         """
         leaves, spec = tree_flatten((args, kwargs))
-        places = [at for at, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        distinct = {id(leaf): leaf for leaf in leaves if isinstance(leaf, torch.Tensor)}  # code may ask for identity
+        numbers = {name: number for number, name in enumerate(distinct)}
+        places = {at: numbers[id(leaf)] for at, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
         rest = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        shared = {name: places.index(at) for name, at in _positions(leaves, outer).items()}
+        shared = {name: numbers[id(tensor)] for name, tensor in outer.items() if id(tensor) in numbers}
         first = [results]  # what is run again fills no list
 
         def run(*given: Any) -> Any:
             filled = list(rest)
-            for at, tensor in zip(places, given, strict=True):
-                filled[at] = tensor
+            for at, number in places.items():
+                filled[at] = given[number]
             args, kwargs = tree_unflatten(filled, spec)
             del filled
             outer = {name: given[number] for name, number in shared.items()}
@@ -185,10 +202,17 @@ class Running:
             with self._inside():
                 return self._items(segment, args, kwargs, outer, first.pop() if first else None)
 
-        given = [leaves[at] for at in places]
+        given = list(distinct.values())
         changes = sorted({path for block in blocks_in(segment) for path in self._calls[block].changes})
-        del leaves, args, kwargs
-        return checkpoint(run, *given, use_reentrant=False, context_fn=lambda: self._contexts(changes))
+        del leaves, distinct, args, kwargs
+        stops = nullcontext() if not self._has_hooks(segment) else set_checkpoint_early_stop(False)
+        with stops:
+            return checkpoint(run, *given, use_reentrant=False, context_fn=lambda: self._contexts(changes))
+
+    def _has_hooks(self, body: Body) -> bool:
+        """Whether hooks would miss the end of a block that is not run again to its end."""
+        parts = (part for block in blocks_in(body) for part in self._modules[block].modules())
+        return any(part._forward_hooks or part._forward_pre_hooks for part in parts)
 
     def _items(self, body: Body, args: Any, kwargs: Any, outer: Mapping[int, Any], results: list[Any] | None) -> Any:
         """Run a body, whose first block is given the arguments."""
@@ -266,12 +290,6 @@ class _AsBefore(AbstractContextManager[None]):
         for path, content in self._after.items():
             content.put(path, self._owners[path])
         self._after = {}
-
-
-def _positions(leaves: Sequence[Any], outer: Mapping[int, Any]) -> dict[int, int]:
-    """At which leaf each of the tensors that several blocks are given is."""
-    at = {id(leaf): position for position, leaf in reversed(list(enumerate(leaves)))}
-    return {name: at[id(tensor)] for name, tensor in outer.items() if id(tensor) in at}
 
 
 def submodule(module: nn.Module, path: str) -> nn.Module:

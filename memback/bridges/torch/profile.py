@@ -5,31 +5,36 @@ from __future__ import annotations
 import datetime
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from msgspec.structs import replace
 from torch.nn.parallel import DistributedDataParallel
 
 from memback._version import __version__
+from memback.bridges.torch.allocator import Allocated
 from memback.bridges.torch.calls import check_all_visible
 from memback.bridges.torch.losses import with_name
+from memback.bridges.torch.paths import described
 from memback.bridges.torch.plan import TorchPlan, planned_by
 from memback.bridges.torch.sharding import bucket_bytes, fsdp_params
 from memback.bridges.torch.step import DryRunError, Loss, Step, sum_of_outputs
 from memback.bridges.torch.storages import distinct_bytes
-from memback.errors import UsageError
+from memback.bridges.torch.tracking import Tracker
+from memback.errors import MembackError, UsageError
 from memback.profiling import report as plain
 from memback.profiling.passes import Mode, Peak, Seconds, median
 from memback.profiling.report import Report, Run
 from memback.profiling.run import machine, modes_of, run_of
 
-__all__ = ["MODES", "DryRunWarning", "profile"]
+__all__ = ["MODES", "DryRunWarning", "WatchingWarning", "profile"]
 
 MODES = ("retain-all", "full", "inference")
 """The ways to run a module's step, from the most memory to the least."""
 
 Progress = Callable[[str, int, int], None]
+
+_T = TypeVar("_T")
 
 
 def profile(
@@ -76,17 +81,20 @@ def profile(
     Raises:
         UsageError: an unknown mode, a loss that is none, or a module that is compiled or scripted, or not yet made in
             full.
-        MembackError: a dry run of a step that takes decisions on values.
+        MembackError: a dry run of a step that takes decisions on values. What goes wrong in another mode than ``full``
+            or ``checkpoint`` alone is no error: the report has a row for the mode that says why.
 
     Warns:
         DryRunWarning: a dry run that met memory of unknown size: its figures are too low. Beside a real run there is
             then no prediction.
+        WatchingWarning: autograd takes more memory for the step while it is watched, so that figures are too high.
     """
     _check(module)
     taken, name_of_loss = with_name(loss)
     step = Step.of(module, inputs, kwargs, taken, autocast)
     chosen = modes_of(modes, None if policy is None else cast(Any, planned_by(step, policy)))
-    work = _dry(step, chosen, progress) if dry or step.dry else _real(step, chosen, rounds, progress)
+    failed = Failures(chosen)
+    work = _dry(step, failed, progress) if dry or step.dry else _real(step, failed, rounds, progress)
     runs, input_bytes = zip(*work, strict=True)
     report = Report(
         memback=__version__,
@@ -96,6 +104,7 @@ def profile(
         arguments=_arguments(step, max(input_bytes)),
         runs=runs,
         distributed=_distributed(step),
+        not_run={str(mode): why for mode, why in failed.reasons.items()},
     )
     report.validate()
     return report
@@ -103,6 +112,33 @@ def profile(
 
 class DryRunWarning(UserWarning):
     """A dry run's figures are too low."""
+
+
+class WatchingWarning(UserWarning):
+    """A watched step takes more than the same one does unwatched."""
+
+
+class Failures:
+    """Modes of a report, and why those can't be run that it can do without: the others stay in it."""
+
+    def __init__(self, modes: Sequence[Mode]) -> None:
+        self.modes = modes
+        self.reasons: dict[Mode, str] = {}
+
+    def tried(self, mode: Mode, run: Callable[[Mode], _T]) -> _T | None:
+        """What a run of a mode gives; None where it goes wrong, which is noted if another mode is left."""
+        if mode in self.reasons:
+            return None
+        try:
+            return run(mode)
+        except UsageError:
+            raise
+        except Exception as error:
+            needed = mode.name in ("full", "checkpoint") or all(m in self.reasons for m in self.modes if m != mode)
+            if needed:
+                raise
+            self.reasons[mode] = str(error) if isinstance(error, MembackError) else described(error)
+            return None
 
 
 def _check(module: torch.nn.Module) -> None:
@@ -115,22 +151,30 @@ def _check(module: torch.nn.Module) -> None:
         raise UsageError(f"parameter {lazy[0]} has no shape yet: call the module once before it is profiled")
 
 
-def _dry(step: Step, modes: Sequence[Mode], progress: Progress) -> list[tuple[Run, int]]:
+def _dry(step: Step, failed: Failures, progress: Progress) -> list[tuple[Run, int]]:
     """Every mode's run, and the bytes of its inputs."""
     runs, unknown = [], set()
-    for done, mode in enumerate(modes):
-        progress(f"dry run of {mode}", done, len(modes))
-        tracker = step.predict(mode)
-        unknown |= tracker.unknown
-        runs.append((run_of(mode, tracker, tracker.peak.bytes, tracker.peak), tracker.input_bytes))
+    for done, mode in enumerate(failed.modes):
+        progress(f"dry run of {mode}", done, len(failed.modes))
+        if (tracker := failed.tried(mode, step.predict)) is not None:
+            unknown |= tracker.unknown
+            run = run_of(mode, tracker, tracker.peak.bytes, tracker.peak)
+            runs.append((replace(run, **_left(tracker)), tracker.input_bytes))
     if unknown:
         what = "; ".join(sorted(unknown))
         warnings.warn(f"A dry run does not know the size of {what}: its figures are too low", DryRunWarning, 3)
     return runs
 
 
-def _real(step: Step, modes: Sequence[Mode], rounds: int, progress: Progress) -> list[tuple[Run, int]]:
+def _left(tracker: Tracker) -> dict[str, Any]:
+    """What a step leaves behind, for its run."""
+    makers = sorted(tracker.left, key=lambda maker: -tracker.left[maker])
+    return {"left_bytes": sum(tracker.left.values()), "left": tuple(makers)}
+
+
+def _real(step: Step, failed: Failures, rounds: int, progress: Progress) -> list[tuple[Run, int]]:
     """As :func:`_dry`."""
+    modes = failed.modes
     total, done = len(modes) * 3 + sum(mode.name != "retain-all" for mode in modes) * rounds, 0
     times: dict[Mode, list[Seconds]] = {mode: [] for mode in modes}
     runs = []
@@ -144,14 +188,17 @@ def _real(step: Step, modes: Sequence[Mode], rounds: int, progress: Progress) ->
     for _ in range(rounds):
         for mode in unwatched:
             tell(f"time of {mode}")
-            times[mode].append(step.time(mode))
+            if (taken := failed.tried(mode, step.time)) is not None:
+                times[mode].append(taken)
     for mode in modes:
         tell(f"memory given out in {mode}")
-        allocated = step.allocated(mode) if mode in unwatched else None
+        allocated = failed.tried(mode, step.allocated) if mode in unwatched else None
         tell(f"account of {mode}")
-        account = step.account(mode)
+        if (account := failed.tried(mode, step.account)) is None:
+            continue
         tell(f"dry run of {mode}")
         prediction = _prediction(step, mode)
+        _warn_of_watching(mode, account.tracker.peak.bytes, allocated)
         tracker, peak = account.tracker, account.tracker.peak if prediction is None else prediction
         run = replace(
             run_of(mode, tracker, None if prediction is None else prediction.bytes, peak),
@@ -163,9 +210,22 @@ def _real(step: Step, modes: Sequence[Mode], rounds: int, progress: Progress) ->
             steps_timed=len(times[mode]),
             loss=account.loss,
             gradient_sha256=account.gradient_sha256,
+            **_left(tracker),
         )
         runs.append((run, tracker.input_bytes))
     return runs
+
+
+def _warn_of_watching(mode: Mode, measured: int, given_out: Allocated | None) -> None:
+    if given_out is not None and measured > given_out.peak_bytes * 1.01:
+        warnings.warn(
+            f"Mode {mode} held {measured:,} B at its peak while it was watched, and {given_out.peak_bytes:,} B while it"
+            " was not, so that an unwatched step takes less: of some ops (prod, cumprod, max and median of a whole"
+            " tensor, masked_fill with a tensor) PyTorch takes another derivative while it is watched, and it copies"
+            " sparse gradients",
+            WatchingWarning,
+            4,
+        )
 
 
 def _prediction(step: Step, mode: Mode) -> Peak | None:

@@ -135,14 +135,17 @@ def reshard(module: nn.Module) -> None:
 
 def bucket_bytes(module: nn.Module) -> int:
     """Bytes of the flat buffers in which DDP reduces gradients; they are there from when it is made."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.nn.parallel import DistributedDataParallel
 
-    total = 0
-    for part in module.modules():
-        if isinstance(part, DistributedDataParallel):
-            # It gives zeros in the shape of the buckets, for which there need not be memory.
-            with nullcontext() if is_dry(part) else FakeTensorMode(allow_non_fake_inputs=True):
-                buckets = part.reducer._get_zeros_like_grad_buckets()
-            total += sum(bucket.buffer().nbytes for bucket in buckets)
-    return total
+    return sum(_bytes_of_buckets(part) for part in module.modules() if isinstance(part, DistributedDataParallel))
+
+
+def _bytes_of_buckets(ddp: Any) -> int:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    parameters, sparse = ddp._build_params_for_reducer()
+    if any(sparse):  # gradients of these are reduced by themselves, in no bucket, and DDP can't show the others
+        return sum(parameter.nbytes for parameter, alone in zip(parameters, sparse, strict=True) if not alone)
+    # It gives zeros in the shape of the buckets, for which there need not be memory.
+    with nullcontext() if is_dry(ddp) else FakeTensorMode(allow_non_fake_inputs=True):
+        return sum(bucket.buffer().nbytes for bucket in ddp.reducer._get_zeros_like_grad_buckets())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -20,7 +20,8 @@ import torch
 
 from memback.bridges.torch.body import Body
 from memback.bridges.torch.calls import Call, calling, record
-from memback.bridges.torch.fake import faked
+from memback.bridges.torch.disturbances import is_planned_call
+from memback.bridges.torch.fake import DryRunError, faked
 from memback.bridges.torch.planned import submodule
 from memback.bridges.torch.step import Step, explained
 from memback.bridges.torch.storages import key, storages, tensors
@@ -49,22 +50,24 @@ class Blocks:
         calls: the blocks.
         units: made up of them, in order.
         stages: what each stage of the chain is: the number of a unit, or None of glue.
+        kept_because: which blocks are never run again, and why; empty where there are none.
     """
 
     calls: tuple[Call, ...]
     units: tuple[Unit, ...]
     stages: tuple[int | None, ...]
+    kept_because: str = ""
 
     @staticmethod
-    def of(calls: Sequence[Call], ops_before: Callable[[int], int]) -> Blocks:
-        """``ops_before`` gives how many ops run before each block, and after the last one."""
+    def of(calls: Sequence[Call], ops_before: Callable[[int], int], why: Mapping[int, str]) -> Blocks:
+        """``ops_before`` gives how many ops run before each block, and after the last one; ``why`` some are fixed."""
         units = _units(calls)
         stages: list[int | None] = []
         for number, unit in enumerate(units):
             if ops_before(unit.calls[0]) or (number and not unit.linked):
                 stages.append(None)
             stages.append(number)
-        return Blocks(tuple(calls), tuple(units), (*stages, None))
+        return Blocks(tuple(calls), tuple(units), (*stages, None), _said(calls, why))
 
     @property
     def joined(self) -> list[bool]:
@@ -98,6 +101,18 @@ class Blocks:
         return tuple(items)
 
 
+def _said(calls: Sequence[Call], why: Mapping[int, str]) -> str:
+    """``h.0, h.1 (and 10 more), never run again: each changes the DynamicCache that it is given``."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for number, reason in why.items():
+        by_reason[reason].append(calls[number].path)
+    return "; ".join(
+        f"{', '.join(paths[:2])}{f' and {len(paths) - 2} more' if len(paths) > 2 else ''} never run again, because"
+        f" {'each' if len(paths) > 1 else 'it'} {reason}"
+        for reason, paths in by_reason.items()
+    )
+
+
 def _units(calls: Sequence[Call]) -> list[Unit]:
     groups: list[list[int]] = []
     fixed: list[bool] = []
@@ -122,9 +137,11 @@ def find_blocks(step: Step, patterns: Sequence[str] | None) -> Blocks:
     """
     with faked(step.module, (step.args, dict(step.kwargs))) as (args, kwargs):
         dry = replace(step, args=args, kwargs=kwargs)
-        with dry.unchanged(), explained(), record(step.module) as trace:
-            output = dry.forward()
-        return Blocks.of(trace.blocks(patterns, output), trace.ops_before)
+        with dry.unchanged(), explained():
+            dry.forward()  # a first step makes what later ones find
+            with record(step.module) as trace:
+                output = dry.forward()
+        return Blocks.of(trace.blocks(patterns, output), trace.ops_before, trace.fixed)
 
 
 # -- weighing
@@ -213,12 +230,7 @@ def _told(
 
     def called(module: Any, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         nonlocal cursor, inside
-        if (
-            inside
-            or cursor == len(modules)
-            or modules[cursor] is not module
-            or (trains and not torch.is_grad_enabled())
-        ):
+        if inside or cursor == len(modules) or modules[cursor] is not module or (trains and not is_planned_call()):
             return original(*args, **kwargs)
         number, inside = cursor, True
         cursor += 1
@@ -261,7 +273,10 @@ def weighed(step: Step, blocks: Blocks) -> list[Stage]:
     """
     n = len(blocks.stages)
     full = _weigh(step, blocks, Mode("full"))
-    swept = _weigh(step, blocks, Mode("inference"))
+    try:
+        swept = _weigh(step, blocks, Mode("inference"))
+    except DryRunError:
+        swept = full  # of a step that differentiates in its forward pass
     outputs, counted = [0] * n, set[int]()
     gradients = [0] * n
     saved = [0] * n

@@ -157,9 +157,10 @@ class Step:
     def watch(self, mode: Mode, events: bool = True) -> tuple[Tracker, torch.Tensor]:
         """Run under a tracker, which keeps a timeline of ``events`` or none, and give it and the loss."""
         tracker = Tracker(self.arguments(), self.module, mode.name == "retain-all", events)
-        with exchanges_told(tracker, self.strategy), tracker:
+        tracker.told_of_forward = True
+        with exchanges_told(tracker, self.strategy), _seen(), tracker:
             loss = self.run(mode, tracker.forward_ended if mode.trains else lambda loss: None)
-        tracker.finish()
+        tracker.finish(loss)
         return tracker, loss
 
     def account(self, mode: Mode) -> Account:
@@ -182,6 +183,10 @@ class Step:
             if not (self.strategy == "ddp" and mode.trains):  # as DDP's stand-in is good for one step
                 step.run_in(mode)
             with step.unchanged():
+                tracker = step.watch(mode)[0]
+            if not tracker.left or (self.strategy == "ddp" and mode.trains):
+                return tracker
+            with step.unchanged():  # a first step makes what later ones find, and a real one is not the first
                 return step.watch(mode)[0]
 
     def run_in(self, mode: Mode) -> None:
@@ -309,13 +314,36 @@ def _uncompiled() -> Iterator[None]:
 
 
 @contextmanager
+def _seen() -> Iterator[None]:
+    """Say in words that a step uses transforms which let nobody see what they keep.
+
+    Raises:
+        MembackError: it does.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_unseen(error):
+            raise
+        raise MembackError(
+            "the step uses torch.func (grad, vjp, jacrev or hessian), of which no saved-tensor hook can see what it"
+            f" keeps, so that it can't be watched: take torch.autograd.grad instead. {described(error)}"
+        ) from error
+
+
+def _is_unseen(error: RuntimeError) -> bool:
+    return "torch.func" in str(error) and "saved tensor hooks" in str(error)
+
+
+@contextmanager
 def explained() -> Iterator[None]:
     """Tell what goes wrong in a dry run as a :class:`DryRunError`, which is enough: PyTorch logs it as well."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        yield
+        with _seen():
+            yield
     except MembackError:
         raise
     except (DataDependentOutputException, DynamicOutputShapeException) as error:

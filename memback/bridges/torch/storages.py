@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,15 +12,48 @@ from torch.utils._pytree import tree_leaves
 __all__ = ["distinct_bytes", "key", "storages", "tensors", "unwrapped"]
 
 
+_PLAIN = (
+    int,
+    float,
+    bool,
+    complex,
+    str,
+    bytes,
+    type(None),
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+)
+
+
 def tensors(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors in nested lists, tuples, dicts and whatever else PyTorch knows to look into."""
-    return (leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
+    """The tensors in nested lists, tuples, mappings, data classes and whatever else PyTorch knows to look into."""
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, torch.Tensor):
+            yield leaf
+        elif type(leaf) not in _PLAIN:
+            yield from tensors(_parts(leaf))
+
+
+def _parts(value: Any) -> list[Any]:
+    """What is in a container that PyTorch does not know."""
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+    return []
 
 
 def storages(tensor: torch.Tensor) -> list[Any]:
-    """The untyped storages that a tensor looks into: one, but for sparse tensors and those that wrap others."""
+    """The untyped storages that a tensor looks into: one, but for sparse tensors and those that wrap others.
+
+    None of what is known to be zero: PyTorch makes that without memory, though its storage shows a size.
+    """
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
+    if tensor._is_zerotensor():
+        return []
     if tensor.layout is torch.strided:
         parts = _wrapped(tensor)
         return [tensor.untyped_storage()] if parts is None else [s for part in parts for s in storages(part)]

@@ -21,7 +21,9 @@ kernel's own scratch memory, and the state of the random stream that a checkpoin
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +36,7 @@ from torch.utils import checkpoint as _checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from memback.bridges.torch.in_place import alone, as_unwatched
 from memback.bridges.torch.paths import ModulePaths, call_site, called_from, in_file
 from memback.bridges.torch.storages import key, storages, tensors
 from memback.errors import MembackError
@@ -110,6 +113,7 @@ class _Highest:
     interval: Interval = _NOWHERE
     parts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CATEGORIES, 0))
     pending: list[Account] = field(default_factory=list)
+    forward_over: bool = False
 
 
 class Tracker(Accounts):
@@ -128,6 +132,9 @@ class Tracker(Accounts):
             :class:`~memback.ledger.Ledger`; FLOPs are those of products of matrices, convolutions and attention.
         reduces_in_buckets: whether storages that backward is the first to meet are buckets, in which DDP reduces
             gradients; to be set before the step.
+        told_of_forward: whether somebody says when the forward pass ends, or it lasts as long as the step; else it ends
+            where backward first runs. To be set before the step.
+        left: bytes of what the step has made and left behind, without gradients of leaves, by what has made it.
         unknown: what it met that PyTorch gives no true size of without memory, in words: figures are then too low.
     """
 
@@ -150,6 +157,8 @@ class Tracker(Accounts):
         self._held: dict[int, _Held] = {}
         self._kept: list[_Held] = []
         self._nodes: dict[int, Row] = {}
+        self._learnt: set[int] = set()
+        self._leaves: dict[int, Any] = {}
         self._again: dict[int, Row] = {}
         self._unclaimed: int | None = None
         self._checkpoint: Row | None = None
@@ -166,6 +175,8 @@ class Tracker(Accounts):
         self._gradient_bytes = 0
         self.unknown: set[str] = set()
         self.reduces_in_buckets = False
+        self.told_of_forward = False
+        self.left: dict[str, int] = {}
         for name, tensor in pairs:
             for storage in storages(tensor):
                 if key(storage) not in self._accounts:
@@ -175,6 +186,7 @@ class Tracker(Accounts):
     # -- life
 
     def __enter__(self) -> Tracker:
+        alone()
         self._stack = ExitStack()
         self._stack.enter_context(self._paths)
         self._stack.enter_context(torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack))
@@ -186,8 +198,11 @@ class Tracker(Accounts):
         if kind is not None:
             self.finish()
 
-    def finish(self) -> None:
-        """The step is over: what dies from now on dies at other hands than the step's. Needed once, after the block."""
+    def finish(self, result: Any = None) -> None:
+        """The step is over: what dies from now on dies at other hands than the step's. Needed once, after the block.
+
+        What it gives as its ``result`` is not left behind.
+        """
         if self._over:
             return
         self._boundary()
@@ -196,12 +211,39 @@ class Tracker(Accounts):
         self._over, self._keep_events = True, False
         grads = [tensor.grad for tensor in self._parameters if tensor.grad is not None]
         self._gradient_bytes = sum({key(s): s.nbytes() for grad in grads for s in storages(grad)}.values())
+        self._look_what_is_left(result)
         for held in self._kept:
             held.row.kept.append((held.name, held.account))
         self._mark_recomputed()
         self._retained = None
         self._held.clear()
         self._fresh.clear()
+
+    def _look_what_is_left(self, result: Any) -> None:
+        """Note what outlives the step. What it kept in forward and leaves behind is state of its own, not saved."""
+        left = self._left_behind(result)
+        if left:
+            gc.collect()  # as cycles of Python's keep what nobody has any more
+            left = self._left_behind(result)
+        for account in left:
+            self.left[account.origin] = self.left.get(account.origin, 0) + account.bytes
+        states = {id(held.account): held.account for held in self._kept if held.name == "kept" and held.account in left}
+        self._kept = [held for held in self._kept if held.name != "kept" or id(held.account) not in states]
+        for account in states.values():
+            assert account.owner is not None
+            assert self.saved_at_end_of_forward is not None
+            account.owner.saved_bytes -= account.bytes
+            self.saved_at_end_of_forward -= account.bytes
+            if self._highest.forward_over:
+                self._highest.parts["saved"] -= account.bytes
+                self._highest.parts["outputs"] += account.bytes
+
+    def _left_behind(self, result: Any) -> list[Account]:
+        leaves = (*self._parameters, *(leaf for met in self._leaves.values() if (leaf := met()) is not None))
+        grads = [leaf.grad for leaf in leaves if leaf.grad is not None]
+        known = {key(storage) for tensor in (*grads, *tensors(result)) for storage in storages(tensor)}
+        alive = (a for a in self._accounts.values() if not a.argument and not a.closed and not a.role and a.bytes)
+        return [account for account in alive if account.key not in known]
 
     def _mark_recomputed(self) -> None:
         """Tell the rows whose ops have run again: from the same line, or where there is no such, in the same module."""
@@ -240,6 +282,8 @@ class Tracker(Accounts):
         """Run an op, and see what comes of it."""
         if self._own or self._over or func.namespace == "prim":
             return func(*args, **kwargs)
+        if self._phase != "forward" and not kwargs:
+            func = as_unwatched(func, args, self._is_new)
         inputs = list(tensors((args, kwargs)))
         if self._exchange is not None:
             if any(key(s) not in self._accounts and s.nbytes() for tensor in inputs for s in storages(tensor)):
@@ -261,6 +305,11 @@ class Tracker(Accounts):
             for storage in storages(tensor):
                 self._meet(storage, row)
         return out
+
+    def _is_new(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor's memory was made since the last boundary."""
+        keys = {key(storage) for storage in storages(tensor)}
+        return any(account.key in keys for account in self._fresh if not account.closed)
 
     def _note_unknown(self, func: Any, tensor: torch.Tensor) -> None:
         if isinstance(tensor, FakeTensor) and (tensor.is_sparse or func._overloadpacket in _OPAQUE):
@@ -340,7 +389,7 @@ class Tracker(Accounts):
             self._phase, self._base = "backward", self._paths.depth
             self._task = -1
             self._again.clear()
-            if self.saved_at_end_of_forward is None:
+            if self.saved_at_end_of_forward is None and not self.told_of_forward:
                 self.forward_ended()
         if self._task == -1:
             self._task = task
@@ -356,7 +405,11 @@ class Tracker(Accounts):
         if told != self._node:
             self._boundary()
             self._node, self._node_row = told, self._row_of(node, variable, task)
-            self._name_saved(node)
+            if variable is not None:
+                self._leaves.setdefault(id(variable), weakref.ref(variable))
+            elif node._sequence_nr() not in self._learnt:  # a node that runs backward itself is come back to
+                self._learnt.add(node._sequence_nr())
+                self._name_saved(node)
 
     def _row_of(self, node: Any, variable: Any, task: int) -> Row:
         """The row of the op whose gradient a node computes, or a stand-in for it."""
@@ -446,7 +499,8 @@ class Tracker(Accounts):
         for account in pending:
             if account.category is not None:
                 parts[account.category] -= account.bytes
-        self._highest = _Highest(self._bytes, Interval(self._phase, *self._where, (), ()), parts, pending)
+        over = self.saved_at_end_of_forward is not None
+        self._highest = _Highest(self._bytes, Interval(self._phase, *self._where, (), ()), parts, pending, over)
 
     def _resized(self, account: Account, size: int) -> None:
         """A storage has other bytes than before."""
@@ -627,7 +681,10 @@ class Tracker(Accounts):
     def _name_saved(self, node: Any) -> None:
         """Learn from autograd's node what the op calls the tensors that it keeps."""
         for name in _saved_names(node.__class__):
-            found = getattr(node, f"_raw_saved_{name}")
+            try:
+                found = getattr(node, f"_raw_saved_{name}")
+            except RuntimeError:  # it has let go of them
+                return
             for saved in found if isinstance(found, (tuple, list)) else (found,):
                 packed = saved.data
                 for held in packed.held if isinstance(packed, _Packed) else ():
