@@ -36,11 +36,11 @@ def standing_in(module: nn.Module, inputs: Any) -> Iterator[tuple[nn.Module, Any
     if strategy == "ddp":
         if not isinstance(module, nn.parallel.DistributedDataParallel):
             raise DryRunError("DDP is around a part of the module, which can't be run dry: put DDP around the whole")
-        with faked(module.module, inputs) as given:
+        with faked(module.module, inputs, exchanged=True) as given:
             yield _like(module), given
     else:
         mode = fake_mode(module, inputs)
-        with _fake_shards(module, mode) as known, faked(module, inputs, mode=mode, known=known) as given:
+        with _fake_shards(module, mode) as known, faked(module, inputs, mode=mode, known=known, exchanged=True) as given:
             yield module, given
 
 

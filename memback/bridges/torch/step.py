@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 
 from memback.bridges.torch.allocator import Allocated, allocated
 from memback.bridges.torch.exchanges import exchanges_told
+from memback.bridges.torch.dry_mode import in_dry_run
 from memback.bridges.torch.fake import DryRunError, is_dry
 from memback.bridges.torch.paths import described
 from memback.bridges.torch.sharding import reshard, strategy_of
@@ -218,9 +219,10 @@ class Step:
         reshard(self.module)
         leaves = [tensor for _, tensor in self.arguments()]
         gradients = [tensor.grad for tensor in leaves]
-        inputs = [] if self.dry else list(tensors((self.args, self.kwargs)))
+        dry = self.dry or in_dry_run()
+        inputs = [] if dry else list(tensors((self.args, self.kwargs)))
         versions = [tensor._version for tensor in inputs]
-        changed = [] if self.dry else [*self.module.buffers(), *inputs, *self._gradients_in_buckets()]
+        changed = [] if dry else [*self.module.buffers(), *inputs, *self._gradients_in_buckets()]
         copies = [tensor.detach().clone() for tensor in changed]
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices, enabled=not self.dry), _uncompiled():
