@@ -118,6 +118,10 @@ class DryMode(TorchDispatchMode):
             return self._pack(*args)
         return self._imagine(func, *_with_known_indices(self, func, args, kwargs))
 
+    def alive(self) -> list[torch.Tensor]:
+        """The fake tensors made here that are still alive."""
+        return [tensor for made in self.made if (tensor := made()) is not None]
+
     # -- for real
 
     def _may_run(self, func: Any, reals: list[torch.Tensor], args: Any, kwargs: Any) -> bool:
@@ -220,12 +224,15 @@ class DryMode(TorchDispatchMode):
         return is_real and _is_plain(tensor) and self._real(tensor).known
 
     def _real(self, tensor: torch.Tensor) -> _Real:
-        """What is known of a real tensor's storage; of one that is met for the first time, integers are known."""
+        """What is known of a real tensor's storage: of one that is met for the first time, integers, or one number."""
         storage = tensor.untyped_storage()
         found = self._reals.get(key(storage))
         if found is None:
-            exact = not (tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta or tensor.is_quantized)
-            found = self._reals[key(storage)] = _Real(storage, self._gone, exact and tensor.layout is torch.strided)
+            exact = not (tensor.is_floating_point() or tensor.is_complex())
+            exact |= storage.nbytes() <= tensor.element_size() and not isinstance(tensor, torch.nn.Parameter)
+            exact &= tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized)
+            exact &= not tensor.requires_grad
+            found = self._reals[key(storage)] = _Real(storage, self._gone, exact)
         return found
 
     def _gone(self, real: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map_with_path
 
 from memback.bridges.torch.dry_mode import DryMode
+from memback.bridges.torch.leftovers import put_back
 from memback.bridges.torch.storages import tensors, unwrapped
 from memback.errors import MembackError
 
@@ -41,6 +42,7 @@ def faked(
     mode: FakeTensorMode | None = None,
     known: Mapping[int, Any] | None = None,
     exchanged: bool | None = None,
+    others: Sequence[Any] = (),
 ) -> Iterator[Any]:
     """In the block every op is run dry, as :mod:`memback.bridges.torch.dry_mode` has it.
 
@@ -56,6 +58,7 @@ def faked(
         known: what stands for which tensor already, by the tensor's id.
         exchanged: whether real tensors are exchanged, too; by default if there are some without memory. Tied ones stay
             tied.
+        others: whatever else the step runs, such as the loss, in which nothing may be left.
 
     Gives the inputs in the same nesting.
     """
@@ -81,7 +84,8 @@ def faked(
                 for members in (owner._parameters, owner._buffers):
                     members.update({name: fake(tensor) for name, tensor in members.items()})
             inputs = tree_map_with_path(partial(_input, fake), inputs)
-        with DryMode(mode, module.parameters()):
+        dry = DryMode(mode, module.parameters())
+        with put_back(dry, module, inputs, *others), dry:
             yield inputs
 
 

@@ -29,10 +29,9 @@ from memback.bridges.torch.body import (
     segments_in,
 )
 from memback.bridges.torch.calls import Call
-from memback.bridges.torch.fake import faked
 from memback.bridges.torch.planned import running, submodule
 from memback.bridges.torch.stages import Blocks, find_blocks, seconds, weighed
-from memback.bridges.torch.step import Loss, Step, explained, sum_of_outputs
+from memback.bridges.torch.step import Loss, Step, sum_of_outputs
 from memback.errors import MembackError, UsageError
 from memback.ledger import Row
 from memback.plans import chain
@@ -302,10 +301,8 @@ class Planning:
         """Run a body dry."""
         if body not in self._judged:
             self.progress(f"dry run {len(self._judged) + 1}", len(self._judged), len(self._judged) + 2)
-            step = self.step
-            with faked(step.module, (step.args, dict(step.kwargs))) as (args, kwargs):
-                dry = replace(step, args=args, kwargs=kwargs)
-                with running(step.module, self.blocks.calls, self.blocks.of_calls(body)), dry.unchanged(), explained():
+            with self.step.standing_in() as dry:
+                with running(dry.module, self.blocks.calls, self.blocks.of_calls(body)), dry.unchanged():
                     tracker, _ = dry.watch(Mode("full"), events=False)
             self._judged[body] = _Judged(
                 tracker.peak,
