@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._prims_common import suggest_memory_format
 
 __all__ = ["corrected", "instead"]
 
@@ -46,12 +47,36 @@ def _group_norm_backward(args: Any, kwargs: Any, out: Any) -> Any:
     return (_as(args[1].dtype, out[0]), *out[1:]) if args[0].device.type == "cpu" else out
 
 
-def _layer_norm_backward(args: Any, kwargs: Any, out: Any) -> Any:
-    """Layer normalisation gives a contiguous gradient, whatever the input's strides."""
-    gradient = out[0]
-    if gradient is None or args[0].device.type != "cpu" or gradient.is_contiguous():
+def _contiguous(args: Any, kwargs: Any, out: Any) -> Any:
+    """What is given first is contiguous, whatever the strides of the input."""
+    return _with_first(out, torch.contiguous_format)
+
+
+def _in_format(of: int) -> _Correction:
+    """What is given first is contiguous, or has its channels last where the argument ``of`` suggests it."""
+    return lambda args, kwargs, out: _with_first(out, suggest_memory_format(args[of]))
+
+
+def _with_first(out: Any, layout: torch.memory_format) -> Any:
+    first = out if isinstance(out, torch.Tensor) else out[0]
+    if first is None or first.device.type != "cpu" or first.is_contiguous(memory_format=layout):
         return out
-    return (torch.empty_like(gradient, memory_format=torch.contiguous_format), *out[1:])
+    laid_out = torch.empty_like(first, memory_format=layout)
+    return laid_out if first is out else (laid_out, *out[1:])
+
+
+def _batch_norm(args: Any, kwargs: Any, out: Any) -> Any:
+    return _in_format(0)(args, kwargs, _statistics(1)(args, kwargs, out))
+
+
+def _dropout_backward(args: Any, kwargs: Any, out: Any) -> Any:
+    """Strides are those of the gradient."""
+    return torch.empty_like(args[0]) if out.device.type == "cpu" else out
+
+
+def _copied_whole(args: Any, kwargs: Any, out: Any) -> Any:
+    """What an op writes into a copy of its input is in a copy of the input's whole storage."""
+    return _roomy(out, args[0].untyped_storage().nbytes() // out.element_size())
 
 
 def _reduced_loss(args: Any, kwargs: Any, out: Any) -> Any:
@@ -159,11 +184,22 @@ def _roomy(tensor: torch.Tensor, numbers: int) -> torch.Tensor:
 
 
 _CORRECTIONS: dict[Any, _Correction] = {
-    _aten.native_batch_norm.default: _statistics(1),
+    _aten.native_batch_norm.default: _batch_norm,
+    _aten._native_batch_norm_legit.default: _batch_norm,
+    _aten._batch_norm_with_update.default: _in_format(0),
     _aten.native_group_norm.default: _statistics(1),
     _aten.native_layer_norm.default: _statistics(2),
     _aten.native_group_norm_backward.default: _group_norm_backward,
-    _aten.native_layer_norm_backward.default: _layer_norm_backward,
+    _aten.native_layer_norm_backward.default: _contiguous,
+    _aten._log_softmax_backward_data.default: _contiguous,
+    _aten.pow.Scalar: _contiguous,
+    _aten.replication_pad2d_backward.default: _in_format(1),
+    _aten.max_unpool2d.default: _in_format(0),
+    _aten.channel_shuffle.default: _in_format(0),
+    _aten.native_dropout_backward.default: _dropout_backward,
+    _aten.diagonal_scatter.default: _copied_whole,
+    _aten.select_scatter.default: _copied_whole,
+    _aten.slice_scatter.default: _copied_whole,
     _aten.mse_loss.default: _reduced_loss,
     _aten.smooth_l1_loss.default: _reduced_loss,
     _aten.binary_cross_entropy.default: _reduced_loss,

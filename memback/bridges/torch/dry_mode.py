@@ -128,7 +128,7 @@ class DryMode(TorchDispatchMode):
         """Whether all values that an op needs are known, and what it gives is small."""
         if func._overloadpacket in _READS:
             return all(not self._real(tensor).stale for tensor in reals)
-        if func.namespace not in ("aten", "prims") or _has_no_values(func):
+        if func.namespace not in ("aten", "prims") or torch.Tag.nondeterministic_seeded in func.tags:
             return False
         if not all(self._real(tensor).known for tensor in reals) or not (reals or _is_here(kwargs.get("device"))):
             return False
@@ -137,6 +137,8 @@ class DryMode(TorchDispatchMode):
                 out = func(*tree_map(self._stand_in, args), **tree_map(self._stand_in, kwargs))
         except (DataDependentOutputException, DynamicOutputShapeException):
             return True  # no larger than what it is given
+        if _is_empty(func) and any(t.is_floating_point() or t.is_complex() for t in tensors(out)):
+            return False  # though integers are real from the first, as code may fill them in unseen
         return all(t.layout is torch.strided and t.untyped_storage().nbytes() <= _MOST for t in tensors(out))
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -292,9 +294,8 @@ def _is_here(device: Any) -> bool:
 
 
 @cache
-def _has_no_values(func: Any) -> bool:
-    name = func._overloadpacket.__name__
-    return torch.Tag.nondeterministic_seeded in func.tags or name.startswith(_WITHOUT_VALUES)
+def _is_empty(func: Any) -> bool:
+    return bool(func._overloadpacket.__name__.startswith(_WITHOUT_VALUES))
 
 
 @cache
