@@ -1,4 +1,4 @@
-"""Every op that PyTorch's own tests have samples for, run for real and dry, with the storages of both beside each other."""
+"""Every op that PyTorch's own tests have samples for, run for real and dry, and the storages of both compared."""
 
 from __future__ import annotations
 
@@ -107,7 +107,9 @@ def compare(dtypes: Sequence[torch.dtype], most: int, layouts: Sequence[str]) ->
         for op in samples():
             for dtype in dtypes:
                 for function, sample, layout in _of(op, dtype, most, layouts):
-                    given = tree_map(lambda v, how=layout: _laid_out(v, how), (sample.input, sample.args, sample.kwargs))
+                    given = tree_map(
+                        lambda v, how=layout: _laid_out(v, how), (sample.input, sample.args, sample.kwargs)
+                    )
                     _run(beside, function, *given)
     return beside
 
@@ -144,7 +146,10 @@ def _laid_out(value: Any, how: str) -> Any:
         plain = plain.transpose(0, -1).contiguous().transpose(0, -1)
     elif how == "channels last":
         last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(plain.dim())
-        plain = plain.transpose(-1, -2).contiguous().transpose(-1, -2) if last is None else plain.contiguous(memory_format=last)
+        if last is None:
+            plain = plain.transpose(-1, -2).contiguous().transpose(-1, -2)
+        else:
+            plain = plain.contiguous(memory_format=last)
     elif how == "in a larger one":
         plain = torch.cat([plain, plain], -1)[..., : plain.shape[-1]]
     else:

@@ -123,7 +123,9 @@ def _mkldnn_rnn_layer(args: Any, kwargs: Any, out: Any) -> Any:
     if not torch.is_grad_enabled():
         return out
     x, hidden = args[0], _given(args, kwargs, 10, "hidden_size")
-    return (*out[:3], torch.empty(_workspace(*x.shape, hidden, x.element_size()), dtype=torch.uint8))
+    steps, batch, features = x.shape
+    size = _workspace(steps, batch, features, hidden, x.element_size())
+    return (*out[:3], torch.empty(size, dtype=torch.uint8))
 
 
 def _mkldnn_rnn_layer_backward(args: Any, kwargs: Any, out: Any) -> Any:
@@ -159,7 +161,7 @@ _PAGE = 4096
 def _grouped_mm(
     a: torch.Tensor, b: torch.Tensor, offs: Any = None, bias: Any = None, out_dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """Products of groups of matrices, in lines of whole 16 bytes: of any dtype, though the fake one takes bfloat16 alone.
+    """Products of groups of matrices, in lines of whole 16 bytes, of any dtype; the fake one takes bfloat16 alone.
 
     Of what is two-dimensional the groups are side by side, and end at ``offs``.
     """

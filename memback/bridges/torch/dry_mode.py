@@ -14,7 +14,7 @@ that it gets in a real run. Each op is run in one of three ways:
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -54,15 +54,20 @@ class _Real(weakref.ref[Any]):
 
     __slots__ = ("base", "known", "made", "number", "stale", "views")
 
-    def __init__(self, storage: Any, gone: Any, known: bool) -> None:
-        super().__init__(storage, gone)
-        self.number = key(storage)
-        self.known, self.made, self.stale = known, False, False
-        self.base: Any = None
-        self.views: dict[Any, Any] = {}
+    base: Any
+    known: bool
+    made: bool
+    number: int
+    stale: bool
+    views: dict[Any, Any]
 
-    def __new__(cls, storage: Any, gone: Any, known: bool) -> _Real:
-        return super().__new__(cls, storage, gone)
+    @staticmethod
+    def of(storage: Any, gone: Callable[[Any], None], known: bool) -> _Real:
+        real = _Real(storage, gone)
+        real.number, real.known = key(storage), known
+        real.made = real.stale = False
+        real.base, real.views = None, {}
+        return real
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
@@ -189,9 +194,7 @@ class DryMode(TorchDispatchMode):
 
     def _pack(self, padded: torch.Tensor, lengths: torch.Tensor, batch_first: bool) -> Any:
         """Sequences of known lengths end to end: how many there are at each step is known, too."""
-        data, sizes = torch.ops.aten._pack_padded_sequence(
-            torch.empty((*padded.shape[:2], 1)), lengths, batch_first
-        )
+        data, sizes = torch.ops.aten._pack_padded_sequence(torch.empty((*padded.shape[:2], 1)), lengths, batch_first)
         self._born([sizes])
         with self.mode:
             return self._noted((padded.new_empty((data.size(0), *padded.shape[2:]), device=padded.device), sizes))
@@ -228,18 +231,19 @@ class DryMode(TorchDispatchMode):
     def _real(self, tensor: torch.Tensor) -> _Real:
         """What is known of a real tensor's storage: of one that is met for the first time, integers, or one number."""
         storage = tensor.untyped_storage()
-        found = self._reals.get(key(storage))
+        found: _Real | None = self._reals.get(key(storage))
         if found is None:
             exact = not (tensor.is_floating_point() or tensor.is_complex())
             exact |= storage.nbytes() <= tensor.element_size() and not isinstance(tensor, torch.nn.Parameter)
             exact &= tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized)
             exact &= not tensor.requires_grad
-            found = self._reals[key(storage)] = _Real(storage, self._gone, exact)
+            found = self._reals[key(storage)] = _Real.of(storage, self._gone, exact)
         return found
 
     def _gone(self, real: Any) -> None:
-        if self._reals.get(real.number) is real:
-            del self._reals[real.number]
+        number: int = real.number
+        if self._reals.get(number) is real:
+            del self._reals[number]
         if real.base is not None:
             self._real_of.pop(key(real.base.untyped_storage()), None)
 

@@ -26,7 +26,7 @@ __all__ = ["LeftoverError", "put_back"]
 _MOST = 10_000
 """Objects that are looked through, the nearest first."""
 
-_ATOMS = (str, bytes, int, float, complex, type(None), torch.Tensor, torch.dtype, torch.device, types.ModuleType)
+_ATOMS = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, types.ModuleType)
 _CONTAINERS = (dict, list, set, deque)
 _OURS = "memback."
 
@@ -82,6 +82,8 @@ class _Seen:
             return list(value.values() if isinstance(value, dict) else value)
         if isinstance(value, (tuple, frozenset)):
             return list(value)
+        if isinstance(value, torch.Tensor):
+            return (getattr(value, "_post_accumulate_grad_hooks", None), value._backward_hooks)
         if isinstance(value, types.FunctionType):
             return self._of_function(value)
         if isinstance(value, types.MethodType):
@@ -97,7 +99,8 @@ class _Seen:
         if not isinstance(within, dict) or type(value).__module__.startswith(_OURS):
             return ()
         classes = type(value).__mro__ if isinstance(value, torch.nn.Module) else ()
-        return [within, *classes]
+        hooked = value.parameters(recurse=False) if isinstance(value, torch.nn.Module) else ()
+        return [within, *classes, *hooked]
 
     def _of_function(self, function: types.FunctionType) -> list[Any]:
         cells = [cell for cell in function.__closure__ or () if _filled(cell)]
@@ -137,9 +140,10 @@ def _named(function: types.FunctionType, code: Any) -> Iterator[Any]:
         value = function.__globals__.get(name)
         if isinstance(value, (*_CONTAINERS, types.FunctionType)) or hasattr(value, "cache_info"):
             yield value
-        elif type(value).__module__.partition(".")[0] not in ("torch", "builtins", "typing"):
-            if not isinstance(value, (type, types.ModuleType)) and hasattr(value, "__dict__"):
-                yield value
+        elif type(value).__module__.partition(".")[0] in ("torch", "builtins", "typing"):
+            continue
+        elif not isinstance(value, (type, types.ModuleType)) and hasattr(value, "__dict__"):
+            yield value
 
 
 def _filled(cell: Any) -> bool:
@@ -190,7 +194,7 @@ def _is_fake(value: Any, depth: int = 6) -> bool:
 
 
 def _holder(mode: DryMode) -> str:
-    """The global, outside of PyTorch and memback, that a living tensor of a dry run is reached from; empty if none is."""
+    """The global, not of PyTorch or memback, that a living tensor of a dry run is reached from; empty if none is."""
     gc.collect()
     names = {id(vars(m)): n for n, m in list(sys.modules.items()) if n.partition(".")[0] not in ("torch", "memback")}
     level: list[Any] = mode.alive()

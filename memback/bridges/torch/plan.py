@@ -301,9 +301,9 @@ class Planning:
         """Run a body dry."""
         if body not in self._judged:
             self.progress(f"dry run {len(self._judged) + 1}", len(self._judged), len(self._judged) + 2)
-            with self.step.standing_in() as dry:
-                with running(dry.module, self.blocks.calls, self.blocks.of_calls(body)), dry.unchanged():
-                    tracker, _ = dry.watch(Mode("full"), events=False)
+            calls = self.blocks.of_calls(body)
+            with self.step.standing_in() as dry, running(dry.module, self.blocks.calls, calls), dry.unchanged():
+                tracker, _ = dry.watch(Mode("full"), events=False)
             self._judged[body] = _Judged(
                 tracker.peak,
                 tracker.saved_at_end_of_forward or 0,

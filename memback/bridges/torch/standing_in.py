@@ -41,7 +41,10 @@ def standing_in(module: nn.Module, inputs: Any, *others: Any) -> Iterator[tuple[
             yield _like(module), given
     else:
         mode = fake_mode(module, inputs)
-        with _fake_shards(module, mode) as known, faked(module, inputs, mode=mode, known=known, exchanged=True, others=others) as given:
+        with (
+            _fake_shards(module, mode) as known,
+            faked(module, inputs, mode=mode, known=known, exchanged=True, others=others) as given,
+        ):
             yield module, given
 
 

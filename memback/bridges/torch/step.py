@@ -18,8 +18,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._pytree import tree_map
 
 from memback.bridges.torch.allocator import Allocated, allocated
-from memback.bridges.torch.exchanges import exchanges_told
 from memback.bridges.torch.dry_mode import in_dry_run
+from memback.bridges.torch.exchanges import exchanges_told
 from memback.bridges.torch.fake import DryRunError, is_dry
 from memback.bridges.torch.paths import described
 from memback.bridges.torch.restoring import leaves_below, other_streams_kept, weights_kept
