@@ -12,7 +12,7 @@ import types
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ _MOST = 10_000
 
 _ATOMS = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, types.ModuleType)
 _CONTAINERS = (dict, list, set, deque)
+_CACHE: Any = type(lru_cache(lambda: None))
 _OURS = "memback."
 
 
@@ -78,7 +79,7 @@ class _Seen:
     def _within(self, value: Any) -> Iterable[Any]:
         """Note what a value holds, and give what is to be looked through for it."""
         if isinstance(value, _CONTAINERS):
-            self._found.append((value, value.copy()))
+            self._found.append((value, dict(value) if isinstance(value, dict) else list(value)))
             return list(value.values() if isinstance(value, dict) else value)
         if isinstance(value, (tuple, frozenset)):
             return list(value)
@@ -90,7 +91,7 @@ class _Seen:
             return (value.__self__, value.__func__)
         if isinstance(value, partial):
             return (value.func, value.args, value.keywords)
-        if hasattr(value, "cache_info") and hasattr(value, "cache_clear"):
+        if isinstance(value, _CACHE):
             self._caches.append((value, value.cache_info().currsize))
             return ()
         if isinstance(value, type):
@@ -124,7 +125,7 @@ class _Seen:
 
     def _of_globals(self, names: dict[str, Any]) -> None:
         if all(names is not found for found, _ in self._found):
-            self._found.append((names, names.copy()))
+            self._found.append((names, dict(names)))
 
     def put_back(self) -> None:
         for found, before in self._found:
@@ -138,7 +139,7 @@ def _named(function: types.FunctionType, code: Any) -> Iterator[Any]:
     """The globals that a function's code names, and that can keep something."""
     for name in code.co_names:
         value = function.__globals__.get(name)
-        if isinstance(value, (*_CONTAINERS, types.FunctionType)) or hasattr(value, "cache_info"):
+        if isinstance(value, (*_CONTAINERS, types.FunctionType, _CACHE)):
             yield value
         elif type(value).__module__.partition(".")[0] in ("torch", "builtins", "typing"):
             continue
