@@ -29,7 +29,8 @@ _MOST = 10_000
 _ATOMS = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, types.ModuleType)
 _CONTAINERS = (dict, list, set, deque)
 _CACHE: Any = type(lru_cache(lambda: None))
-_OURS = "memback."
+_APART = ("memback.", "torch.distributed.")
+"""How modules begin whose objects are put back by who exchanges them, see :mod:`memback.bridges.torch.standing_in`."""
 
 
 class LeftoverError(MembackError):
@@ -97,10 +98,11 @@ class _Seen:
         if isinstance(value, type):
             return self._of_class(value)
         within = getattr(value, "__dict__", None)
-        if not isinstance(within, dict) or type(value).__module__.startswith(_OURS):
+        is_module = isinstance(value, torch.nn.Module)
+        if not isinstance(within, dict) or (type(value).__module__.startswith(_APART) and not is_module):
             return ()
-        classes = type(value).__mro__ if isinstance(value, torch.nn.Module) else ()
-        hooked = value.parameters(recurse=False) if isinstance(value, torch.nn.Module) else ()
+        classes = type(value).__mro__ if is_module else ()
+        hooked = value.parameters(recurse=False) if is_module else ()
         return [within, *classes, *hooked]
 
     def _of_function(self, function: types.FunctionType) -> list[Any]:
