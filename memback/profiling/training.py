@@ -43,6 +43,7 @@ class _About(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     step: Number
     random: tuple[Number, Number]
 
+
 _LOOK_EVERY = 100
 """Steps from one look at the gradients to the next: a look reads each of them twice."""
 

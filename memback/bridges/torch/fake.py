@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_with_path
 
-from memback.bridges.torch.dtypes import refuse_types
+from memback.bridges.torch.dry_mode import DryMode
+from memback.bridges.torch.leftovers import put_back
 from memback.bridges.torch.storages import tensors, unwrapped
 from memback.errors import MembackError
 
@@ -40,20 +41,31 @@ def faked(
     device: torch.device | None = None,
     mode: FakeTensorMode | None = None,
     known: Mapping[int, Any] | None = None,
+    exchanged: bool | None = None,
+    others: Sequence[Any] = (),
 ) -> Iterator[Any]:
-    """In the block parameters, buffers and inputs hold no memory, and neither does what any op gives.
+    """In the block every op is run dry, as :mod:`memback.bridges.torch.dry_mode` has it.
+
+    Real tensors stay where they are. Those without memory are exchanged for fake ones, in place, and put back
+    afterwards; but inputs of integers and truth values, of which the values are not known, for real ones: they are
+    assumed to be 0, and 1 in truth values and in what is given by a name with ``mask`` in it.
 
     Args:
-        module: its parameters and buffers are exchanged in place, and put back afterwards. Tied ones stay tied.
-        inputs: tensors, nested as they may be.
+        module: whatever attribute of it or of a submodule changes is put back.
+        inputs: arguments and those by name, nested as they may be.
         device: where tensors of the device ``meta`` are said to be; by default on the CPU.
-        mode: in which they are made; by default :func:`fake_mode` of them.
+        mode: in which fake tensors are made; by default :func:`fake_mode` of module and inputs.
         known: what stands for which tensor already, by the tensor's id.
+        exchanged: whether real tensors are exchanged, too; by default if there are some without memory. Tied ones stay
+            tied.
+        others: whatever else the step runs, such as the loss, in which nothing may be left.
 
-    Gives the inputs in the same nesting, as fake tensors.
+    Gives the inputs in the same nesting.
     """
     if mode is None:
         mode = fake_mode(module, inputs)
+    if exchanged is None:
+        exchanged = is_dry(module, inputs)
     memo = dict(known or {})
 
     def fake(value: Any) -> Any:
@@ -67,41 +79,14 @@ def faked(
         return memo[id(value)]
 
     with _as_it_was(module):
-        for owner in module.modules():
-            for members in (owner._parameters, owner._buffers):
-                members.update({name: fake(tensor) for name, tensor in members.items()})
-        with mode, _Mixed():
-            yield tree_map(fake, inputs)
-
-
-class _Mixed(TorchDispatchMode):
-    """Gives what normalisations in mixed precision make the types that the CPU's kernels give it.
-
-    These keep statistics in the type of the weights, and group normalisation gives a gradient in the type of the input;
-    PyTorch's own fake ones have it the other way round.
-    """
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        refuse_types(func, args, kwargs)
-        if func in _WEIGHTS and args[0].device.type == "cpu":
-            weight = next((a for a in args[_WEIGHTS[func] :] if isinstance(a, torch.Tensor)), args[0])
-            return (out[0], *(_as(weight.dtype, statistic) for statistic in out[1:]))
-        if func is torch.ops.aten.native_group_norm_backward.default and args[0].device.type == "cpu":
-            return (_as(args[1].dtype, out[0]), *out[1:])
-        return out
-
-
-def _as(dtype: torch.dtype, tensor: torch.Tensor | None) -> torch.Tensor | None:
-    return tensor if tensor is None or tensor.dtype == dtype else torch.empty_like(tensor, dtype=dtype)
-
-
-_WEIGHTS = {
-    torch.ops.aten.native_batch_norm.default: 1,
-    torch.ops.aten.native_group_norm.default: 1,
-    torch.ops.aten.native_layer_norm.default: 2,
-}
-"""Normalisations, and from which argument on their weights, biases and running statistics are."""
+        if exchanged:
+            for owner in module.modules():
+                for members in (owner._parameters, owner._buffers):
+                    members.update({name: fake(tensor) for name, tensor in members.items()})
+            inputs = tree_map_with_path(partial(_input, fake), inputs)
+        dry = DryMode(mode, module.parameters())
+        with put_back(dry, module, inputs, *others), dry:
+            yield inputs
 
 
 @contextmanager
@@ -122,6 +107,18 @@ def _as_it_was(module: torch.nn.Module) -> Iterator[None]:
 
 def _members(owner: torch.nn.Module) -> tuple[dict[str, Any], ...]:
     return owner._parameters, owner._buffers, owner._modules
+
+
+def _input(fake: Callable[[Any], Any], path: tuple[Any, ...], value: Any) -> Any:
+    """An input of a dry run: integers and truth values are real."""
+    if not isinstance(value, torch.Tensor) or value.is_floating_point() or value.is_complex():
+        return fake(value)
+    if not isinstance(value, FakeTensor) and not value.is_meta:
+        return value
+    named = "mask" in str(path[1]).lower() if len(path) > 1 else False
+    ones = value.dtype == torch.bool or named
+    device = value.device if value.device.type == "cuda" and torch.cuda.is_available() else "cpu"
+    return torch.full(value.shape, int(ones), dtype=value.dtype, device=device)
 
 
 def _fake(mode: FakeTensorMode, tensor: torch.Tensor, device: torch.device | None) -> Any:

@@ -29,10 +29,9 @@ from memback.bridges.torch.body import (
     segments_in,
 )
 from memback.bridges.torch.calls import Call, check_all_visible
-from memback.bridges.torch.fake import faked
 from memback.bridges.torch.planned import running, submodule
 from memback.bridges.torch.stages import Blocks, find_blocks, seconds, weighed
-from memback.bridges.torch.step import Loss, Step, explained, sum_of_outputs
+from memback.bridges.torch.step import Loss, Step, sum_of_outputs
 from memback.bridges.torch.tracking import Tracker
 from memback.errors import MembackError, UsageError
 from memback.ledger import Row
@@ -313,9 +312,7 @@ class Planning:
         """Run a body dry."""
         if body not in self._judged:
             self.progress(f"dry run {len(self._judged) + 1}", len(self._judged), len(self._judged) + 2)
-            step = self.step
-            with faked(step.module, (step.args, dict(step.kwargs))) as (args, kwargs):
-                dry = replace(step, args=args, kwargs=kwargs)
+            with self.step.standing_in() as dry:
                 tracker = self._watched(dry, body)
                 if tracker.left:  # a first step makes what later ones find
                     tracker = self._watched(dry, body)
@@ -330,8 +327,7 @@ class Planning:
         return self._judged[body]
 
     def _watched(self, dry: Step, body: Body) -> Tracker:
-        planned = running(dry.module, self.blocks.calls, self.blocks.of_calls(body))
-        with planned, dry.unchanged(), explained():
+        with running(dry.module, self.blocks.calls, self.blocks.of_calls(body)), dry.unchanged():
             return dry.watch(Mode("full"), events=False)[0]
 
     def _by_unit(self, rows: Sequence[Row]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -21,9 +21,9 @@ import torch
 from memback.bridges.torch.body import Body
 from memback.bridges.torch.calls import Call, calling, record
 from memback.bridges.torch.disturbances import is_planned_call
-from memback.bridges.torch.fake import DryRunError, faked
+from memback.bridges.torch.fake import DryRunError
 from memback.bridges.torch.planned import submodule
-from memback.bridges.torch.step import Step, explained
+from memback.bridges.torch.step import Step
 from memback.bridges.torch.storages import key, storages, tensors
 from memback.bridges.torch.tracking import Tracker
 from memback.ledger import Account
@@ -135,12 +135,10 @@ def find_blocks(step: Step, patterns: Sequence[str] | None) -> Blocks:
         UsageError: there are none, or none for a pattern; or a module is compiled.
         MembackError: the step takes decisions on values.
     """
-    with faked(step.module, (step.args, dict(step.kwargs))) as (args, kwargs):
-        dry = replace(step, args=args, kwargs=kwargs)
-        with dry.unchanged(), explained():
-            dry.forward()  # a first step makes what later ones find
-            with record(step.module) as trace:
-                output = dry.forward()
+    with step.standing_in() as dry, dry.unchanged():
+        dry.forward()  # a first step makes what later ones find
+        with record(dry.module) as trace:
+            output = dry.forward()
         return Blocks.of(trace.blocks(patterns, output), trace.ops_before, trace.fixed)
 
 
@@ -253,16 +251,14 @@ def _told(
 
 
 def _weigh(step: Step, blocks: Blocks, mode: Mode) -> _Weigher:
-    with faked(step.module, (step.args, dict(step.kwargs))) as (args, kwargs):
-        dry = replace(step, args=args, kwargs=kwargs)
-        with dry.unchanged(), explained():
-            weigher = _Weigher(dry, blocks)
-            with _told(dry, blocks, mode.trains, weigher.begins, weigher.gives), weigher:
-                dry.run(mode, weigher.forward_ended if mode.trains else lambda loss: None)
-            for parameter in step.module.parameters():
-                if parameter.grad is not None:
-                    weigher.gives(-1, parameter.grad)
-            weigher.finish()
+    with step.standing_in() as dry, dry.unchanged():
+        weigher = _Weigher(dry, blocks)
+        with _told(dry, blocks, mode.trains, weigher.begins, weigher.gives), weigher:
+            dry.run(mode, weigher.forward_ended if mode.trains else lambda loss: None)
+        for parameter in dry.module.parameters():
+            if parameter.grad is not None:
+                weigher.gives(-1, parameter.grad)
+        weigher.finish()
     return weigher
 
 

@@ -16,11 +16,12 @@ __all__ = ["standing_in"]
 
 
 @contextmanager
-def standing_in(module: nn.Module, inputs: Any) -> Iterator[tuple[nn.Module, Any]]:
+def standing_in(module: nn.Module, inputs: Any, *others: Any) -> Iterator[tuple[nn.Module, Any]]:
     """In the block there is a module like this one, and inputs, that hold no memory; nothing is sent to other ranks.
 
     The module itself has its parameters and buffers back afterwards. DDP's part is played by another DDP around the
-    same module: the first one's reducer would wait for gradients of parameters that have been exchanged.
+    same module: the first one's reducer would wait for gradients of parameters that have been exchanged. Of ``others``,
+    such as the loss, nothing holds a tensor of the dry run afterwards.
 
     Raises:
         DryRunError: DDP can't be run dry, as it is around a part of the module only, casts by itself, or looks for
@@ -28,7 +29,7 @@ def standing_in(module: nn.Module, inputs: Any) -> Iterator[tuple[nn.Module, Any
     """
     strategy = strategy_of(module)
     if strategy is None:
-        with faked(module, inputs) as given:
+        with faked(module, inputs, others=others) as given:
             yield module, given
         return
     from torch.distributed._tools import fake_collectives  # noqa: F401 - it tells collectives of fake tensors
@@ -36,11 +37,14 @@ def standing_in(module: nn.Module, inputs: Any) -> Iterator[tuple[nn.Module, Any
     if strategy == "ddp":
         if not isinstance(module, nn.parallel.DistributedDataParallel):
             raise DryRunError("DDP is around a part of the module, which can't be run dry: put DDP around the whole")
-        with faked(module.module, inputs) as given:
+        with faked(module.module, inputs, exchanged=True, others=others) as given:
             yield _like(module), given
     else:
         mode = fake_mode(module, inputs)
-        with _fake_shards(module, mode) as known, faked(module, inputs, mode=mode, known=known) as given:
+        with (
+            _fake_shards(module, mode) as known,
+            faked(module, inputs, mode=mode, known=known, exchanged=True, others=others) as given,
+        ):
             yield module, given
 
 

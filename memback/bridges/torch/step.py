@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -18,9 +18,11 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._pytree import tree_map
 
 from memback.bridges.torch.allocator import Allocated, allocated
+from memback.bridges.torch.dry_mode import in_dry_run
 from memback.bridges.torch.exchanges import exchanges_told
 from memback.bridges.torch.fake import DryRunError, is_dry
 from memback.bridges.torch.paths import described
+from memback.bridges.torch.restoring import leaves_below, other_streams_kept, weights_kept
 from memback.bridges.torch.sharding import reshard, strategy_of
 from memback.bridges.torch.standing_in import standing_in
 from memback.bridges.torch.storages import tensors, unwrapped
@@ -75,6 +77,8 @@ class Step:
     kwargs: Mapping[str, Any]
     loss: Loss = sum_of_outputs
     autocast: torch.dtype | None = None
+    _outside: list[tuple[torch.Tensor, Any]] = field(default_factory=list, init=False, repr=False, compare=False)
+    """Leaves that are no arguments and have been given gradients, and what they had before."""
 
     @staticmethod
     def of(
@@ -149,8 +153,17 @@ class Step:
                 "the loss depends on no parameter or input that requires a gradient, so there is no backward pass;"
                 " set requires_grad, or ask for --mode inference alone"
             )
+        self._set_aside(loss)
         loss.backward()
         return loss
+
+    def _set_aside(self, loss: torch.Tensor) -> None:
+        """Note the gradients of leaves that are no arguments, such as a loss's own weights, which start without."""
+        arguments = {id(tensor) for _, tensor in self.arguments()}
+        for leaf in leaves_below(loss):
+            if id(leaf) not in arguments:
+                self._outside.append((leaf, leaf.grad))
+                leaf.grad = None
 
     # -- one run for each question
 
@@ -178,8 +191,7 @@ class Step:
         Raises:
             DryRunError: the step can't be run so, such as one that takes decisions on values.
         """
-        with explained(), standing_in(self.module, (self.args, dict(self.kwargs))) as (module, (args, kwargs)):
-            step = replace(self, module=module, args=args, kwargs=kwargs)
+        with self.standing_in() as step:
             if not (self.strategy == "ddp" and mode.trains):  # as DDP's stand-in is good for one step
                 step.run_in(mode)
             with step.unchanged():
@@ -188,6 +200,17 @@ class Step:
                 return tracker
             with step.unchanged():  # a first step makes what later ones find, and a real one is not the first
                 return step.watch(mode)[0]
+
+    @contextmanager
+    def standing_in(self) -> Iterator[Step]:
+        """In the block there is a step like this one that is run dry.
+
+        Raises:
+            DryRunError: what goes wrong in it; see :func:`~memback.bridges.torch.standing_in.standing_in`, too.
+        """
+        inputs = self.args, dict(self.kwargs)
+        with explained(), standing_in(self.module, inputs, self.loss) as (module, (args, kwargs)):
+            yield replace(self, module=module, args=args, kwargs=kwargs)
 
     def run_in(self, mode: Mode) -> None:
         """Run so often that a strategy has what it makes in its first steps, such as DDP's buckets, rebuilt."""
@@ -219,16 +242,23 @@ class Step:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """The block starts without gradients; afterwards they, buffers, inputs and random streams are as they were."""
+        """The block starts without gradients; afterwards they, buffers, inputs and random streams are as they were.
+
+        So are parameters that hooks on them change, see :func:`~memback.bridges.torch.restoring.weights_kept`.
+        """
         reshard(self.module)
+        self._outside.clear()
         leaves = [tensor for _, tensor in self.arguments()]
         gradients = [tensor.grad for tensor in leaves]
-        inputs = [] if self.dry else list(tensors((self.args, self.kwargs)))
+        dry = self.dry or in_dry_run()
+        inputs = [] if dry else list(tensors((self.args, self.kwargs)))
         versions = [tensor._version for tensor in inputs]
-        changed = [] if self.dry else [*self.module.buffers(), *inputs, *self._gradients_in_buckets()]
+        changed = [] if dry else [*self.module.buffers(), *inputs, *self._gradients_in_buckets()]
         copies = [tensor.detach().clone() for tensor in changed]
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices, enabled=not self.dry), _uncompiled():
+        weights = [] if dry or self.strategy else list(self.module.parameters())
+        streams = torch.random.fork_rng(devices, enabled=not self.dry)
+        with streams, other_streams_kept(), weights_kept(weights), _uncompiled():
             for tensor in leaves:
                 tensor.grad = None
             try:
@@ -237,6 +267,9 @@ class Step:
                 reshard(self.module)
                 for tensor, gradient in zip(leaves, gradients, strict=True):
                     tensor.grad = gradient
+                for tensor, gradient in self._outside:
+                    tensor.grad = gradient
+                self._outside.clear()
                 same = {id(t) for t, version in zip(inputs, versions, strict=True) if t._version == version}
                 with torch.no_grad():
                     for tensor, copy in zip(changed, copies, strict=True):

@@ -52,19 +52,10 @@ _BIRTH = {torch.ops.aten.lift_fresh.default, torch.ops.aten.lift.default}
 _NOWHERE = Interval("forward", "", "", (), ())
 
 _OPAQUE = {
-    torch.ops.aten.mkldnn_rnn_layer: "what oneDNN's recurrent layer keeps for itself",
     torch.ops.aten._cudnn_rnn: "what cuDNN's recurrent layer keeps for itself",
     torch.ops.aten.miopen_rnn: "what MIOpen's recurrent layer keeps for itself",
 }
 """Ops that give memory whose size only the library behind them knows: PyTorch's dry run takes it to be empty."""
-
-_ELEMENTWISE = {
-    torch.ops.aten.mse_loss.default,
-    torch.ops.aten.smooth_l1_loss.default,
-    torch.ops.aten.binary_cross_entropy.default,
-    torch.ops.aten.soft_margin_loss.default,
-}
-"""Losses that are written into a storage that has held, and has room for, the loss of each element."""
 
 _SEED = torch.ops.aten.ones_like.default
 """What backward begins with where it is given no gradient."""
@@ -293,9 +284,6 @@ class Tracker(Accounts):
         row = self._begins(func, inputs)
         self._meet_inputs(func, inputs, row)
         out = func(*args, **kwargs)
-        self._own = True  # what it gives room is met below
-        _correct(func, args, out)
-        self._own = False
         self._count_flops(func, args, kwargs, out, row)
         outputs = list(tensors(out))
         if outputs and not row.dtype:
@@ -707,14 +695,6 @@ class _Dispatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self._tracker.run(func, args, kwargs or {})
-
-
-def _correct(func: Any, args: Any, out: Any) -> None:
-    """Have a fake loss the storage that the real one has, where PyTorch's dry run is wrong about it."""
-    if func in _ELEMENTWISE and isinstance(out, FakeTensor) and out.numel() == 1:
-        every = torch.broadcast_shapes(args[0].shape, args[1].shape).numel() * out.element_size()
-        if every > out.untyped_storage().nbytes():
-            out.untyped_storage().resize_(every)
 
 
 @cache
