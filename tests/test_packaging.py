@@ -117,7 +117,7 @@ def texts() -> list[Path]:
             path for path in (ROOT / folder).rglob("*") if path.suffix in {".md", ".py", ".ipynb", ".jinja", ".js"}
         ]
     return [
-        path for path in found if path.is_file() and path.name not in {"CHANGELOG.md", "extras.py", Path(__file__).name}
+        path for path in found if path.is_file() and path.name not in {"extras.py", Path(__file__).name}
     ]
 
 
