@@ -23,6 +23,7 @@ from memback.errors import UsageError, shorten
 from memback.extras import how_to_install
 from memback.files import check_target, explained, read_regular, write_atomically
 from memback.reports.tables import cell_text, text_of_cell
+from memback.sweeps import parquet
 from memback.sweeps.grid import Grid, Point, settings_text
 from memback.sweeps.point import Arguments, Figures, Planned, Row
 
@@ -173,14 +174,7 @@ def _types(grid: Grid) -> dict[str, Any]:
 
 
 def _from_parquet(path: Path) -> tuple[Sequence[str], list[dict[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(pa.BufferReader(_read(path)), page_checksum_verification=True)
-        return table.column_names, table.to_pylist()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UsageError(f"{path} can't be read as Parquet: {shorten(error)}") from None
+    return parquet.read(_read(path), path)
 
 
 _WRITERS: dict[str, Callable[[Sequence[Row], Grid], bytes]] = {".parquet": _to_parquet, ".csv": _to_csv}

@@ -1,0 +1,44 @@
+"""Reads Parquet files in a process of its own, because pyarrow ends the one that reads certain damaged files."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import memback
+from memback.errors import UsageError, shorten
+
+__all__ = ["main", "read"]
+
+_ROOT = str(Path(memback.__file__).parents[1])
+_COMMAND = f"import sys; sys.path.append({_ROOT!r}); from memback.sweeps import parquet; parquet.main()"
+
+
+def read(content: bytes, source: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """The columns' names and the rows of a file's content; ``source`` is what messages call it.
+
+    Raises:
+        UsageError: it is no Parquet file, or a damaged one.
+    """
+    done = subprocess.run([sys.executable, "-c", _COMMAND], input=content, capture_output=True, check=False)
+    if done.returncode:
+        reason = done.stderr.decode("utf-8", "replace") if done.returncode == 2 else "it ends the process that reads it"
+        raise UsageError(f"{source} can't be read as Parquet: {shorten(reason)}")
+    names, rows = pickle.loads(done.stdout)  # what this program has written a moment ago
+    return names, rows
+
+
+def main() -> None:
+    """Read a file's content on standard input, and write names and rows to standard output for :func:`read`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(pa.BufferReader(sys.stdin.buffer.read()), page_checksum_verification=True)
+        sys.stdout.buffer.write(pickle.dumps((table.column_names, table.to_pylist())))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        sys.stderr.write(str(error))
+        sys.exit(2)
