@@ -78,8 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     traced = "--traceback" in arguments or bool(os.environ.get(TRACEBACK))
     try:
         result = group.main(arguments or ["--help"], prog_name="memback", standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except click.ClickException as error:
         _complain(error.format_message(), context=getattr(error, "ctx", None))
         return error.exit_code
@@ -96,8 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not isinstance(error, BrokenPipeError):
             _complain(f"{error.filename or 'Standard output'}: {error.strerror or error}", error if traced else None)
         # What is left in the buffer can't be written; without this the interpreter would try again at its end.
-        if sys.stdout is not None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         _complain(_bug(error), error if traced else None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ from memback.errors import MembackError
 from memback.files import check_target, write_atomically
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.text import Text
 
     from memback.profiling.report import Report
@@ -85,8 +83,6 @@ class Output:
         text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         text = _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
         if self.to_stdout:
-            if sys.stdout is None:
-                raise MembackError("--json -: standard output is closed; name a file")
             click.echo(text, nl=False)
         else:
             self.write(self.json, text)

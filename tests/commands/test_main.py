@@ -204,18 +204,6 @@ def test_a_full_disk_under_standard_output_is_one_message() -> None:
     assert result.stderr == "Error: Standard output: No space left on device\n"
 
 
-@pytest.mark.skipif(os.name != "posix", reason="a shell closes standard output")
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [("list", 0, ""), ("list --json -", 1, "Error: --json -: standard output is closed; name a file\n")],
-)
-def test_a_closed_standard_output_is_no_traceback(arguments: str, code: int, message: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = f'"{sys.executable}" -m memback {arguments} >&-'
-    result = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment, check=False)
-    assert (result.returncode, result.stderr) == (code, message)
-
-
 @pytest.mark.parametrize("way", [["-m", "memback"], [str(ROOT / "cli.py")]])
 def test_module_and_script_are_the_same_command(way: list[str]) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
