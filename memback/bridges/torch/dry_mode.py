@@ -264,14 +264,17 @@ def _with_known_indices(mode: DryMode, func: Any, args: Any, kwargs: Any) -> tup
     if func._overloadpacket not in _INDEXED or len(args) < 2:
         return args, kwargs
 
-    def indices(index: Any) -> Iterator[Any]:
+    given: list[Any] = []
+    for index in args[1]:
         is_mask = isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8)
         if is_mask and mode._is_known(index):
-            yield from index.nonzero().unbind(1)
+            there = args[0].shape[len(given) : len(given) + index.dim()]
+            if index.shape != there:
+                raise IndexError(f"a mask of shape {list(index.shape)} picks from dimensions of shape {list(there)}")
+            given += index.nonzero().unbind(1)
         else:
-            yield index
-
-    return (args[0], [one for index in args[1] for one in indices(index)], *args[2:]), kwargs
+            given.append(index)
+    return (args[0], given, *args[2:]), kwargs
 
 
 _PACKED = torch.ops.aten._pack_padded_sequence.default
