@@ -65,9 +65,9 @@ def is_writeable(array: Any) -> bool:
     return bool(array.writeable if isinstance(array, ShapeArray) else array.flags.writeable)
 
 
-def stand_in(shape: tuple[int, ...], dtype: Any) -> Array:
-    """An array of that shape and dtype in a few bytes: for one that nobody will look at."""
-    return np.broadcast_to(np.zeros((), dtype), shape)
+def stand_in(shape: tuple[int, ...], dtype: Any, dry: bool = False) -> Array:
+    """An array of that shape and dtype in the bytes of one element: for one that nobody will look at."""
+    return np.broadcast_to(ShapeArray((), dtype) if dry else np.zeros((), dtype), shape)
 
 
 _arguments: dict[int, tuple[weakref.ref[Any], ShapeArray]] = {}
