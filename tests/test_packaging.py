@@ -116,9 +116,7 @@ def texts() -> list[Path]:
         found += [
             path for path in (ROOT / folder).rglob("*") if path.suffix in {".md", ".py", ".ipynb", ".jinja", ".js"}
         ]
-    return [
-        path for path in found if path.is_file() and path.name not in {"extras.py", Path(__file__).name}
-    ]
+    return [path for path in found if path.is_file() and path.name not in {"extras.py", Path(__file__).name}]
 
 
 def test_nothing_installs_a_distribution_that_is_not_known(project: dict[str, Any]) -> None:
