@@ -20,7 +20,6 @@ from memback.errors import MembackError
 from memback.files import check_target, write_atomically
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.text import Text
 
     from memback.profiling.report import Report
