@@ -102,7 +102,9 @@ class Training:
         self.work.model.train()
         first = self.next_step
         while self.next_step < until:
-            yield self._step(self.next_step - first)
+            with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # it is met in the loss
+                result = self._step(self.next_step - first)
+            yield result
 
     def _look(self, rows: Sequence[Row], since_first: int) -> None:
         model = self.work.model
@@ -111,7 +113,6 @@ class Training:
         if since_first % _LOOK_EVERY == 0 and not self._warned:
             self._warned = warn_of_subnormal_gradients(model.named_parameters(), stacklevel=4)
 
-    @np.errstate(over="ignore", divide="ignore", invalid="ignore")  # what is not finite is met in the loss
     def _step(self, since_first: int) -> StepResult:
         work, step = self.work, self.next_step
         work.optimizer.lr = work.profile.train.rate(step)
