@@ -7,7 +7,8 @@ alive; so memory is always counted in roots.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,6 +21,7 @@ __all__ = [
     "argument_like",
     "buffer_bytes",
     "distinct_bytes",
+    "forgotten",
     "is_array",
     "is_whole",
     "is_writeable",
@@ -65,9 +67,17 @@ def is_writeable(array: Any) -> bool:
     return bool(array.writeable if isinstance(array, ShapeArray) else array.flags.writeable)
 
 
-def stand_in(shape: tuple[int, ...], dtype: Any) -> Array:
-    """An array of that shape and dtype in a few bytes: for one that nobody will look at."""
-    return np.broadcast_to(np.zeros((), dtype), shape)
+def stand_in(shape: tuple[int, ...], dtype: Any, dry: bool = False) -> Array:
+    """An array of that shape and dtype in the bytes of one element: for one that nobody will look at."""
+    return np.broadcast_to(ShapeArray((), dtype) if dry else np.zeros((), dtype), shape)
+
+
+def forgotten(known: dict[int, Any], key: int) -> Callable[[object], object]:
+    """What has an entry go with the object that a weak reference is to.
+
+    It is none of Python's functions, in which an interrupt (Ctrl-C) would be printed and lost.
+    """
+    return partial(known.pop, key)  # the reference is what `pop` gives where the entry has gone already
 
 
 _arguments: dict[int, tuple[weakref.ref[Any], ShapeArray]] = {}
@@ -83,7 +93,7 @@ def argument_like(array: Any) -> ShapeArray:
     buffer = root(array)
     key, arguments = id(buffer), _arguments
     if key not in arguments:
-        gone = weakref.ref(buffer, lambda _: arguments.pop(key, None))
+        gone = weakref.ref(buffer, forgotten(arguments, key))
         arguments[key] = gone, ShapeArray.argument(buffer.shape, buffer.dtype, buffer.strides)
     like = arguments[key][1]
     return like if array is buffer else ShapeArray(array.shape, array.dtype, array.strides, like)

@@ -216,7 +216,8 @@ class Recomputation(Tape):
             out, residuals = unpacked(segment.outputs[number])
             return out, residuals
         if number == len(segment.calls) - 1 and segment.unseen is not None:
-            made = tuple(stand_in(shape, dtype) for shape, dtype in segment.unseen)
+            dry = current().dry
+            made = tuple(stand_in(shape, dtype, dry) for shape, dtype in segment.unseen)
             return made if op.multiple else made[0], (None,) * len(op.residuals)
         return None
 

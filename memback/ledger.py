@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -210,10 +211,9 @@ class Account(weakref.ref[Any]):
 class _Holding(weakref.ref[Node]):
     """What a recorded call, which it refers to weakly, keeps: whether it is a ``repeated`` one, and which accounts."""
 
-    __slots__ = ("accounts", "books", "key", "repeated", "row")
+    __slots__ = ("accounts", "key", "repeated", "row")
 
     accounts: list[Account]
-    books: weakref.ref[Any]
     key: int
     repeated: bool
     row: Row
@@ -226,11 +226,6 @@ def _buffer_gone(account: Any) -> None:
     """Accounts refer weakly to the books that they are in, which are so gone as soon as nobody looks at them."""
     if (books := account.books()) is not None:
         books._died(account)
-
-
-def _call_gone(holding: Any) -> None:
-    if (books := holding.books()) is not None:
-        books._let_go(holding)
 
 
 class Accounts:
@@ -259,6 +254,7 @@ class Accounts:
         self._born = 0
         self._input_bytes = 0
         self._books = weakref.ref(self)
+        self._when_gone: Callable[[Any], object] = _buffer_gone
 
     @property
     def events(self) -> list[Event]:
@@ -311,7 +307,7 @@ class Accounts:
             what = what or self._names.get(key, "input")
             if what == "input":
                 self._input_bytes += size
-        account = Account(buffer, _buffer_gone)
+        account = Account(buffer, self._when_gone)
         account.books = self._books
         account.key = key
         account.number = self._born
@@ -391,6 +387,9 @@ class Accounts:
 class Ledger(Accounts, Observer):
     """Keeps the account of everything that happens while it is the thread's observer.
 
+    Buffers and calls that are gone are put into a queue by the interpreter itself, and entered in the books before
+    anything else is: an interrupt (Ctrl-C) in a function of Python's that is called then would be printed and lost.
+
     Args:
         names: what parameters, buffers and inputs are called, by the id of their root buffer.
         timed: whether to take each call's time.
@@ -399,6 +398,8 @@ class Ledger(Accounts, Observer):
 
     def __init__(self, names: Mapping[int, str] | None = None, timed: bool = False, events: bool = True) -> None:
         super().__init__(names, events)
+        self._gone: deque[Account | _Holding] = deque()
+        self._when_gone = self._gone.append
         self._intervals: list[tuple[Phase, tuple[str, str], tuple[int, ...], tuple[int, ...]]] = []
         self._timed = timed
         self._holdings: dict[int, _Holding] = {}
@@ -418,6 +419,7 @@ class Ledger(Accounts, Observer):
 
     def forward_ended(self, call: Call) -> None:
         seconds = time.perf_counter() - self._began if self._timed else None
+        self._catch_up()
         row = self._row(call, seconds)
         self._meet_inputs(row, call)
         outs = call.out if call.op.multiple else (call.out,)
@@ -433,6 +435,7 @@ class Ledger(Accounts, Observer):
         self._close()
 
     def held(self, node: Node) -> None:
+        self._catch_up()
         row = Row(node.path, node.name, self._count(node.path, node.name), (), "", node.site)
         if self._phase == "forward" and not node.tape.transient:
             self.rows.append(row)
@@ -449,6 +452,7 @@ class Ledger(Accounts, Observer):
         self._where = (node.path, node.name)
 
     def backward_ended(self, node: Node, edges: Sequence[Edge | None]) -> None:
+        self._catch_up()
         self._where = (node.path, node.name)
         holding = self._holdings.get(id(node))
         owner = Row(node.path, node.name, 0, (), "", node.site) if holding is None else holding.row
@@ -494,6 +498,11 @@ class Ledger(Accounts, Observer):
             self._charge_rows()
 
     # -- what is known
+
+    @property
+    def events(self) -> list[Event]:
+        self._catch_up()
+        return super().events
 
     @property
     def intervals(self) -> list[Interval]:
@@ -584,8 +593,8 @@ class Ledger(Accounts, Observer):
                     account.holders += 1
                     row.kept.append((name, account))
                 self._sort(account, "hold")
-        holding = _Holding(node, _call_gone)
-        holding.books, holding.key, holding.row = self._books, id(node), row
+        holding = _Holding(node, self._when_gone)
+        holding.key, holding.row = id(node), row
         holding.accounts, holding.repeated = accounts, repeated
         self._holdings[holding.key] = holding
 
@@ -603,6 +612,7 @@ class Ledger(Accounts, Observer):
 
     def _settle(self) -> None:
         """Let go of what a tape has dropped without saying so: cleared, or taken backward with nobody watching."""
+        self._catch_up()
         for holding in list(self._holdings.values()):
             node = holding()
             if node is None or node.kept is None:
@@ -635,7 +645,17 @@ class Ledger(Accounts, Observer):
 
     # -- time
 
+    def _catch_up(self) -> None:
+        """Enter in the books what has gone, in order."""
+        while self._gone:
+            gone = self._gone.popleft()
+            if isinstance(gone, Account):
+                self._died(gone)
+            else:
+                self._let_go(gone)
+
     def _close(self) -> None:
+        self._catch_up()
         end = tuple(self._totals.values())
         self._intervals.append((self._phase, self._where, self._mark, end))
         self._mark = end

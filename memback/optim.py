@@ -150,7 +150,8 @@ class AdamW(Optimizer):
 
     p *= 1 - lr weight_decay; m and v are running means of g and g^2 with ``betas``;
     p -= lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps), where t counts the parameter's steps. State: two arrays a
-    parameter.
+    parameter. All of it is in the parameter's dtype, as in PyTorch: in float16 an ``eps`` below 3e-8 is 0, and where v
+    is 0, too, p becomes infinite or NaN. Give a larger one there, such as 1e-4.
 
     Raises:
         ValueError: a negative or meaningless setting, or nothing to train.

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from memback.arrays import Array, buffer_bytes, is_array, leaves, root
+from memback.arrays import Array, buffer_bytes, forgotten, is_array, leaves, root
 from memback.state import Setting, current
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class saved_tensors_hooks(Setting):
             buffer = root(array)
             key = id(buffer)
             if key not in given and key not in made:
-                made[key] = weakref.ref(buffer, lambda _, key=key: made.pop(key, None))  # type: ignore[misc]
+                made[key] = weakref.ref(buffer, forgotten(made, key))
 
     def _wants(self, array: Array) -> bool:
         buffer = root(array)

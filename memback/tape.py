@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from memback.arrays import Array, argument_like, is_array, is_whole, is_writeable, leaves, root
+from memback.arrays import Array, argument_like, forgotten, is_array, is_whole, is_writeable, leaves, root
 from memback.checksums import Seal
 from memback.errors import MembackError, OutOfMemoryError
 from memback.graph import Walk, claim
@@ -64,13 +64,14 @@ class AnomalyError(MembackError):
 
 
 class _Internal(dict[str, bool]):
-    """Whether a source file is part of the engine: a call made there is charged to the line that called it."""
+    """Whether a source file is part of the engine or of NumPy: a call made there is charged to who called it."""
 
     _package = __file__.rpartition("tape.py")[0]
+    _numpy = np.__file__.rpartition("__init__.py")[0]
     _users = (f"{_package}models", f"{_package}commands")
 
     def __missing__(self, filename: str) -> bool:
-        internal = filename.startswith(self._package) and not filename.startswith(self._users)
+        internal = filename.startswith((self._package, self._numpy)) and not filename.startswith(self._users)
         self[filename] = internal
         return internal
 
@@ -117,7 +118,7 @@ class _Changes:
         self.clock += 1
         buffer = root(array)
         key = id(buffer)
-        self._last[key] = (weakref.ref(buffer, lambda _: self._last.pop(key, None)), self.clock, what)
+        self._last[key] = (weakref.ref(buffer, forgotten(self._last, key)), self.clock, what)
 
     def since(self, array: Array, time: int) -> str | None:
         """What changed the array's buffer after ``time``, if anything did."""

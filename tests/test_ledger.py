@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
+from typing import Any
 
 import numpy as np
 
 import memback as mb
+from memback import ops
+from memback.arrays import argument_like
 from memback.ledger import Ledger
 from memback.state import current
 
@@ -40,3 +44,32 @@ def test_an_account_is_known_by_itself_and_not_by_its_buffer() -> None:
     accounts = {account for row in ledger.rows for _, account in row.kept}
     assert len(accounts) == len({account.number for account in accounts})
     assert all(account.closed for account in accounts)  # backward has used and freed them
+
+
+def test_no_function_of_pythons_is_called_when_what_the_ledger_knows_dies() -> None:
+    """An interrupt in one would be printed and lost."""
+    called: list[str] = []
+    x = mb.Tensor(np.ones(3, np.float32), requires_grad=True)
+    with mb.Tape() as tape:
+        y = ops.exp(ops.tanh(x))
+        assert tape.saved_bytes == 24
+        sys.setprofile(lambda frame, event, argument: called.append(event))
+        del y
+        sys.setprofile(None)
+        assert "call" not in called
+        assert tape.saved_bytes == 0
+        assert [event.kind for event in tape.events][-2:] == ["free", "free"]
+
+
+def test_none_is_when_changed_arguments_of_a_dry_run_die() -> None:
+    called: list[str] = []
+    array: Any = np.ones(3, np.float32)
+    with mb.no_grad():
+        tensor = mb.Tensor(array)
+        tensor += 1
+    like = argument_like(array)
+    sys.setprofile(lambda frame, event, argument: called.append(event))
+    del array, tensor
+    sys.setprofile(None)
+    assert "call" not in called
+    assert like.shape == (3,)

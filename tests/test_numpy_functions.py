@@ -190,3 +190,9 @@ def test_an_index_that_is_a_tensor_has_the_gradient_of_the_same_array() -> None:
         ops.sum(out).backward()
         ops.sum(expected).backward()
         np.testing.assert_array_equal(x.grad, y.grad)
+
+
+def test_errors_name_the_line_that_called_numpy() -> None:
+    t = mb.Tensor(np.ones(3), requires_grad=True)
+    with pytest.raises(mb.TapeError, match=r"at test_numpy_functions\.py:\d+ would cut"):
+        np.testing.assert_allclose(t, 1)

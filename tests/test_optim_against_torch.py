@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-from memback import nn
+from memback import nn, optim
 from memback.optim import SGD, AdamW
 
 pytestmark = pytest.mark.torch
@@ -69,6 +70,31 @@ def test_adamw_takes_pytorchs_steps(torch, settings, dtype):
     mine, others = _parameters(torch, dtype)
     ours, theirs = AdamW(mine, lr=0.01, **settings), torch.optim.AdamW(others, lr=0.01, **settings)
     _compare(torch, ours, theirs, mine, others, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("make", ["AdamW", "SGD"])
+def test_narrow_steps_are_pytorchs(torch, make, dtype):
+    """Tiny gradients among them: their squares are 0 in float16, as AdamW's eps is, and so the steps are not finite."""
+    rng = np.random.default_rng(0)
+    size = 500
+    start = torch.tensor(rng.normal(size=size)).to(getattr(torch, dtype))
+    gradient = torch.tensor(rng.normal(size=size) * 10.0 ** rng.uniform(-7, 1, size)).to(start.dtype)
+    ours_is = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+
+    def narrow(tensor):
+        return tensor.float().numpy().astype(ours_is)
+
+    mine, other = nn.Parameter(narrow(start)), torch.nn.Parameter(start.clone())
+    ours, theirs = getattr(optim, make)([mine], lr=0.003), getattr(torch.optim, make)([other], lr=0.003)
+    for _ in range(3):
+        mine.grad, other.grad = narrow(gradient), gradient.clone()
+        with np.errstate(all="ignore"):
+            ours.step()
+        theirs.step()
+    expected = other.detach().float().numpy()
+    assert np.isfinite(expected).all() == (make == "SGD" or dtype == "bfloat16")
+    np.testing.assert_allclose(mine.data.astype(np.float32), expected, rtol=0.01, atol=1e-6)
 
 
 def test_the_state_takes_as_many_bytes_as_pytorchs(torch):

@@ -136,7 +136,7 @@ def test_pages_name_the_wheel_of_this_version() -> None:
 
 def test_the_licence_and_the_citation_are_of_this_version(project: dict[str, Any]) -> None:
     assert project["name"] == "memback-profiler"
-    assert project["license"] == "MIT"
+    assert project["license"] == "MIT AND CC-BY-4.0"  # the code, and the data of the digits
     assert (ROOT / "LICENSE").read_text().startswith("MIT License\n\nCopyright (c) 2026 the memback authors\n")
     citation = (ROOT / "CITATION.cff").read_text()
     for line in ("cff-version: 1.2.0", "title: memback", f"version: {__version__}", "license: MIT"):
@@ -160,7 +160,7 @@ def test_the_licence_travels_with_the_wheel_and_the_source(built: tuple[zipfile.
     wheel, source = built
     info = f"memback_profiler-{__version__}.dist-info"
     metadata_of = wheel.read(f"{info}/METADATA").decode()
-    for line in ("Name: memback-profiler", "License-Expression: MIT", "License-File: LICENSE"):
+    for line in ("Name: memback-profiler", "License-Expression: MIT AND CC-BY-4.0", "License-File: LICENSE"):
         assert f"\n{line}\n" in metadata_of
     assert "Project-URL" not in metadata_of
     names = set(wheel.namelist())

@@ -151,6 +151,8 @@ def _accounts(seed: int, large: bool, modes: tuple[str, ...]) -> Iterator[tuple[
         kept = {value.buffer: value.bytes for row in real.rows for value in row.saved}
         assert sum(kept.values()) == real.saved_at_end_of_forward
         assert sum(prediction.peak.parts.values()) == prediction.peak.bytes
+        for ledger in (real, dry):
+            assert max((event.live_bytes for event in ledger.events), default=0) <= prediction.peak.bytes
         yield step, mode, account, prediction
     assert len(shas) == 1
 

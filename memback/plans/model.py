@@ -435,7 +435,8 @@ def _proved(choice: Choice, made: Plan, choices: int) -> str:
     """What is proved of a plan: ops that are computed again inside of kept stages are chosen by a rule of thumb."""
     if all(selection is None for selection in choice.kept):
         return made.optimality
-    proof = "no stage is run twice" if made.optimality.startswith("optimal: nothing") else made.optimality
+    nothing_twice = made.optimality.startswith("optimal: nothing")
+    proof = "no stage is run twice" if nothing_twice else made.optimality.removeprefix("heuristic: ")
     return (
         f"heuristic: {proof}; inside of kept stages cheap ops are computed again, chosen by FLOPs a byte"
         f" (best of {choices} selections)"

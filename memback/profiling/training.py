@@ -21,6 +21,7 @@ from memback.micro_batches import accumulate_gradients
 from memback.nn.module import check_state
 from memback.nn.state import read, write
 from memback.offload import save_on_disk
+from memback.optim import AdamW
 from memback.policy import Planned, Policy, applied
 from memback.profiling.precision import warn_of_subnormal_gradients, warn_of_wider_values
 from memback.profiling.workload import Workload
@@ -101,7 +102,9 @@ class Training:
         self.work.model.train()
         first = self.next_step
         while self.next_step < until:
-            yield self._step(self.next_step - first)
+            with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # it is met in the loss
+                result = self._step(self.next_step - first)
+            yield result
 
     def _look(self, rows: Sequence[Row], since_first: int) -> None:
         model = self.work.model
@@ -135,10 +138,7 @@ class Training:
             )
         value = float(loss)
         if not math.isfinite(value):
-            raise MembackError(
-                f"the loss of step {step} is {value}: training has diverged. Lower train.learning_rate"
-                f" (={work.profile.train.learning_rate}) or lengthen train.warmup (={work.profile.train.warmup})"
-            )
+            raise MembackError(f"the loss of step {step} is {value}: training has diverged. {_remedy(work)}")
         self._look(ledger.rows, since_first)
         work.optimizer.step()
         self.next_step += 1
@@ -222,6 +222,19 @@ def _about(text: str | None, path: str | os.PathLike[str]) -> _About:
         return msgspec.json.decode(text, type=_About)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise _no_training(path, error) from None
+
+
+def _remedy(work: Workload) -> str:
+    """What helps where the loss is not finite any more."""
+    train, optimizer = work.profile.train, work.optimizer
+    if isinstance(optimizer, AdamW):
+        narrow = next((p.data.dtype for p in optimizer.parameters if not p.data.dtype.type(optimizer.eps)), None)
+        if narrow is not None:
+            return (
+                f"AdamW's eps (={optimizer.eps:g}) is 0 in {narrow}, so that weights whose gradients have squares of 0"
+                ' are divided by 0: use bfloat16 or float32, or train.optimizer = "sgd"'
+            )
+    return f"Lower train.learning_rate (={train.learning_rate}) or lengthen train.warmup (={train.warmup})"
 
 
 def _no_training(path: str | os.PathLike[str], why: object) -> UsageError:

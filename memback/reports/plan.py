@@ -276,7 +276,8 @@ def frontier(points: Sequence[FrontierPoint], flops: int, full_peak: int, size: 
         Column("", "text"),
     ]
     notes = [
-        "Computed again: FLOPs beyond one forward pass, as a share of it. The knee is farthest from both extremes."
+        "Computed again: FLOPs beyond one forward pass, as a share of it. The knee is farthest from both extremes.",
+        "The points are the planner chain's: of a small model a plan may need less than its first, or compute less.",
     ]
     if len(shown) < len(points):
         notes.insert(0, f"{len(shown)} of {len(points)} points; --json has all.")

@@ -167,10 +167,16 @@ def test_a_second_ctrl_c_stops_at_once_and_saves_no_half_step(tmp_path, monkeypa
 
 def test_a_diverging_loss_ends_in_one_line_and_exit_code_1(tmp_path, capsys):
     arguments = ["--set", "train.optimizer=sgd", "--set", "train.learning_rate=1e6", "--save", str(tmp_path / "file")]
-    with np.errstate(all="ignore"):
-        assert main([*QUICK, *arguments, "--quiet"]) == 1
-    assert "training has diverged" in message(capsys)
+    assert main([*QUICK, *arguments, "--quiet"]) == 1
+    assert "training has diverged. Lower train.learning_rate (=1000000.0)" in message(capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_that_adamw_ends_in_float16_says_why(capsys):
+    assert main([*QUICK, "--dtype", "float16", "--steps", "3", "--quiet"]) == 1
+    assert "AdamW's eps (=1e-08) is 0 in float16" in message(capsys)
+    assert main([*QUICK, "--dtype", "float16", "--steps", "3", "--quiet", "--set", "train.optimizer=sgd"]) == 0
+    assert main([*QUICK, "--dtype", "bfloat16", "--steps", "3", "--quiet"]) == 0
 
 
 def test_running_out_of_memory_ends_in_one_line_and_exit_code_1(monkeypatch, capsys):
