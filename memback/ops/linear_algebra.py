@@ -43,7 +43,7 @@ class Linear(Op):
         return (
             d_h,
             np.matmul((h if h.ndim == 2 else _rows(h)).T, flat) if needs.W else None,
-            np.add.reduce(flat, axis=0, dtype=wide(flat.dtype)).astype(flat.dtype, copy=False) if needs.b else None,
+            _sum_of_rows(flat) if needs.b else None,
         )
 
     def flops(self, h: Array, W: Array, b: Array | None, out: Array) -> int:
@@ -67,6 +67,11 @@ def _check_linear(h: tuple[int, ...], W: tuple[int, ...], b: Array | None) -> No
         raise ValueError(f"`h` of shape {h} has {h[-1] if h else 'no'} features, `W` of shape {W} takes {W[0]}")
     if b is not None and b.shape != W[1:]:
         raise ValueError(f"`b` has shape {b.shape}, it must have {W[1:]}")
+
+
+def _sum_of_rows(x: Array) -> Array:
+    total: Array = np.add.reduce(x, axis=0, dtype=wide(x.dtype))
+    return total if total.dtype == x.dtype else total.astype(x.dtype)
 
 
 def _rows(x: Array) -> Array:

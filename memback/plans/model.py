@@ -438,7 +438,7 @@ def _proved(choice: Choice, made: Plan, choices: int) -> str:
     nothing_twice = made.optimality.startswith("optimal: nothing")
     proof = "no stage is run twice" if nothing_twice else made.optimality.removeprefix("heuristic: ")
     return (
-        f"heuristic: {proof}; inside of kept stages cheap ops are computed again, chosen by FLOPs a byte"
+        f"heuristic: {proof}; inside of kept stages cheap ops are computed again, chosen by minimum cuts"
         f" (best of {choices} selections)"
     )
 
