@@ -7,6 +7,7 @@ import types
 import unittest
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -100,13 +101,16 @@ def _looks(out: Any, inputs: dict[int, int]) -> list[Any]:
     return looks
 
 
-def compare(dtypes: Sequence[torch.dtype], most: int, layouts: Sequence[str]) -> Beside:
-    """Run ``most`` samples of each op, forward and backward, in each dtype and each layout of its inputs."""
+def compare(dtypes: Sequence[torch.dtype], most: int, layouts: Sequence[str], in_turn: bool = False) -> Beside:
+    """Run ``most`` samples of each op, forward and backward, in each dtype.
+
+    Inputs have each of the layouts, or, ``in_turn``, one of them, which is the next for the next op.
+    """
     beside = Beside()
     with warnings.catch_warnings(action="ignore"):
-        for op in samples():
+        for op, turn in zip(samples(), cycle(layouts), strict=False):
             for dtype in dtypes:
-                for function, sample, layout in _of(op, dtype, most, layouts):
+                for function, sample, layout in _of(op, dtype, most, [turn] if in_turn else layouts):
                     given = tree_map(
                         lambda v, how=layout: _laid_out(v, how), (sample.input, sample.args, sample.kwargs)
                     )
@@ -120,7 +124,7 @@ def _of(op: Any, dtype: torch.dtype, most: int, layouts: Sequence[str]) -> Itera
     trains = op.supports_autograd and dtype in op.supported_backward_dtypes("cpu")
     for layout in layouts:
         try:
-            found = list(op.sample_inputs("cpu", dtype, requires_grad=trains))[:most]
+            found = list(islice(op.sample_inputs("cpu", dtype, requires_grad=trains), most))
         except Exception:  # samples that need what is not there
             return
         for sample in found:

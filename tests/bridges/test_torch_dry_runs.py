@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 import memback.bridges.torch as bridge
 from memback.bridges.torch.fake import DryRunError
+from memback.bridges.torch.leftovers import LeftoverError
 
 X = torch.linspace(-1, 1, 128).reshape(16, 8)
 
@@ -241,6 +242,8 @@ def test_hooks_of_parameters_run_dry_as_for_real():
 def test_an_optimiser_in_backward_leaves_weights_and_its_state_as_they_were(kind, made_before):
     module = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
     optimizers = {parameter: kind([parameter]) for parameter in module.parameters()}
+    if made_before:
+        gc.freeze()  # as loaders of data do it before they fork
 
     def step(parameter: Any) -> None:
         optimizers[parameter].step()
@@ -381,6 +384,25 @@ def test_what_a_loss_keeps_is_put_back_too():
     bridge.profile(nn.Linear(8, 8), X, loss=loss, dry=True)
     assert losses == []
     assert last is None
+
+
+class Slots:
+    """Has no ``__dict__`` in which a dry run could look, and put back, what it keeps."""
+
+    __slots__ = ("kept",)
+
+
+WITH_SLOTS = Slots()
+
+
+def test_what_cant_be_put_back_ends_in_an_error_with_the_name_of_its_holder():
+    def keep(self: Any, x: Any) -> Any:
+        WITH_SLOTS.kept = self.linear(x)
+        return WITH_SLOTS.kept
+
+    with pytest.raises(LeftoverError, match=r"dry run in the global WITH_SLOTS of \S*test_torch_dry_runs, .* nothing"):
+        bridge.profile(Calls(keep), X, loss=square, dry=True)
+    del WITH_SLOTS.kept
 
 
 def test_casts_of_weights_do_not_stay_in_the_users_own_autocast():

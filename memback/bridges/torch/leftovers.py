@@ -19,6 +19,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from memback.bridges.torch.dry_mode import DryMode
+from memback.bridges.torch.heap import all_objects_seen
 from memback.errors import MembackError
 
 __all__ = ["LeftoverError", "put_back"]
@@ -198,24 +199,25 @@ def _is_fake(value: Any, depth: int = 6) -> bool:
 
 def _holder(mode: DryMode) -> str:
     """The global, not of PyTorch or memback, that a living tensor of a dry run is reached from; empty if none is."""
-    gc.collect()
     names = {id(vars(m)): n for n, m in list(sys.modules.items()) if n.partition(".")[0] not in ("torch", "memback")}
-    level: list[Any] = mode.alive()
-    ours, met = {id(level)}, set[int]()
-    for _ in range(_UPWARDS):
-        above = []
-        for held in level:
-            for holder in gc.get_referrers(held):
-                if id(holder) in names:
-                    found = next((name for name, value in holder.items() if value is held), "?")
-                    return f"the global {found} of {names[id(holder)]}"
-                if id(holder) not in met | ours and not isinstance(holder, (types.FrameType, types.ModuleType)):
-                    met.add(id(holder))
-                    above.append(holder)
-        ours |= {id(level), id(above)}
-        level = above
+    with all_objects_seen():
+        level: list[Any] = mode.alive()
+        ours, met = {id(level)}, set[int]()
+        for _ in range(_UPWARDS):
+            above = []
+            for held in level:
+                for holder in gc.get_referrers(held):
+                    if id(holder) in names:
+                        found = next((name for name, value in holder.items() if value is held), "?")
+                        return f"the global {found} of {names[id(holder)]}"
+                    if id(holder) not in met | ours and not issubclass(type(holder), _PASSED_OVER):
+                        met.add(id(holder))
+                        above.append(holder)
+            ours |= {id(level), id(above)}
+            level = above
     return ""
 
 
+_PASSED_OVER = (types.FrameType, types.ModuleType)
 _UPWARDS = 5
 """How many holders of holders are asked."""

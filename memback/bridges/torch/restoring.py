@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from memback.bridges.torch.heap import all_objects_seen
+
 __all__ = ["leaves_below", "other_streams_kept", "weights_kept"]
 
 
@@ -80,12 +82,10 @@ def _copied(named: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
 def _optimizers(weights: Sequence[torch.Tensor]) -> list[torch.optim.Optimizer]:
     """Those that are alive and have one of the weights."""
     mine = {id(weight) for weight in weights}
-    return [
-        found
-        for found in gc.get_objects()
-        if isinstance(found, torch.optim.Optimizer)
-        and any(id(weight) in mine for group in found.param_groups for weight in group["params"])
-    ]
+    with all_objects_seen():
+        # not isinstance, because that asks objects for their class, and some of PyTorch's warn when they are asked
+        found = [value for value in gc.get_objects() if issubclass(type(value), torch.optim.Optimizer)]
+    return [one for one in found if any(id(weight) in mine for group in one.param_groups for weight in group["params"])]
 
 
 def leaves_below(loss: torch.Tensor) -> Iterator[torch.Tensor]:
