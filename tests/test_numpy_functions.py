@@ -112,7 +112,7 @@ def test_a_sum_that_numpy_takes_in_a_wider_type_is_refused() -> None:
 def test_no_function_of_numpys_makes_an_array_of_objects_of_tensors() -> None:
     """All that one array, or a list of two, can be given to."""
     tensors = [mb.Tensor(A.copy(), requires_grad=grad) for grad in (True, False)]
-    functions = [f for f in vars(np).values() if callable(f) and not isinstance(f, type)]
+    functions = [f for f in vars(np).values() if callable(f) and not isinstance(f, type) and f is not np.test]
     tried = 0
     for function in functions:
         for x in tensors:

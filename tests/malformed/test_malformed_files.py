@@ -110,7 +110,7 @@ def plans() -> list[bytes]:
     chain = Planning(Workload.build(profile, dry=True).predicted_step()).plan(1_300_000, "chain")
     profile = load("unet").with_overrides({"model.width": "2", "model.depth": "1", "data.batch": "2"})
     step = Workload.build(profile, dry=True).predicted_step()
-    graph = Planning(step).plan(step.predict(Mode("full")).peak.bytes - 2000)
+    graph = Planning(step).plan(step.predict(Mode("full")).peak.bytes - 2000, "graph")
     found = [chain.to_dict(), graph.to_dict()]
     assert ["graph" in plan for plan in found] == [False, True]
     return list(map(as_json, found))

@@ -29,6 +29,7 @@ def test_every_sweep_is_a_line_of_marks_or_counted_among_those_left_out(stages, 
         assert 1 <= len(marks) <= min(width, stages)
 
 
+@pytest.mark.long
 def test_plans_of_many_sweeps_over_time_steps_are_shown(capsys):
     """A stage is a time step here, and all but a few are computed again, each in a sweep of its own."""
     small = ["lstm", "--set", "model.width=8", "--set", "model.layers=1", "--batch", "1", "--planner", "chain"]
