@@ -201,18 +201,20 @@ def _holder(mode: DryMode) -> str:
     """The global, not of PyTorch or memback, that a living tensor of a dry run is reached from; empty if none is."""
     names = {id(vars(m)): n for n, m in list(sys.modules.items()) if n.partition(".")[0] not in ("torch", "memback")}
     with all_objects_seen():
-        level: list[Any] = mode.alive()
+        level: list[Any] = mode.alive()[:_ABREAST]
         ours, met = {id(level)}, set[int]()
         for _ in range(_UPWARDS):
-            above = []
-            for held in level:
-                for holder in gc.get_referrers(held):
-                    if id(holder) in names:
-                        found = next((name for name, value in holder.items() if value is held), "?")
-                        return f"the global {found} of {names[id(holder)]}"
-                    if id(holder) not in met | ours and not issubclass(type(holder), _PASSED_OVER):
-                        met.add(id(holder))
-                        above.append(holder)
+            above: list[Any] = []
+            for holder in gc.get_referrers(*level):  # one walk over all objects
+                if id(holder) in names:
+                    held = next((name for name, value in holder.items() if any(value is one for one in level)), "?")
+                    return f"the global {held} of {names[id(holder)]}"
+                new = id(holder) not in met | ours and not issubclass(type(holder), _PASSED_OVER)
+                if new and len(above) < _ABREAST:
+                    met.add(id(holder))
+                    above.append(holder)
+            if not above:
+                break
             ours |= {id(level), id(above)}
             level = above
     return ""
@@ -220,4 +222,5 @@ def _holder(mode: DryMode) -> str:
 
 _PASSED_OVER = (types.FrameType, types.ModuleType)
 _UPWARDS = 5
-"""How many holders of holders are asked."""
+_ABREAST = 32
+"""How many holders of holders are asked, and how many at once, since each walk looks for all of them everywhere."""
