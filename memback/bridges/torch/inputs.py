@@ -88,7 +88,8 @@ def _number(text: str, dtype: torch.dtype, given: str) -> float:
         holds = False
     if value is None or not holds:
         name = str(dtype).removeprefix("torch.")
-        raise UsageError(f"input {given!r}: {text!r} is no value of {name}; write it as 8x1024:int64=1")
+        shown = f"input {shorten(repr(given))}: {shorten(repr(text))}"
+        raise UsageError(f"{shown} is no value of {name}; write it as 8x1024:int64=1")
     return value
 
 
