@@ -19,7 +19,10 @@ from tests.ops.test_against_torch import to_torch
 from tests.ops.test_every_op import OPS
 from tests.random_graphs import BUILDERS, DTYPES, SEED, Graph, Model, Ref, draw, filled, loss, weights
 
-pytestmark = pytest.mark.filterwarnings("ignore::memback.checkpoint.CheckpointWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::memback.checkpoint.CheckpointWarning"),
+    pytest.mark.filterwarnings("ignore::memback.profiling.precision.PrecisionWarning"),  # some are subnormal, or wide
+]
 
 FEW, MANY = range(2 * len(OPS)), range(2 * len(OPS), 810)
 FEW_LARGE, MANY_LARGE = range(0, len(OPS), 6), range(100, 200)
