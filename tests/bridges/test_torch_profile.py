@@ -19,21 +19,7 @@ import memback.bridges.torch as bridge
 from memback.bridges.torch.tracking import Tracker
 from memback.errors import MembackError, UsageError
 from memback.profiling.report import Report
-from tests.bridges.torch_models import on_values
-
-
-class Calls(nn.Module):
-    """Calls a function with itself and whatever it is given; ``first`` and ``second`` are linear layers."""
-
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
-        self.function = function
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(self, *args, **kwargs)
-
+from tests.bridges.torch_models import Calls, on_values
 
 X = torch.ones(4, 8)
 BYTES = 4 * 8 * 4

@@ -25,6 +25,7 @@ from memback.bridges.torch.storages import storages, tensors
 from memback.bridges.torch.tracking import Tracker
 from memback.errors import MembackError
 from memback.profiling.report import Report
+from tests.bridges.torch_models import Calls
 
 
 class Scaled(nn.Module):
@@ -149,19 +150,6 @@ def test_a_watched_step_adds_gradients_where_an_unwatched_one_does(name: str) ->
 
 
 # -- what is found, and how it is called
-
-
-class Calls(nn.Module):
-    """Calls a function with itself and whatever it is given; ``first`` and ``second`` are linear layers."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
-        self.function = function
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(self, *args, **kwargs)
 
 
 X = torch.ones(4, 8)

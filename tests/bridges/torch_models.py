@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -221,3 +223,16 @@ def no_module() -> int:
 
 
 ready = nn.Linear(4, 4)
+
+
+class Calls(nn.Module):
+    """Calls a function with itself and whatever it is given; ``first`` and ``second`` are linear layers."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.function = function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(self, *args, **kwargs)
