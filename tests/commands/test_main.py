@@ -228,7 +228,14 @@ def test_a_closed_stream_is_said_or_leads_nowhere(closed: tuple[int, ...]) -> No
 
 
 @pytest.mark.parametrize(
-    "arguments", [["notes", "--section"], ["profile"], ["report"], ["torch"], ["profile", "digits", "--mode"]]
+    "arguments",
+    [
+        ["notes", "--section"],
+        ["profile"],
+        ["report"],
+        pytest.param(["torch"], marks=pytest.mark.torch),
+        ["profile", "digits", "--mode"],
+    ],
 )
 def test_a_message_is_no_longer_than_a_page_whatever_was_typed(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
