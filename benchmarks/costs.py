@@ -16,10 +16,10 @@ import memback as mb
 from benchmarks.engines.memback import make_model
 from benchmarks.pinning import pinned
 from benchmarks.workloads import WORKLOADS, Workload
-from memback.ledger import Ledger
-from memback.policy import applied
-from memback.state import current
-from memback.tape import Edge, Node, Observer, Tensor
+from memback.engine.state import current
+from memback.engine.tape import Edge, Node, Observer, Tensor
+from memback.nn.policy import applied
+from memback.profiling.ledger import Ledger
 
 WATCHED = {"W1": 12, "W2": 6, "W3": 4}
 """How many times the usual number of rounds each is run: a few percent are to be seen, and its steps are short."""

@@ -17,8 +17,8 @@ import numpy as np
 
 import memback as mb
 from benchmarks.charts import lines
+from memback.nn.policy import applied
 from memback.plans import Stage, revolve
-from memback.policy import applied
 
 DEPTHS = (8, 16, 32, 64, 128, 256, 512)
 TIMED = (8, 16, 32, 64, 128)

@@ -12,8 +12,8 @@ import argparse
 import statistics
 
 import memback as mb
-from memback.plans.model import Planning
-from memback.plans.timing import measure
+from memback.plans.model.planning import Planning
+from memback.plans.model.timing import measure
 from memback.profiling import definition
 from memback.profiling.passes import Mode, Step
 from memback.profiling.workload import Workload

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from memback.plans import Stage, chain
+from memback.plans.chain.tabled import Tabled
 from memback.plans.simulate import Chain
-from memback.plans.tabled import Tabled
 from memback.units import MIB
 
 SHARES = (0.1, 0.2, 0.5)

@@ -33,11 +33,11 @@ class Worker:
     def __init__(self, engine: str, workload: str) -> None:
         name, _, variant = engine.partition("+")
         if variant:
-            from memback.allocator import keep_freed_memory
+            from memback.engine.allocator import keep_freed_memory
 
             keep_freed_memory()
         if variant == "fast":
-            from memback.compiled import use_compiled_kernels
+            from memback.ops.compiled import use_compiled_kernels
 
             use_compiled_kernels()
         self.module = importlib.import_module(f"benchmarks.engines.{name}")

@@ -15,26 +15,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from memback import nn, ops
+from memback import _moved, nn, ops
 from memback._version import __version__
-from memback.checkpoint import CheckpointWarning, checkpoint
-from memback.derivatives import UndefinedDerivativeError, partial, total
-from memback.dry import dry_run
+from memback.dry.array import NoValuesError, ShapeArray
+from memback.dry.mode import dry_run
+from memback.engine.checkpoint import CheckpointWarning, checkpoint
+from memback.engine.derivatives import UndefinedDerivativeError, partial, total
+from memback.engine.hooks import saved_tensors_hooks
+from memback.engine.micro_batches import accumulate_gradients
+from memback.engine.op import OpError
+from memback.engine.state import is_recomputing, manual_seed
+from memback.engine.tape import AnomalyError, TapeError, Tensor, detect_anomaly, no_grad
 from memback.errors import MembackError, OutOfMemoryError, UsageError
-from memback.ledger import Tape
-from memback.micro_batches import accumulate_gradients
-from memback.op import OpError
-from memback.packing import saved_tensors_hooks
-from memback.shape_array import NoValuesError, ShapeArray
-from memback.state import is_recomputing, manual_seed
-from memback.tape import AnomalyError, TapeError, Tensor, detect_anomaly, no_grad
 
 if TYPE_CHECKING:
     from memback import models, optim, plans
-    from memback.allocator import keep_freed_memory
-    from memback.compiled import use_compiled_kernels
-    from memback.offload import OffloadWarning, save_on_disk
-    from memback.plans.model import plan
+    from memback.engine.allocator import keep_freed_memory
+    from memback.engine.offload import OffloadWarning, save_on_disk
+    from memback.ops.compiled import use_compiled_kernels
+    from memback.plans.model.planning import plan
+    from memback.profiling.ledger import Tape
     from memback.profiling.precision import PrecisionWarning
     from memback.profiling.run import profile
 
@@ -77,26 +77,31 @@ __all__ = [
 ]
 
 _LAZY = {
-    "OffloadWarning": "memback.offload",
+    "OffloadWarning": "memback.engine.offload",
     "PrecisionWarning": "memback.profiling.precision",
-    "keep_freed_memory": "memback.allocator",
+    "Tape": "memback.profiling.ledger",
+    "keep_freed_memory": "memback.engine.allocator",
     "models": "memback.models",
     "optim": "memback.optim",
-    "plan": "memback.plans.model",
+    "plan": "memback.plans.model.planning",
     "plans": "memback.plans",
     "profile": "memback.profiling.run",
-    "save_on_disk": "memback.offload",
-    "use_compiled_kernels": "memback.compiled",
+    "save_on_disk": "memback.engine.offload",
+    "use_compiled_kernels": "memback.ops.compiled",
 }
 _FUNCTIONS = {
     "OffloadWarning",
     "PrecisionWarning",
+    "Tape",
     "keep_freed_memory",
     "plan",
     "profile",
     "save_on_disk",
     "use_compiled_kernels",
 }
+
+
+_moved.install()
 
 
 def __getattr__(name: str) -> Any:

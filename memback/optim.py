@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from memback.engine.state import current
+from memback.engine.tape import Tensor, changes
 from memback.nn.module import check_state
 from memback.ops.workspace import pieces, slices
-from memback.state import current
-from memback.tape import Tensor, changes
 
 __all__ = ["SGD", "AdamW", "Optimizer"]
 

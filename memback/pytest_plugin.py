@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from memback.engine.tape import Tensor
     from memback.profiling.report import Report, Run
-    from memback.tape import Tensor
 
 __all__ = ["profile_step"]
 

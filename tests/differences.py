@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 import memback as mb
+from memback.engine.state import current
 from memback.notes.differences import column
-from memback.state import current
 
 
 def check_gradients(

@@ -18,9 +18,9 @@ import numpy as np
 
 import memback as mb
 from memback import nn, ops
-from memback.arrays import root
+from memback.engine.arrays import root
+from memback.engine.op import REGISTRY
 from memback.nn.module import Parameter
-from memback.op import REGISTRY
 
 DTYPES = {name: np.dtype(name) for name in ("float64", "float32", "float16")} | {
     "bfloat16": np.dtype(ml_dtypes.bfloat16)

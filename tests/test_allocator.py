@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from memback import allocator
+from memback.engine import allocator
 
 glibc = pytest.mark.skipif(allocator._mallopt() is None, reason="the C library is not glibc")
 

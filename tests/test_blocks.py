@@ -10,8 +10,8 @@ import pytest
 
 import memback as mb
 from memback import ops
-from memback.shape_array import ShapeArray, dry_memory, fresh_dry_memory
-from memback.state import State, current
+from memback.dry.array import ShapeArray, dry_memory, fresh_dry_memory
+from memback.engine.state import State, current
 
 
 def same(x: Any) -> Any:

@@ -10,9 +10,9 @@ import pytest
 
 import memback as mb
 from memback import nn, ops
-from memback.plans.model import Planning
+from memback.dry.array import ShapeArray
+from memback.plans.model.planning import Planning
 from memback.profiling.passes import Step
-from memback.shape_array import ShapeArray
 
 
 def leaf(*shape: int, seed: int = 0) -> mb.Tensor:

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import memback as mb
-from memback import compiled, ops
+from memback import ops
 from memback.errors import MembackError
+from memback.ops import compiled
 from tests.ops.test_workspace import OBJECTS, measured, predicted
 
 ULP = float(np.finfo(np.float32).eps)
@@ -171,7 +172,7 @@ def test_the_setting_can_be_undone() -> None:
 
 def test_without_numba_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "memback.kernels", raising=False)
+    monkeypatch.delitem(sys.modules, "memback.ops.kernels", raising=False)
     with pytest.raises(MembackError, match=r"pip install 'numba>=0\.63'"):
         mb.use_compiled_kernels()
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from memback.commands import main
-from memback.op import REGISTRY
+from memback.engine.op import REGISTRY
 from memback.plans import PLANNERS
 
 ROOT = Path(__file__).parents[1]

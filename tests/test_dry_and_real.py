@@ -15,9 +15,9 @@ import pytest
 
 import memback as mb
 from memback import nn, ops
-from memback.arrays import is_writeable, root
+from memback.dry.array import ShapeArray, dry_memory, fresh_dry_memory
+from memback.engine.arrays import is_writeable, root
 from memback.profiling.passes import Mode, Step
-from memback.shape_array import ShapeArray, dry_memory, fresh_dry_memory
 
 # -- arrays that NumPy lets nobody write to
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import memback as mb
 from memback import nn, ops
-from memback.shape_array import ShapeArray
+from memback.dry.array import ShapeArray
 
 OPERATORS: dict[str, tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]]] = {
     "+=": (operator.iadd, operator.add),

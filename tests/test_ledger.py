@@ -11,9 +11,9 @@ import numpy as np
 
 import memback as mb
 from memback import ops
-from memback.arrays import argument_like
-from memback.ledger import Ledger
-from memback.state import current
+from memback.engine.arrays import argument_like
+from memback.engine.state import current
+from memback.profiling.ledger import Ledger
 
 
 def watched_step(model: mb.models.MLP) -> Ledger:

@@ -10,8 +10,8 @@ import pytest
 
 import memback as mb
 from memback import ops
+from memback.dry.array import ShapeArray
 from memback.ops import numpy_functions
-from memback.shape_array import ShapeArray
 
 A, B = np.array([[0.3, 2.0, 1.5], [4.0, 0.7, 0.9]]), np.array([[1.3, 0.2, 2.5], [0.4, 1.7, 3.0]])
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from memback import ops
-from memback.arrays import Array
-from memback.op import REGISTRY, Op, OpDefinitionError, OpError
+from memback.engine.arrays import Array
+from memback.engine.op import REGISTRY, Op, OpDefinitionError, OpError
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ import pytest
 
 import memback as mb
 from memback import models
-from memback.tape import Tape
+from memback.engine.tape import Tape
 
 DEPTH, WIDTH = 20, 16
 
@@ -85,7 +85,7 @@ def test_importing_memback_loads_next_to_nothing_besides_numpy() -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["models", "plans", "profiling", "reports", "commands", "notes", "data", "optim", "allocator"]
+    "package", ["models", "plans", "profiling", "reports", "commands", "notes", "data", "optim", "engine.allocator"]
 )
 def test_parts_that_an_import_does_not_need_are_loaded_when_they_are_used(package: str) -> None:
     assert not any(name.startswith(f"memback.{package}") for name in _modules("import memback"))

@@ -12,7 +12,7 @@ import pytest
 
 import memback as mb
 from memback import nn, ops
-from memback.offload import _empty, _flat, _is_dense
+from memback.engine.offload import _empty, _flat, _is_dense
 from memback.profiling.passes import Mode, Step
 from tests.models.small import MODELS, batch
 
@@ -271,7 +271,7 @@ def test_bad_arguments_are_refused(tmp_path):
 
 
 def test_a_folder_in_memory_is_warned_of(tmp_path, monkeypatch):
-    monkeypatch.setattr("memback.offload._is_in_memory", lambda folder: True)
+    monkeypatch.setattr("memback.engine.offload._is_in_memory", lambda folder: True)
     with pytest.warns(mb.OffloadWarning, match="tmpfs"):
         mb.save_on_disk(tmp_path)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import memback as mb
-from memback.op import REGISTRY
+from memback.engine.op import REGISTRY
 from memback.profiling import passes
 from memback.profiling.passes import Mode
 from memback.profiling.passes import Step as Profiled
@@ -20,7 +20,7 @@ from tests.ops.test_every_op import OPS
 from tests.random_graphs import BUILDERS, DTYPES, SEED, Graph, Model, Ref, draw, filled, loss, weights
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::memback.checkpoint.CheckpointWarning"),
+    pytest.mark.filterwarnings("ignore::memback.engine.checkpoint.CheckpointWarning"),
     pytest.mark.filterwarnings("ignore::memback.profiling.precision.PrecisionWarning"),  # some are subnormal, or wide
 ]
 

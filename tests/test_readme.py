@@ -6,7 +6,7 @@ import html
 import re
 from pathlib import Path
 
-from memback.dry import dry_run
+from memback.dry.mode import dry_run
 from memback.profiling.definition import load
 from memback.profiling.passes import MODES
 from memback.profiling.run import profile

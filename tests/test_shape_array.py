@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from memback.arrays import root
+from memback.dry.array import NoValuesError, ShapeArray, _functions, dry_memory, fresh_dry_memory
+from memback.engine.arrays import root
 from memback.errors import MembackError, UsageError
-from memback.shape_array import NoValuesError, ShapeArray, _functions, dry_memory, fresh_dry_memory
 
 FLOATS = ("float16", "float32", "float64")
 DTYPES = (*FLOATS, "bool", "int8", "int32", "int64", "uint8")

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 import memback as mb
 from memback import nn, ops
-from memback.arrays import Array, root
-from memback.op import REGISTRY, Op
-from memback.shape_array import ShapeArray
-from memback.state import at_path, current
-from memback.tape import Observer, Port, Tape, _add, node_of
+from memback.dry.array import ShapeArray
+from memback.engine.arrays import Array, root
+from memback.engine.op import REGISTRY, Op
+from memback.engine.state import at_path, current
+from memback.engine.tape import Observer, Port, Tape, _add, node_of
 
 
 def leaf(*shape, seed=0, dtype=np.float64):

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import memback as mb
-from memback import ops, tape
-from memback.state import current
-from memback.tape import Tape
+from memback import ops
+from memback.engine import tape
+from memback.engine.state import current
+from memback.engine.tape import Tape
 
 
 def leaf(value: float = 2.0) -> mb.Tensor:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from memback.commands import main
-from memback.op import REGISTRY
+from memback.engine.op import REGISTRY
 from memback.plans import PLANNERS
 
 WORK = Path("build/docs-work").resolve()

@@ -14,8 +14,8 @@ from memback.errors import UsageError
 from memback.units import format_bytes, format_bytes_short, format_flops
 
 if TYPE_CHECKING:
-    from memback.plans.fit import Option, Setup, Trials
-    from memback.plans.largest import Largest
+    from memback.fitting.fit import Option, Setup, Trials
+    from memback.fitting.largest import Largest
     from memback.profiling.definition import Profile
 
 __all__ = ["command"]
@@ -59,9 +59,9 @@ def command(
     attention in another form, smaller dropout masks, a narrower dtype. Nothing is trained. A budget of 75% is that much
     of the peak of full retention as PROFILE is now.
     """
+    from memback.fitting.fit import DoesNotFitError, Setup, Trials, fit, measure_machine
+    from memback.fitting.largest import find_largest
     from memback.plans.budget import Budget
-    from memback.plans.fit import DoesNotFitError, Setup, Trials, fit, measure_machine
-    from memback.plans.largest import find_largest
 
     asked = Budget.read(budget)
     if planned and (find is None or policy is not None or micro_batches > 1 or offload):
@@ -90,7 +90,7 @@ def command(
 
 def _check(trials: Trials, setup: Setup) -> None:
     """Refuse a policy that there is not, or so many micro-batches, with the reason rather than "nothing fits"."""
-    from memback.policy import Policy, applied
+    from memback.nn.policy import Policy, applied
 
     work = trials.work(setup)
     if setup.policy is not None:

@@ -15,7 +15,7 @@ from memback.commands.options import Output
 from memback.errors import UsageError, shorten
 
 if TYPE_CHECKING:
-    from memback.plans.model import ModelPlan, Planning
+    from memback.plans.model.planning import ModelPlan, Planning
     from memback.profiling.definition import Profile
 
 __all__ = ["plan_options", "planning_of", "profile_argument", "progress_bar", "recomputation"]
@@ -64,7 +64,7 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def planning_of(profile: Profile) -> Planning:
     """The profile's step, measured by dry runs, so that plans can be made for it."""
-    from memback.plans.model import Planning
+    from memback.plans.model.planning import Planning
     from memback.profiling.workload import Workload
 
     return Planning(Workload.build(profile, dry=True).predicted_step())
@@ -86,7 +86,7 @@ def recomputation(
         UsageError: the file is no plan, or the budget no size.
     """
     if plan_file is not None:
-        from memback.plans.model import ModelPlan
+        from memback.plans.model.planning import ModelPlan
 
         return ModelPlan.load(plan_file)
     if budget is None:

@@ -31,10 +31,11 @@ def command(output: Output) -> None:
 
 def _collect() -> dict[str, list[dict[str, str]]]:
     """Name and description of everything, by kind."""
-    from memback import models, op
+    from memback import models
     from memback.data import REGISTRY as DATA
+    from memback.engine import op
+    from memback.nn.policy import POLICIES
     from memback.plans import PLANNERS, WHOLE
-    from memback.policy import POLICIES
     from memback.profiling import definition
 
     profiles = {name: definition.load(name).description for name in definition.shipped()}

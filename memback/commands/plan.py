@@ -11,7 +11,7 @@ from memback.commands.options import Output, output_options
 from memback.errors import UsageError
 
 if TYPE_CHECKING:
-    from memback.plans.model import FrontierPoint, ModelPlan, Planning
+    from memback.plans.model.planning import FrontierPoint, ModelPlan, Planning
     from memback.profiling.definition import Profile
 
 __all__ = ["command"]
@@ -40,7 +40,7 @@ def command(
     the arguments: saved and recomputed activations, gradients, workspace. 75% is that much of the peak without a plan.
     """
     from memback.plans.budget import Budget
-    from memback.plans.model import Planning
+    from memback.plans.model.planning import Planning
     from memback.profiling.passes import Mode
     from memback.profiling.workload import Workload
 
@@ -71,8 +71,8 @@ def command(
 
 def _seconds(profile: Profile, plan: ModelPlan) -> tuple[float, float]:
     """Predicted seconds of what the plan computes again, and measured ones of a step without it, as train runs it."""
-    from memback.allocator import keep_freed_memory
-    from memback.plans.timing import measure
+    from memback.engine.allocator import keep_freed_memory
+    from memback.plans.model.timing import measure
     from memback.profiling.passes import Step
     from memback.profiling.workload import Workload
 

@@ -12,7 +12,7 @@ from memback.commands.options import Output, report_options, shown
 from memback.errors import UsageError
 
 if TYPE_CHECKING:
-    from memback.plans.model import ModelPlan, Planning
+    from memback.plans.model.planning import ModelPlan, Planning
     from memback.profiling.definition import Profile
     from memback.profiling.report import FrontierPoint, Report
 
@@ -62,7 +62,7 @@ def command(
 
 
 def _frontier(planning: Planning) -> tuple[FrontierPoint, ...]:
-    from memback.plans.model import RESERVE
+    from memback.plans.model.planning import RESERVE
     from memback.profiling.report import FrontierPoint
 
     return tuple(FrontierPoint(point.budget - RESERVE, point.extra_flops) for point in planning.frontier())
@@ -76,7 +76,7 @@ def _report(
     rounds: int,
     output: Output,
 ) -> Report:
-    from memback.dry import dry_run
+    from memback.dry.mode import dry_run
     from memback.profiling.guard import check_fits
     from memback.profiling.passes import MODES, Step
     from memback.profiling.run import modes_of

@@ -15,8 +15,8 @@ from memback.commands.torch_plans import Again, again_options
 from memback.errors import MembackError, UsageError
 
 if TYPE_CHECKING:
-    from memback.bridges.torch.inputs import Input
     from memback.bridges.torch.loading import Loaded
+    from memback.bridges.torch.recording.inputs import Input
     from memback.profiling.report import Report
 
 __all__ = ["command"]
@@ -78,12 +78,12 @@ def command(
     under torchrun each rank writes its own report beside the first -o FILE, and rank 0 merges them, the worst first.
     """
     from memback.bridges import torch as bridge
-    from memback.bridges.torch.arguments import parse_arguments
-    from memback.bridges.torch.guard import check_fits
-    from memback.bridges.torch.inputs import dtype_named, parse_inputs
     from memback.bridges.torch.loading import device_named, find, load
     from memback.bridges.torch.profile import MODES
-    from memback.bridges.torch.step import Step, sum_of_outputs
+    from memback.bridges.torch.recording.arguments import parse_arguments
+    from memback.bridges.torch.recording.guard import check_fits
+    from memback.bridges.torch.recording.inputs import dtype_named, parse_inputs
+    from memback.bridges.torch.recording.step import Step, sum_of_outputs
     from memback.profiling.run import modes_of
 
     again.check(output, dry)
@@ -142,7 +142,7 @@ def _on_ranks(
     output: Output,
     options: dict[str, Any],
 ) -> Report | None:
-    from memback.bridges.torch.ranks import place, predict_loaded, run_rank
+    from memback.bridges.torch.ranks.predict import place, predict_loaded, run_rank
 
     at = place()
     if dry:
@@ -164,9 +164,9 @@ def _on_ranks(
 
 @contextmanager
 def _explained(factory: str, inputs: Sequence[Input]) -> Iterator[None]:
-    from memback.bridges.torch.inputs import dtype_remedy
-    from memback.bridges.torch.paths import described
-    from memback.bridges.torch.step import DryRunError
+    from memback.bridges.torch.recording.inputs import dtype_remedy
+    from memback.bridges.torch.recording.paths import described
+    from memback.bridges.torch.recording.step import DryRunError
 
     try:
         yield

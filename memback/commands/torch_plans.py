@@ -14,9 +14,9 @@ from memback.commands.options import Output
 from memback.errors import UsageError
 
 if TYPE_CHECKING:
-    from memback.bridges.torch.plan import TorchPlan
-    from memback.bridges.torch.step import Step
-    from memback.plans.model import FrontierPoint
+    from memback.bridges.torch.planning.plan import TorchPlan
+    from memback.bridges.torch.recording.step import Step
+    from memback.plans.model.planning import FrontierPoint
 
 __all__ = ["Again", "again_options"]
 
@@ -72,7 +72,7 @@ class Again:
             NoPlanError: nothing fits the budget.
             UsageError: the module has no blocks, the file is no plan for it, or the budget no size.
         """
-        from memback.bridges.torch.plan import Planning, TorchPlan
+        from memback.bridges.torch.planning.plan import Planning, TorchPlan
         from memback.plans.budget import Budget
 
         if self.plan_file is not None:

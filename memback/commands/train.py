@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from memback.plans.model import ModelPlan
+    from memback.plans.model.planning import ModelPlan
     from memback.profiling.definition import Profile
     from memback.profiling.training import StepResult, Training
 
@@ -70,7 +70,7 @@ def command(
     --offload change memory and time, and no bit of the result. A step that does not fit into the free memory is
     refused, unless --force.
     """
-    from memback.allocator import keep_freed_memory
+    from memback.engine.allocator import keep_freed_memory
     from memback.errors import UsageError
     from memback.files import check_target
     from memback.profiling.precision import PrecisionWarning
@@ -110,7 +110,7 @@ def _check_fits(profile: Profile, policy: str | ModelPlan | None, micro_batches:
     """Refuse a training whose step would not fit into the free memory."""
     from contextlib import nullcontext
 
-    from memback.offload import save_on_disk
+    from memback.engine.offload import save_on_disk
     from memback.profiling.guard import check_fits
     from memback.profiling.passes import Mode
     from memback.profiling.workload import Workload
@@ -240,7 +240,7 @@ def _picture(training: Training, history: list[StepResult], until: int) -> Table
 
 def _memory(training: Training, last: StepResult) -> dict[str, int]:
     """Training memory by category, in bytes: at the end of the forward pass, and what is there all the time."""
-    from memback.arrays import distinct_bytes
+    from memback.engine.arrays import distinct_bytes
 
     parameters = distinct_bytes(p.data for p in training.work.model.parameters())
     gradients = sum(p.grad.nbytes for p in training.work.model.parameters() if p.grad is not None)

@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.lib.format as npy
 
-from memback.arrays import Array
 from memback.data.dataset import INTEGER, Dataset, Layout, floating
+from memback.engine.arrays import Array
 from memback.errors import UsageError, shorten
 from memback.files import check_regular
 

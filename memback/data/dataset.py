@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from memback.arrays import Array
+from memback.engine.arrays import Array
 
 __all__ = ["INTEGER", "Dataset", "Layout", "floating"]
 

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import numpy as np
 from msgspec import Meta
 
-from memback.arrays import Array
 from memback.data.dataset import INTEGER, Dataset, Layout, floating
+from memback.engine.arrays import Array
 from memback.errors import UsageError
 
 __all__ = ["layout_of_digits", "load_digits"]

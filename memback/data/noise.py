@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import numpy as np
 from msgspec import Meta
 
-from memback.arrays import Array
 from memback.data.dataset import INTEGER, Dataset, Layout, floating
+from memback.engine.arrays import Array
 
 __all__ = ["layout_of_random", "load_random"]
 

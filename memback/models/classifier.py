@@ -9,8 +9,8 @@ import numpy as np
 from msgspec import Meta
 
 from memback import nn, ops
+from memback.engine.tape import Tensor
 from memback.errors import shorten
-from memback.tape import Tensor
 
 __all__ = ["Classifier", "Depth", "activation_of"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from memback import nn
+from memback.engine.tape import Tensor
 from memback.models.classifier import Classifier, Depth
-from memback.tape import Tensor
 
 __all__ = ["LSTMModel"]
 

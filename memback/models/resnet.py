@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from memback import nn, ops
+from memback.engine.tape import Tensor
 from memback.models.classifier import Classifier
-from memback.tape import Tensor
 
 __all__ = ["ResNet"]
 

@@ -6,9 +6,9 @@ import math
 from typing import Any, Literal
 
 from memback import ops
+from memback.engine.tape import Tensor
 from memback.nn.layers import Linear
 from memback.nn.module import Module
-from memback.tape import Tensor
 
 __all__ = ["AttentionCore", "MultiHeadAttention"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from memback.nn.module import Module
-from memback.policy import Planned, Policy, run_chain
+from memback.nn.policy import Planned, Policy, run_chain
 
 __all__ = ["ModuleList", "Sequential"]
 

@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from memback.dry.array import ShapeArray
+from memback.engine.state import current
 from memback.nn.module import Parameter
-from memback.shape_array import ShapeArray
-from memback.state import current
 
 __all__ = ["Fill", "buffer", "constant", "looks_linear", "normal", "parameter", "uniform"]
 

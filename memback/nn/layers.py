@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from memback import ops
+from memback.engine.tape import Tensor
 from memback.nn import init
 from memback.nn.module import Module
-from memback.tape import Tensor
 
 __all__ = [
     "GELU",

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from memback import ops
+from memback.engine.tape import Tensor
 from memback.nn import init
 from memback.nn.module import Module
-from memback.policy import Policy, run_chain
-from memback.tape import Tensor
+from memback.nn.policy import Policy, run_chain
 
 __all__ = ["LSTM", "LSTMLayer"]
 

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from memback.arrays import is_array
+from memback.engine.arrays import is_array
+from memback.engine.state import current
+from memback.engine.tape import Tensor, changes
 from memback.errors import MembackError
-from memback.state import current
-from memback.tape import Tensor, changes
 
 __all__ = ["Module", "Parameter", "check_state"]
 

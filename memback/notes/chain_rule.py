@@ -12,12 +12,12 @@ from typing import TypeAlias
 
 import numpy as np
 
-from memback.arrays import Array
-from memback.derivatives import UndefinedDerivativeError, partial, total
+from memback.engine.arrays import Array
+from memback.engine.derivatives import UndefinedDerivativeError, partial, total
+from memback.engine.op import REGISTRY
+from memback.engine.tape import Tape, Tensor
 from memback.notes import differences
 from memback.notes.check import Check, Section
-from memback.op import REGISTRY
-from memback.tape import Tape, Tensor
 
 __all__ = ["ChainRule", "Derivative", "Graph", "section"]
 

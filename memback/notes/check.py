@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from memback.arrays import Array
+from memback.engine.arrays import Array
 
 __all__ = ["Check", "Section"]
 

@@ -7,7 +7,7 @@ from typing import SupportsIndex
 
 import numpy as np
 
-from memback.arrays import Array
+from memback.engine.arrays import Array
 
 __all__ = ["TOLERANCE", "column", "jacobian"]
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memback.arrays import Array
+from memback.engine.arrays import Array
+from memback.engine.op import REGISTRY
 from memback.notes import differences
 from memback.notes.check import Check, Section
 from memback.notes.network import Problem
-from memback.op import REGISTRY
 
 __all__ = ["Exercise", "Exercises", "section"]
 

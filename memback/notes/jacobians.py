@@ -13,10 +13,10 @@ from statistics import median
 
 import numpy as np
 
-from memback.arrays import Array
+from memback.engine.arrays import Array
+from memback.engine.op import REGISTRY, Op
 from memback.notes.check import Check, Section
 from memback.notes.network import by_backward, jacobians, summed
-from memback.op import REGISTRY, Op
 
 __all__ = ["CASES", "Case", "Cost", "Costs", "Growth", "compare", "section"]
 

@@ -13,14 +13,14 @@ from typing import TypeAlias
 
 import numpy as np
 
-from memback.arrays import Array, distinct_bytes, leaves, root
 from memback.data import REGISTRY as DATA
-from memback.ledger import Ledger
+from memback.engine.arrays import Array, distinct_bytes, leaves, root
+from memback.engine.op import REGISTRY, Op
+from memback.engine.state import current, manual_seed
+from memback.engine.tape import Call, Edge, Node, Observer, Tape, Tensor
 from memback.models import NotesNetwork
 from memback.notes.check import Check, Section
-from memback.op import REGISTRY, Op
-from memback.state import current, manual_seed
-from memback.tape import Call, Edge, Node, Observer, Tape, Tensor
+from memback.profiling.ledger import Ledger
 
 __all__ = ["STEPS", "Backward", "BackwardStep", "Forward", "ForwardStep", "Problem", "Step", "backward", "forward"]
 

@@ -1,4 +1,4 @@
-"""Every op by its name; each is declared in one class (see :mod:`memback.op`)."""
+"""Every op by its name; each is declared in one class (see :mod:`memback.engine.op`)."""
 
 from __future__ import annotations
 

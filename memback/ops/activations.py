@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from memback import compiled
-from memback.arrays import Array
+from memback.engine.arrays import Array
+from memback.ops import compiled
 from memback.ops.elementwise import Elementwise
 from memback.ops.error_function import erf
 from memback.ops.workspace import parts

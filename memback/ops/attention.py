@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from memback.arrays import Array
-from memback.op import Op
+from memback.engine.arrays import Array
+from memback.engine.op import Op
 from memback.ops.masks import Mask, MaskForm, apply_mask, check_dropout, draw_mask
 from memback.ops.workspace import pieces, slices, wide
 

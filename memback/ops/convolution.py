@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from memback.arrays import Array
-from memback.op import Op
+from memback.engine.arrays import Array
+from memback.engine.op import Op
 from memback.ops.workspace import pieces, slices, wide
 
 __all__ = ["avg_pool2d", "conv2d", "max_pool2d", "upsample"]

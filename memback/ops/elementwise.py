@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from memback.arrays import Array, is_array
-from memback.op import Op
+from memback.engine.arrays import Array, is_array
+from memback.engine.op import Op
 from memback.ops.broadcasting import unbroadcast
 
 __all__ = [

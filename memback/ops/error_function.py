@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from memback.arrays import Array
+from memback.engine.arrays import Array
 
 __all__ = ["erf"]
 

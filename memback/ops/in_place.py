@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from memback.op import Op, OpError
+from memback.engine.op import Op, OpError
+from memback.engine.state import current
+from memback.engine.tape import TapeError, Tensor, call_site, short_path
 from memback.ops import elementwise, linear_algebra
-from memback.state import current
-from memback.tape import TapeError, Tensor, call_site, short_path
 
 __all__ = ["IN_PLACE"]
 

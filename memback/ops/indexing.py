@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from memback import compiled
-from memback.arrays import Array, is_array
-from memback.op import Op
+from memback.dry.array import ShapeArray
+from memback.engine.arrays import Array, is_array
+from memback.engine.op import Op
+from memback.engine.tape import Tensor
+from memback.ops import compiled
 from memback.ops.workspace import wide
-from memback.shape_array import ShapeArray
-from memback.tape import Tensor
 
 __all__ = ["check_indices", "embedding", "getitem"]
 

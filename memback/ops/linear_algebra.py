@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from memback.arrays import Array
-from memback.op import Op
+from memback.engine.arrays import Array
+from memback.engine.op import Op
 from memback.ops.broadcasting import unbroadcast
 from memback.ops.workspace import wide
 

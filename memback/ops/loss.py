@@ -6,8 +6,8 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from memback.arrays import Array
-from memback.op import Op
+from memback.engine.arrays import Array
+from memback.engine.op import Op
 from memback.ops.indexing import check_indices
 from memback.ops.workspace import accumulator, average, parts, wide
 

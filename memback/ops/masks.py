@@ -16,10 +16,10 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from memback.arrays import Array
+from memback.dry.array import ShapeArray
+from memback.engine.arrays import Array
+from memback.engine.state import current
 from memback.ops.workspace import pieces, slices
-from memback.shape_array import ShapeArray
-from memback.state import current
 
 __all__ = ["Mask", "MaskForm", "apply_mask", "check_dropout", "draw_mask"]
 

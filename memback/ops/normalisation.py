@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from memback import compiled
-from memback.arrays import Array
-from memback.op import Op
+from memback.engine.arrays import Array
+from memback.engine.op import Op
+from memback.engine.state import current, is_recomputing
+from memback.ops import compiled
 from memback.ops.row_sums import row_dot, row_sum
 from memback.ops.workspace import parts, wide
-from memback.state import current, is_recomputing
 
 __all__ = ["batch_norm", "group_norm", "layer_norm", "rms_norm"]
 

@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from memback.op import OpError
+from memback.engine.op import OpError
+from memback.engine.tape import TapeError, Tensor, call_site, short_path
 from memback.ops import activations, elementwise, linear_algebra, reductions, shape
-from memback.tape import TapeError, Tensor, call_site, short_path
 
 __all__ = ["array", "array_function", "array_ufunc"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from memback.arrays import Array
-from memback.op import Op
+from memback.engine.arrays import Array
+from memback.engine.op import Op
 from memback.ops.masks import Mask, MaskForm, apply_mask, check_dropout, draw_mask
 
 __all__ = ["dropout"]

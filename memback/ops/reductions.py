@@ -11,8 +11,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from memback.arrays import Array
-from memback.op import Op
+from memback.engine.arrays import Array
+from memback.engine.op import Op
 from memback.ops.workspace import average, wide
 
 __all__ = ["max", "mean", "sum", "var"]

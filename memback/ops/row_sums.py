@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from memback.arrays import Array
+from memback.engine.arrays import Array
 from memback.ops.workspace import wide
 
 __all__ = ["row_dot", "row_sum"]

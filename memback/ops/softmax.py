@@ -6,9 +6,9 @@ from functools import partial
 
 import numpy as np
 
-from memback import compiled
-from memback.arrays import Array
-from memback.op import Op
+from memback.engine.arrays import Array
+from memback.engine.op import Op
+from memback.ops import compiled
 from memback.ops.row_sums import row_dot, row_sum
 from memback.ops.workspace import in_wide_parts, parts, wide
 

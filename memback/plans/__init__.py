@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from memback.plans import chain, exact, graph, revolve, uniform
+from memback.plans import chain, graph
 from memback.plans.actions import (
     Action,
     Backward,
@@ -24,6 +24,7 @@ from memback.plans.actions import (
     Reverse,
     Stored,
 )
+from memback.plans.chain import exact, revolve, uniform
 from memback.plans.registry import PLANNERS, WHOLE, Planner, planner
 from memback.plans.simulate import BudgetError, IllegalActionError, simulate
 from memback.plans.stage import Stage

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Protocol
 
 from memback.errors import UsageError, shorten
-from memback.plans import chain, exact, revolve, uniform
 from memback.plans.actions import Plan
+from memback.plans.chain import exact, persistent, revolve, uniform
 from memback.plans.stage import Stage
 from memback.units import parse_count
 
@@ -28,7 +28,7 @@ class Planner(Protocol):
 
 
 PLANNERS: dict[str, Planner] = {
-    "chain": chain.solve,
+    "chain": persistent.solve,
     "exact": exact.solve,
     "revolve": revolve.solve,
     "uniform": uniform.solve,

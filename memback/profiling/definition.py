@@ -17,7 +17,7 @@ batch = 64                 # every other key is an argument of that loader
 steps = 200
 
 [checkpoint]
-policy = "sqrt"            # one of memback.policy.POLICIES, for the checkpoint mode
+policy = "sqrt"            # one of memback.nn.policy.POLICIES, for the checkpoint mode
 ```
 
 A definition is data: reading one runs no code of it.
@@ -278,7 +278,7 @@ def _numbers(value: Any, key: str) -> Iterator[tuple[str, int]]:
 
 
 def _check_policy(policy: str, file: str) -> None:
-    from memback.policy import Policy
+    from memback.nn.policy import Policy
 
     try:
         Policy.parse(policy)

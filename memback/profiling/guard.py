@@ -8,9 +8,9 @@ from pathlib import Path
 
 import psutil
 
+from memback.dry.array import NoValuesError
 from memback.errors import MembackError
 from memback.profiling.passes import Mode, Step
-from memback.shape_array import NoValuesError
 from memback.units import KIB, format_bytes_short
 
 __all__ = ["Available", "available_memory", "check_fits", "modes_that_fit", "refuse_too_large"]

@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
-from memback.arrays import argument_like, root
-from memback.dry import dry_run
+from memback.dry.array import ShapeArray, dry_memory, fresh_dry_memory
+from memback.dry.mode import dry_run
+from memback.engine.arrays import argument_like, root
+from memback.engine.op import Op
+from memback.engine.state import current
+from memback.engine.tape import Call, Edge, Node, Observer, Tape, Tensor, no_grad
 from memback.errors import MembackError, UsageError
-from memback.ledger import Interval, Ledger, peak_of
-from memback.op import Op
-from memback.policy import Planned, applied
+from memback.nn.policy import Planned, applied
+from memback.profiling.ledger import Interval, Ledger, peak_of
 from memback.profiling.precision import warn_of_subnormal_gradients
 from memback.profiling.stand_ins import stand_ins
-from memback.shape_array import ShapeArray, dry_memory, fresh_dry_memory
-from memback.state import current
-from memback.tape import Call, Edge, Node, Observer, Tape, Tensor, no_grad
 
 if TYPE_CHECKING:
     from memback.nn.module import Module

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from memback.ledger import Row
-from memback.tape import Tensor
+from memback.engine.tape import Tensor
+from memback.profiling.ledger import Row
 
 __all__ = ["PrecisionWarning", "floating_dtypes", "warn_of_subnormal_gradients", "warn_of_wider_values"]
 

@@ -12,18 +12,18 @@ import numpy as np
 import psutil
 from msgspec.structs import replace
 
-from memback import compiled
 from memback._version import __version__
-from memback.arrays import distinct_bytes
-from memback.ledger import Accounts, Row
-from memback.policy import Planned
+from memback.dry.array import NoValuesError
+from memback.engine.arrays import distinct_bytes
+from memback.engine.state import current
+from memback.engine.tape import Tensor
+from memback.nn.policy import Planned
+from memback.ops import compiled
 from memback.profiling import report as plain
+from memback.profiling.ledger import Accounts, Row
 from memback.profiling.passes import Account, Mode, Peak, Prediction, Seconds, Step, median
 from memback.profiling.precision import floating_dtypes, warn_of_wider_values
 from memback.profiling.report import Report, Run
-from memback.shape_array import NoValuesError
-from memback.state import current
-from memback.tape import Tensor
 
 if TYPE_CHECKING:
     from memback.nn.module import Module

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from memback.engine.state import current
+from memback.engine.tape import Tensor, make
 from memback.nn.module import Module, Parameter
-from memback.state import current
-from memback.tape import Tensor, make
 
 if TYPE_CHECKING:
     from memback.optim import Optimizer

@@ -15,18 +15,18 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
+from memback.engine.micro_batches import accumulate_gradients
+from memback.engine.offload import save_on_disk
+from memback.engine.state import current
+from memback.engine.tape import Tape, no_grad
 from memback.errors import MembackError, UsageError, shorten
-from memback.ledger import Category, Ledger, Row
-from memback.micro_batches import accumulate_gradients
 from memback.nn.module import check_state
+from memback.nn.policy import Planned, Policy, applied
 from memback.nn.state import read, write
-from memback.offload import save_on_disk
 from memback.optim import AdamW
-from memback.policy import Planned, Policy, applied
+from memback.profiling.ledger import Category, Ledger, Row
 from memback.profiling.precision import warn_of_subnormal_gradients, warn_of_wider_values
 from memback.profiling.workload import Workload
-from memback.state import current
-from memback.tape import Tape, no_grad
 
 __all__ = ["StepResult", "Training"]
 

@@ -7,16 +7,16 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from memback.arrays import distinct_bytes
-from memback.dry import dry_run
+from memback.dry.array import ShapeArray
+from memback.dry.mode import dry_run
+from memback.engine.arrays import distinct_bytes
+from memback.engine.micro_batches import micro_batches as parts
+from memback.engine.op import OpError
+from memback.engine.state import manual_seed
+from memback.engine.tape import Tensor
 from memback.errors import UsageError, shorten
-from memback.micro_batches import micro_batches as parts
-from memback.op import OpError
 from memback.profiling.definition import Profile, load_data, load_layout, make_model
 from memback.profiling.passes import Step
-from memback.shape_array import ShapeArray
-from memback.state import manual_seed
-from memback.tape import Tensor
 
 if TYPE_CHECKING:
     from memback.data import Dataset, Layout

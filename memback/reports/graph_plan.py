@@ -7,8 +7,8 @@ from itertools import groupby
 from typing import NamedTuple
 
 from memback.plans.actions import Compute, Reverse
-from memback.plans.graph_region import GraphRegion
-from memback.plans.model import ModelPlan
+from memback.plans.model.graph_region import GraphRegion
+from memback.plans.model.planning import ModelPlan
 from memback.reports.folding import span
 from memback.reports.tables import NONE, Cell, Column, Row, Table
 

@@ -134,7 +134,7 @@ def _knee(report: Report) -> int | None:
     """Which point of the frontier is its knee."""
     if not report.frontier:
         return None
-    from memback.plans.model import FrontierPoint, knee  # what knows plans is loaded where there are some
+    from memback.plans.model.planning import FrontierPoint, knee  # what knows plans is loaded where there are some
 
     points = [FrontierPoint(*point) for point in report.frontier]
     return points.index(knee(sorted(points)))

@@ -8,9 +8,9 @@ from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
 from memback.plans.actions import Action, Backward, Forward, Keep
-from memback.plans.graph_region import GraphRegion
-from memback.plans.model import FrontierPoint, ModelPlan, knee
-from memback.plans.region import Region
+from memback.plans.model.graph_region import GraphRegion
+from memback.plans.model.planning import FrontierPoint, ModelPlan, knee
+from memback.plans.model.region import Region
 from memback.profiling.report import Report
 from memback.reports import graph_plan
 from memback.reports.folding import span

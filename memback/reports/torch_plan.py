@@ -12,7 +12,7 @@ from memback.reports.plan import drawn, sweeps
 from memback.reports.tables import NONE, Cell, Column, Row, Table
 
 if TYPE_CHECKING:
-    from memback.bridges.torch.plan import TorchPlan
+    from memback.bridges.torch.planning.plan import TorchPlan
 
 __all__ = ["blocks", "picture"]
 

@@ -15,7 +15,7 @@ import msgspec
 
 from memback._version import __version__
 from memback.errors import UsageError, shorten
-from memback.plans.largest import DIMENSIONS
+from memback.fitting.largest import DIMENSIONS
 from memback.plans.registry import WHOLE, planner
 from memback.profiling.definition import Profile, Train
 from memback.profiling.schema import choose

@@ -35,7 +35,8 @@ def read(content: bytes, source: Path) -> tuple[list[str], list[dict[str, Any]]]
 def main() -> None:
     """Read a file's content on standard input, and write names and rows to standard output for :func:`read`.
 
-    It ends without the interpreter's clean-up, in which pyarrow's threads abort the process once in a few hundred times.
+    It ends without the interpreter's clean-up, in which pyarrow's threads abort the process once in a few hundred
+    times.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

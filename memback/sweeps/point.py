@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal, TypeVar
 from msgspec import Meta, Struct
 
 from memback._version import __version__
-from memback.arrays import distinct_bytes
+from memback.engine.arrays import distinct_bytes
 from memback.errors import MembackError
-from memback.ledger import EXCHANGED
-from memback.plans.model import KEEPING_EVERYTHING, RESERVE, NoPlanError, Planning
+from memback.plans.model.planning import KEEPING_EVERYTHING, RESERVE, NoPlanError, Planning
 from memback.profiling.definition import Profile
+from memback.profiling.ledger import EXCHANGED
 from memback.profiling.passes import DryLedger, Mode, Step
 from memback.profiling.workload import Workload
 from memback.sweeps.grid import Point

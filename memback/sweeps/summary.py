@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from memback.plans.model import RESERVE
+from memback.plans.model.planning import RESERVE
 from memback.reports.tables import NONE, Cell, Column, Row, Table
 from memback.sweeps import point as work
 from memback.sweeps.grid import Axis, Grid, settings_text

@@ -19,8 +19,8 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from memback.bridges.torch.dry_mode import DryMode
-from memback.bridges.torch.storages import key, storages, tensors
+from memback.bridges.torch.recording.dry_mode import DryMode
+from memback.bridges.torch.recording.storages import key, storages, tensors
 
 
 def samples() -> Sequence[Any]:

@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 
 import memback.bridges.torch as bridge
-from memback.bridges.torch.fake import DryRunError
-from memback.bridges.torch.leftovers import LeftoverError
+from memback.bridges.torch.recording.fake import DryRunError
+from memback.bridges.torch.recording.leftovers import LeftoverError
 
 X = torch.linspace(-1, 1, 128).reshape(16, 8)
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.torch
 import torch.nn.functional as F
 from torch import nn
 
-from memback.bridges.torch.fake import faked
+from memback.bridges.torch.recording.fake import faked
 
 
 class Function(nn.Module):

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from memback.bridges.torch.inputs import Input, parse_inputs
 from memback.bridges.torch.loading import load
-from memback.bridges.torch.storages import distinct_bytes
+from memback.bridges.torch.recording.inputs import Input, parse_inputs
+from memback.bridges.torch.recording.storages import distinct_bytes
 from memback.errors import OutOfMemoryError, UsageError
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool", "complex64", "float8_e4m3fn")

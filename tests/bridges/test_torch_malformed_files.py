@@ -11,8 +11,8 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 from memback.bridges import torch as bridge
-from memback.bridges.torch.inputs import parse_inputs
-from memback.bridges.torch.plan import TorchPlan
+from memback.bridges.torch.planning.plan import TorchPlan
+from memback.bridges.torch.recording.inputs import parse_inputs
 from tests.malformed.judge import hold, numbered, refusal
 from tests.malformed.mutations import as_json, changed_bytes, changed_values, texts
 

@@ -14,8 +14,8 @@ pytestmark = pytest.mark.torch
 from torch import nn
 
 import memback.bridges.torch as bridge
-from memback.bridges.torch.plan import Planning
-from memback.bridges.torch.step import Step
+from memback.bridges.torch.planning.plan import Planning
+from memback.bridges.torch.recording.step import Step
 from memback.errors import UsageError
 from memback.profiling.passes import Mode
 from tests.bridges import torch_models as twins

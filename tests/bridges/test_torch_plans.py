@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import memback.bridges.torch as bridge
-from memback.bridges.torch.body import actions_of, blocks_in, body_of, every_body, grouped, runs_again
-from memback.bridges.torch.plan import Planning
-from memback.bridges.torch.step import Step
+from memback.bridges.torch.planning.plan import Planning
+from memback.bridges.torch.recording.body import actions_of, blocks_in, body_of, every_body, grouped, runs_again
+from memback.bridges.torch.recording.step import Step
 from memback.errors import MembackError, UsageError
 from memback.plans import simulate
 from memback.plans.stage import Stage

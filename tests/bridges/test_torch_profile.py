@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import memback.bridges.torch as bridge
-from memback.bridges.torch.tracking import Tracker
+from memback.bridges.torch.recording.tracking import Tracker
 from memback.errors import MembackError, UsageError
 from memback.profiling.report import Report
 from tests.bridges.torch_models import Calls, on_values

@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import memback.bridges.torch as bridge
-from memback.bridges.torch.plan import Planning
-from memback.bridges.torch.step import Step
+from memback.bridges.torch.planning.plan import Planning
+from memback.bridges.torch.recording.step import Step
 from memback.errors import MembackError
 
 W = 16

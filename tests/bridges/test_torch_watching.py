@@ -19,10 +19,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import memback.bridges.torch as bridge
-from memback.bridges.torch.allocator import allocated
 from memback.bridges.torch.profile import WatchingWarning
-from memback.bridges.torch.storages import storages, tensors
-from memback.bridges.torch.tracking import Tracker
+from memback.bridges.torch.ranks.allocator import allocated
+from memback.bridges.torch.recording.storages import storages, tensors
+from memback.bridges.torch.recording.tracking import Tracker
 from memback.errors import MembackError
 from memback.profiling.report import Report
 from tests.bridges.torch_models import Calls

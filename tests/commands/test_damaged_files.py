@@ -13,7 +13,7 @@ import pytest
 
 from memback.commands import main
 from memback.errors import UsageError
-from memback.plans.model import ModelPlan
+from memback.plans.model.planning import ModelPlan
 from memback.profiling.report import Report
 from memback.sweeps.store import Store
 from tests.reports import sample

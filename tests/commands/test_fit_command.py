@@ -16,7 +16,7 @@ TINY = ["fit", "source-gpt", *SMALL, "--budget", "1MiB"]
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch, tmp_path):
-    from memback.plans import fit
+    from memback.fitting import fit
 
     monkeypatch.setattr(fit, "measure_machine", lambda dtype: fit.Machine(50e9, 1e9, 2e9, str(tmp_path)))
 

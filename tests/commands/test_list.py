@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from memback import op
 from memback.commands import main
 from memback.data import REGISTRY as DATA
+from memback.engine import op
+from memback.nn.policy import POLICIES
 from memback.plans import PLANNERS, WHOLE
-from memback.policy import POLICIES
 from memback.profiling.definition import shipped
 
 KINDS = ["profiles", "models", "data", "ops", "policies", "planners"]

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from memback.commands import main
-from memback.plans.model import RESERVE, ModelPlan
+from memback.plans.model.planning import RESERVE, ModelPlan
 
 SMALL = ["--set", "model.width=16", "--set", "model.layers=2", "--set", "data.sequence=32", "--batch", "2"]
 GPT = ["source-gpt", *SMALL]

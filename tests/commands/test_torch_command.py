@@ -211,7 +211,7 @@ def test_wrong_requests_end_in_one_message(torch, arguments, code, message, caps
 
 @pytest.mark.torch
 def test_a_step_that_does_not_fit_is_refused_before_it_is_run(torch, monkeypatch, capsys):
-    from memback.bridges.torch import guard, step
+    from memback.bridges.torch.recording import guard, step
     from memback.profiling.guard import Available
 
     def refuse(*_):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from memback.errors import MembackError
-from memback.plans.model import Planning
+from memback.plans.model.planning import Planning
 from memback.profiling import definition
 from memback.profiling.passes import Mode, Prediction, Step
 from memback.profiling.workload import Workload

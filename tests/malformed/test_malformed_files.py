@@ -18,9 +18,9 @@ import pytest
 
 from memback import commands
 from memback.data import LAYOUTS, REGISTRY
+from memback.nn.policy import Policy
 from memback.nn.state import read, write
-from memback.plans.model import ModelPlan, Planning
-from memback.policy import Policy
+from memback.plans.model.planning import ModelPlan, Planning
 from memback.profiling.definition import Profile, load
 from memback.profiling.passes import Mode
 from memback.profiling.report import Report

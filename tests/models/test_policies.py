@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import memback as mb
-from memback.policy import Policy, applied
+from memback.nn.policy import Policy, applied
 from tests.models.small import MODELS, batch
 
 POLICIES = ("every:1", "every:2", "every:3", "sqrt", "all", "selective", "match:*.1*", "selective:attention")

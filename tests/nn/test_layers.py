@@ -8,7 +8,7 @@ import pytest
 
 import memback as mb
 from memback import nn, ops
-from memback.shape_array import ShapeArray
+from memback.dry.array import ShapeArray
 from tests.differences import check_gradients
 
 LAYERS = {
@@ -121,7 +121,7 @@ def test_a_dry_model_allocates_no_array():
 
 
 def test_a_dry_model_takes_as_many_draws_of_the_random_stream_as_a_real_one():
-    from memback.state import current
+    from memback.engine.state import current
 
     def draws():
         mb.manual_seed(0)

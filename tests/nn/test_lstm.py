@@ -5,7 +5,7 @@ import pytest
 
 import memback as mb
 from memback import nn, ops
-from memback.policy import applied
+from memback.nn.policy import applied
 
 
 def sigmoid(x):

@@ -5,9 +5,9 @@ import pytest
 
 import memback as mb
 from memback import nn, ops
+from memback.engine.state import current
 from memback.errors import MembackError
-from memback.ledger import Ledger
-from memback.state import current
+from memback.profiling.ledger import Ledger
 
 
 class Tied(nn.Module):

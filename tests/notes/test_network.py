@@ -5,11 +5,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from memback.engine.state import current
+from memback.engine.tape import Observer, Tape, Tensor
 from memback.models import NotesNetwork
 from memback.notes import network
 from memback.notes.network import Problem
-from memback.state import current
-from memback.tape import Observer, Tape, Tensor
 
 BATCH, PIXELS, HIDDEN, CLASSES, FLOAT = 64, 64, 128, 10, 4
 H, F = BATCH * HIDDEN * FLOAT, BATCH * CLASSES * FLOAT

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import memback as mb
-from memback.arrays import Array
+from memback.dry.array import ShapeArray
+from memback.engine.arrays import Array
 from memback.ops.masks import draw_mask
-from memback.shape_array import ShapeArray
 
 CASES: dict[str, Case] = {}
 

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 import memback as mb
 from memback import ops
-from memback.arrays import distinct_bytes, leaves
-from memback.op import OpError
+from memback.dry.array import ShapeArray, dry_memory
+from memback.engine.arrays import distinct_bytes, leaves
+from memback.engine.op import OpError
+from memback.engine.tape import Tensor
 from memback.ops.attention import scaled_dot_product_attention as attention
 from memback.ops.attention import tiled_attention
-from memback.shape_array import ShapeArray, dry_memory
-from memback.tape import Tensor
 
 FORMS = ("bool", "bits", "seed")
 

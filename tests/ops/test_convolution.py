@@ -8,9 +8,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from memback.op import OpError
+from memback.dry.array import ShapeArray, dry_memory
+from memback.engine.op import OpError
 from memback.ops.convolution import avg_pool2d, conv2d, max_pool2d, upsample
-from memback.shape_array import ShapeArray, dry_memory
 
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 DTYPES = ("float16", "bfloat16", "float32", "float64")

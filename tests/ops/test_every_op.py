@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import memback as mb
 from memback import ops
-from memback.arrays import is_array, leaves
-from memback.op import REGISTRY, Op
-from memback.tape import Tensor
+from memback.engine.arrays import is_array, leaves
+from memback.engine.op import REGISTRY, Op
+from memback.engine.tape import Tensor
 from tests.ops.cases import CASES, SEED, Call, without_memory
 
 OPS = sorted(name for name, op in REGISTRY.items() if type(op).__module__.startswith("memback."))

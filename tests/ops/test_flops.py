@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from memback import models
-from memback.op import REGISTRY
+from memback.engine.op import REGISTRY
 from tests.models.small import batch
 from tests.ops.test_every_op import OPS
 

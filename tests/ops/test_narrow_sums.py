@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from memback.op import REGISTRY
+from memback.engine.op import REGISTRY
 from tests.ops.cases import Call
 from tests.ops.test_against_torch import equivalent, to_torch
 from tests.ops.test_every_op import OPS, differentiable, pull_back, taped

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import memback as mb
-from memback.checkpoint import checkpoint
-from memback.op import OpError
+from memback.dry.array import ShapeArray, dry_memory
+from memback.engine.checkpoint import checkpoint
+from memback.engine.op import OpError
+from memback.engine.tape import Tensor
 from memback.ops.normalisation import batch_norm, group_norm, layer_norm, rms_norm
-from memback.shape_array import ShapeArray, dry_memory
-from memback.tape import Tensor
 
 CALLS = {
     "layer_norm": (layer_norm, (8,), (6, 8), {}),

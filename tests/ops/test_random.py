@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import memback as mb
-from memback.arrays import distinct_bytes, leaves, root
-from memback.checkpoint import checkpoint
-from memback.op import OpError
+from memback.dry.array import ShapeArray, dry_memory
+from memback.engine.arrays import distinct_bytes, leaves, root
+from memback.engine.checkpoint import checkpoint
+from memback.engine.op import OpError
+from memback.engine.tape import Tensor
 from memback.ops.random import dropout
-from memback.shape_array import ShapeArray, dry_memory
-from memback.tape import Tensor
 
 FORMS = ("bool", "bits", "seed")
 DTYPES = ("float16", "bfloat16", "float32", "float64")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memback.op import OpError
+from memback.engine.op import OpError
 from memback.ops.rotary import rotary
 
 

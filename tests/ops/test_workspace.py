@@ -9,7 +9,8 @@ import ml_dtypes  # noqa: F401 - makes np.dtype know bfloat16
 import numpy as np
 import pytest
 
-from memback.arrays import argument_like
+from memback.dry.array import ShapeArray, dry_memory
+from memback.engine.arrays import argument_like
 from memback.ops.activations import gelu
 from memback.ops.attention import scaled_dot_product_attention, tiled_attention
 from memback.ops.convolution import avg_pool2d, conv2d, max_pool2d, upsample
@@ -25,7 +26,6 @@ from memback.ops.reductions import sum as sum_of
 from memback.ops.rotary import rotary
 from memback.ops.softmax import attention_softmax, log_softmax, softmax
 from memback.ops.workspace import pieces, slices, wide
-from memback.shape_array import ShapeArray, dry_memory
 
 OBJECTS = 2**15
 """Bytes of Python's own objects, iterators and arrays' headers among them."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from typing import TypeAlias
 
-from memback.plans.graph import Graph, Node
+from memback.plans.graph.search import Graph, Node
 
 State: TypeAlias = tuple[int, int, frozenset[int], frozenset[int]]
 """(node to be reversed next, least node that may still be computed before that, stored outputs, stored saves)"""

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memback.plans import BudgetError, Forward, Keep, Stage, chain, exact, simulate
+from memback.plans.chain.tabled import Tabled
 from memback.plans.simulate import Chain
-from memback.plans.tabled import Tabled
 from tests.plans.chains import chains, mixed, schedules
 
 Point = tuple[int, float]

@@ -7,8 +7,8 @@ import pytest
 
 import memback as mb
 from memback.errors import MembackError, UsageError
-from memback.plans.fit import DoesNotFitError, Machine, Setup, Trials, fit, measure_machine
-from memback.plans.largest import find_largest
+from memback.fitting.fit import DoesNotFitError, Machine, Setup, Trials, fit, measure_machine
+from memback.fitting.largest import find_largest
 from memback.profiling.definition import load
 from memback.profiling.training import Training
 from memback.profiling.workload import Workload

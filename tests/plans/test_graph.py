@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 
 from memback.errors import UsageError
-from memback.plans import Compute, Discard, Reverse, Stored, graph, milp
-from memback.plans.graph import (
+from memback.plans import Compute, Discard, Reverse, Stored, graph
+from memback.plans.graph import milp
+from memback.plans.graph.schedule import everything, unfold
+from memback.plans.graph.search import (
     Graph,
     GraphBudgetError,
     IllegalGraphActionError,
     Node,
     simulate,
 )
-from memback.plans.graph_schedule import everything, unfold
 from tests.plans.graphs import Trial, small
 
 ENOUGH = 10**12

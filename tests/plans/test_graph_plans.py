@@ -10,17 +10,17 @@ import pytest
 
 import memback as mb
 from memback import nn, ops
+from memback.engine.tape import TapeError
 from memback.errors import UsageError
-from memback.plans.graph import simulate
-from memback.plans.graph_execution import GraphExecution
-from memback.plans.graph_region import GraphRegion
-from memback.plans.graph_schedule import everything, nothing, unfold
-from memback.plans.measure import predict
-from memback.plans.model import RESERVE, ModelPlan, NoPlanError, Planning, execution
+from memback.plans.graph.schedule import everything, nothing, unfold
+from memback.plans.graph.search import simulate
+from memback.plans.model.graph_execution import GraphExecution
+from memback.plans.model.graph_region import GraphRegion
+from memback.plans.model.measure import predict
+from memback.plans.model.planning import RESERVE, ModelPlan, NoPlanError, Planning, execution
 from memback.profiling import definition
 from memback.profiling.passes import Mode, Step
 from memback.profiling.workload import Workload
-from memback.tape import TapeError
 
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -196,7 +196,7 @@ def test_nothing_is_left_behind_after_backward():
     gc.collect()
     gc.disable()
     try:
-        from memback.plans.measure import planned
+        from memback.plans.model.measure import planned
 
         with planned(model, begin), step.unchanged():
             step.function().backward()

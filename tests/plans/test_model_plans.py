@@ -12,13 +12,13 @@ import pytest
 
 import memback as mb
 from memback import nn, ops
-from memback.op import REGISTRY
+from memback.engine.op import REGISTRY
 from memback.plans import BudgetError
 from memback.plans.actions import Backward, Drop, Forward, Keep, Stored
-from memback.plans.execute import Execution
-from memback.plans.measure import measure, planned, trace
-from memback.plans.model import RESERVE, ModelPlan, NoPlanError, Planning, knee
-from memback.plans.region import Region
+from memback.plans.model.execute import Execution
+from memback.plans.model.measure import measure, planned, trace
+from memback.plans.model.planning import RESERVE, ModelPlan, NoPlanError, Planning, knee
+from memback.plans.model.region import Region
 from memback.profiling.passes import Mode, Step
 from memback.units import parse_bytes
 from tests.models.small import MODELS, batch

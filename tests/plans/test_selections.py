@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import memback as mb
-from memback.plans.cut import CutCall, cut
-from memback.plans.mixing import Mixing
-from memback.plans.model import RESERVE, Planning
-from memback.plans.policies import POLICIES
+from memback.plans.model.cut import CutCall, cut
+from memback.plans.model.mixing import Mixing
+from memback.plans.model.planning import RESERVE, Planning
+from memback.plans.model.policies import POLICIES
 from memback.plans.segments import recorded
 from memback.profiling.passes import Mode, Step
 from tests.models.small import MODELS, batch

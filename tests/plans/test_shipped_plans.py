@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from memback.plans.model import Planning
+from memback.plans.model.planning import Planning
 from memback.profiling import definition
 from memback.profiling.passes import Mode, Step
 from memback.profiling.workload import Workload

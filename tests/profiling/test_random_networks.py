@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import memback as mb
-from memback.ledger import Ledger
 from memback.optim import SGD, AdamW
 from memback.profiling import passes
+from memback.profiling.ledger import Ledger
 from memback.profiling.passes import Mode, Step
 from tests.profiling.networks import ROWS, WIDTH, Model, Network, networks
 
@@ -57,7 +57,7 @@ def rows(ledger: Ledger) -> list[tuple[object, ...]]:
     ]
 
 
-@pytest.mark.filterwarnings("ignore::memback.checkpoint.CheckpointWarning")
+@pytest.mark.filterwarnings("ignore::memback.engine.checkpoint.CheckpointWarning")
 @settings(max_examples=80, suppress_health_check=list(HealthCheck))
 @given(network=networks, other=st.sampled_from(OTHERS))
 def test_what_is_predicted_is_what_a_real_run_holds(network: Network, other: Mode) -> None:

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from memback.op import Op
-from memback.policy import applied
+from memback.engine.op import Op
+from memback.engine.tape import Node, Observer, Tape, Tensor
+from memback.nn.policy import applied
 from memback.profiling.definition import load, shipped
 from memback.profiling.passes import MODES, Mode, Step, dry_arguments
 from memback.profiling.report import Report, Run
 from memback.profiling.run import profile
 from memback.profiling.workload import Workload
-from memback.tape import Node, Observer, Tape, Tensor
 
 SMALLER = {"long-context": {"data.sequence": "2048"}}
 """A step of the profile as it is shipped takes more than a second under tracemalloc, most of it in the attention."""

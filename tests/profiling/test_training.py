@@ -6,12 +6,12 @@ import sys
 import numpy as np
 import pytest
 
+from memback.engine.state import manual_seed
 from memback.errors import MembackError, UsageError
 from memback.nn.state import read, write
 from memback.profiling.definition import load
 from memback.profiling.training import Training
 from memback.profiling.workload import Workload
-from memback.state import manual_seed
 
 DROPOUT = {
     "model.layers": "2",

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace as change
 
-from memback.dry import dry_run
+from memback.dry.mode import dry_run
 from memback.profiling import definition
 from memback.profiling.report import Event, Report, Run
 from memback.profiling.run import profile

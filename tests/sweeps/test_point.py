@@ -7,9 +7,9 @@ import pytest
 
 from memback.commands import main
 from memback.errors import MembackError
-from memback.ledger import EXCHANGED
-from memback.plans.model import RESERVE
+from memback.plans.model.planning import RESERVE
 from memback.profiling.definition import load
+from memback.profiling.ledger import EXCHANGED
 from memback.sweeps.point import Done, Task, run
 from tests.sweeps.small import grid, numbers, rows_of
 

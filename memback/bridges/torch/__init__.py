@@ -21,9 +21,9 @@ except ImportError as error:
         f"PyTorch can't be imported ({error}); models of it need it: {how_to_install('torch')}"
     ) from error
 
-from memback.bridges.torch.plan import NoPlanError, TorchPlan, Verdict, frontier, plan, verify
+from memback.bridges.torch.planning.plan import NoPlanError, TorchPlan, Verdict, frontier, plan, verify
 from memback.bridges.torch.profile import DryRunWarning, WatchingWarning, profile
-from memback.bridges.torch.ranks import predict
+from memback.bridges.torch.ranks.predict import predict
 
 __all__ = [
     "DryRunWarning",

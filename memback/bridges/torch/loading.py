@@ -16,9 +16,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
-from memback.bridges.torch.arguments import typed
-from memback.bridges.torch.inputs import Input
-from memback.bridges.torch.paths import described
+from memback.bridges.torch.recording.arguments import typed
+from memback.bridges.torch.recording.inputs import Input
+from memback.bridges.torch.recording.paths import described
 from memback.errors import MembackError, OutOfMemoryError, UsageError, shorten
 from memback.profiling.guard import available_memory
 from memback.profiling.schema import choose

@@ -12,15 +12,15 @@ from msgspec.structs import replace
 from torch.nn.parallel import DistributedDataParallel
 
 from memback._version import __version__
-from memback.bridges.torch.allocator import Allocated
-from memback.bridges.torch.calls import check_all_visible
-from memback.bridges.torch.losses import with_name
-from memback.bridges.torch.paths import described
-from memback.bridges.torch.plan import TorchPlan, planned_by
-from memback.bridges.torch.sharding import bucket_bytes, fsdp_params
-from memback.bridges.torch.step import DryRunError, Loss, Step, sum_of_outputs
-from memback.bridges.torch.storages import distinct_bytes
-from memback.bridges.torch.tracking import Tracker
+from memback.bridges.torch.planning.plan import TorchPlan, planned_by
+from memback.bridges.torch.ranks.allocator import Allocated
+from memback.bridges.torch.ranks.sharding import bucket_bytes, fsdp_params
+from memback.bridges.torch.recording.calls import check_all_visible
+from memback.bridges.torch.recording.losses import with_name
+from memback.bridges.torch.recording.paths import described
+from memback.bridges.torch.recording.step import DryRunError, Loss, Step, sum_of_outputs
+from memback.bridges.torch.recording.storages import distinct_bytes
+from memback.bridges.torch.recording.tracking import Tracker
 from memback.errors import MembackError, UsageError
 from memback.profiling import report as plain
 from memback.profiling.passes import Mode, Peak, Seconds, median

@@ -1,0 +1,1 @@
+"""Steps of several ranks: DDP, FSDP2, tensor parallelism."""

@@ -1,0 +1,1 @@
+"""A step of a PyTorch module, recorded: watched, or run on fake tensors."""

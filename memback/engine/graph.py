@@ -1,0 +1,71 @@
+"""The graph of recorded calls: which of them gradients can reach from one, on whichever tapes and threads they are."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from memback.engine.tape import Node
+
+__all__ = ["Walk", "claim", "stray"]
+
+_claiming = threading.Lock()
+
+
+class Walk:
+    """A walk of a thread over the calls that it has claimed: no other thread may begin one over any of them meanwhile.
+
+    Gradients of both would meet in the calls, and some be lost.
+    """
+
+    __slots__ = ("thread",)
+
+    def __init__(self) -> None:
+        self.thread: int | None = threading.get_ident()
+
+    def end(self) -> None:
+        """Let others have the calls."""
+        self.thread = None
+
+
+def claim(origin: Node, walk: Walk) -> list[Node] | None:
+    """The calls that gradients from ``origin`` can reach, in the order in which they were recorded.
+
+    None where another thread is walking over one of them.
+    """
+    found = [origin]
+    with _claiming:
+        if _is_taken(origin, walk):
+            return None
+        origin.walk = walk
+        for node in found:  # which grows meanwhile
+            for edge in (*node.edges, *node.outside):
+                if edge is None or edge._is_leaf:
+                    continue
+                reached: Node = edge.node if edge._is_port else edge  # type: ignore[union-attr,assignment]
+                if reached.walk is not walk:
+                    if reached.walk is not None and _is_taken(reached, walk):
+                        return None
+                    reached.walk = walk
+                    found += (reached,)
+    found.sort(key=attrgetter("number"))
+    return found
+
+
+def _is_taken(node: Node, walk: Walk) -> bool:
+    return node.walk is not None and node.walk.thread not in (None, walk.thread)
+
+
+def stray(nodes: Iterable[Node], known: Collection[Node]) -> Node | None:
+    """A call beyond ``known`` whose result one of ``nodes`` used, if there is one."""
+    for node in nodes:
+        for edge in (*node.edges, *node.outside):
+            if edge is None or edge._is_leaf:
+                continue
+            reached: Node = edge.node if edge._is_port else edge  # type: ignore[union-attr,assignment]
+            if reached not in known:
+                return reached
+    return None
