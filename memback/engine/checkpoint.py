@@ -1,11 +1,10 @@
-"""Gradient checkpointing: keep a segment's inputs, drop what is inside, and recompute it when backward comes by.
+"""Gradient checkpointing: keep a segment's inputs, drop what is inside, and recompute it when backward comes to it.
 
 (Griewank & Walther 2000; Chen et al. 2016, arXiv 1604.06174; Korthikanti et al. 2022, arXiv 2205.05198.)
 
-The first run of a segment is recorded on a :class:`Sketch`, which notes which calls there were but saves nothing.
-Backward runs the segment again on a :class:`Recomputation`, whose calls are wired to the very gradient slots that the
-surrounding graph uses, and then walks that tape. So every gradient is summed in the order in which full retention would
-have summed it, and has the same bits.
+A checkpointed function runs once. Its calls are recorded lean, and its program is written when it has run: recompute
+all of it before its reversal, but for the outputs of the ops in ``keep`` (:mod:`memback.engine.replay`). A checkpoint
+in a checkpoint is a part of the same program: when the outer segment is recomputed, the inner one keeps its inputs.
 """
 
 from __future__ import annotations
@@ -13,404 +12,38 @@ from __future__ import annotations
 import inspect
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any
 
-from memback.engine.arrays import buffer_bytes, is_array, leaves, root, stand_in
-from memback.engine.checksums import Seal
-from memback.engine.graph import stray
-from memback.engine.hooks import PackedValue, saved_tensors_hooks, unpacked
-from memback.engine.op import Op, Saving
+from memback.engine.arrays import buffer_bytes, distinct_bytes, is_array, leaves, root
+from memback.engine.hooks import PackedValue
+from memback.engine.op import Op
+from memback.engine.replay import Held, Program, Recompute, Release, Replay, Reverse, Step, replayed
 from memback.engine.state import State, current
-from memback.engine.tape import (
-    Edge,
-    Node,
-    Port,
-    Site,
-    StopRecording,
-    Tape,
-    TapeError,
-    Tensor,
-    call_site,
-    changes,
-    make,
-    node_of,
-    short_path,
-    walk,
-)
+from memback.engine.tape import Site, Tensor, call_site, short_path
 
-__all__ = ["CheckpointNode", "CheckpointWarning", "checkpoint", "run_segment", "tensors_in"]
-
-Place: TypeAlias = "tuple[int, Any]"
-"""An output of a segment's call: (number of the call, index among its outputs)."""
-
-Read: TypeAlias = "tuple[weakref.ref[Any], int]"
-"""A buffer from outside that a segment reads, and the time of changes at which it did first."""
-
-Leaf: TypeAlias = "tuple[weakref.ref[Tensor], weakref.ref[Any]]"
-"""A leaf that a segment uses, and the array that it had then."""
-
-Unseen: TypeAlias = "tuple[tuple[tuple[int, ...], Any], ...]"
-"""Shapes and dtypes of a segment's last call's outputs, where nobody looks at these when it is run again."""
+__all__ = ["CheckpointWarning", "checkpoint", "run_segment", "tensors_in"]
 
 
 class CheckpointWarning(UserWarning):
     """A checkpoint costs time and saves no memory."""
 
 
-class Sketch(Tape):
-    """The tape of a segment's first run: which calls were recorded, and the outputs to keep; no saved values."""
-
-    transient = True
-
-    def __init__(self, keep: Collection[str], weigh: bool) -> None:
-        super().__init__()
-        self._keep = keep
-        self._weigh = weigh
-        self._numbers: dict[Node, int] = {}
-        self.calls: list[str] = []
-        self.outputs: dict[int, tuple[Any, tuple[Any, ...]]] = {}
-        self.unseen: Unseen | None = None
-        self._made: dict[int, weakref.ref[Any]] = {}
-        self._counted: dict[int, weakref.ref[Any]] = {}
-        self.would_save = 0
-        self.unknown = False
-        self.reads: dict[int, Read] = {}
-        self.leaves: dict[int, Leaf] = {}
-        self.moved: set[int] = set()
-        self.outside: dict[Node, None] = {}
-
-    def keeps(self, op: Op) -> bool:
-        """A call saves its residuals here only where its output is kept with them."""
-        return op.name in self._keep
-
-    def append(self, node: Node) -> None:
-        """Number a call."""
-        self._numbers[node] = len(self.calls)
-        self.calls.append(node.name)
-        self.unseen = None
-
-    def clear(self) -> None:
-        """Drop everything."""
-        self._numbers.clear()
-        self.outside.clear()
-        self.outputs.clear()
-
-    def record(
-        self,
-        op: Op,
-        values: list[Any],
-        out: Any,
-        residuals: tuple[Any, ...],
-        needs: int,
-        edges: tuple[Edge | None, ...],
-        path: str,
-        site: Site | None,
-    ) -> Node:
-        """Record that there was a call, without what it would save."""
-        if op.name in self._keep:
-            self.outputs[len(self.calls)] = (out, residuals)
-        for edge in edges:
-            if isinstance(edge, Tensor):
-                self.leaves.setdefault(id(edge), (weakref.ref(edge), weakref.ref(edge.data)))
-            elif edge is not None:
-                self.note_used((node_of(edge),))
-        for x in op.input_arrays(values):
-            if is_array(x):
-                self.note_read(root(x), changes.clock)
-        self.moved.update(id(root(x)) for x in op.moved(values))
-        outs = out if op.multiple else (out,)
-        for buffer in map(root, outs):
-            self._made[id(buffer)] = weakref.ref(buffer)
-        saving = op.saving(needs, len(edges), values)
-        if self._weigh:
-            self._count(saving, op.arguments(saving, values, out, residuals))
-        node = Stub(op, self, path, site, None, (), None, saving)
-        self.append(node)
-        if not {"out", *op.residuals} & set(saving.names):
-            self.unseen = tuple([(o.shape, o.dtype) for o in outs])
-        return node
-
-    def note_read(self, buffer: Any, time: int) -> None:
-        """Remember when a buffer from outside was first read: a second run must find it unchanged."""
-        known = self.reads.get(id(buffer))
-        if not _is(self._made, buffer) and (known is None or known[0]() is not buffer):
-            self.reads[id(buffer)] = (weakref.ref(buffer), time)
-
-    def note_used(self, nodes: Iterable[Node]) -> None:
-        """Remember the calls outside whose results were used: gradients will go there."""
-        self.outside.update((node, None) for node in nodes if node not in self._numbers)
-
-    def _count(self, saving: Saving, kept: tuple[Any, ...]) -> None:
-        for slot in saving.slots:
-            self.unknown = self.unknown or kept[slot] is None
-            for buffer in map(root, leaves(kept[slot])):
-                if _is(self._made, buffer) and not _is(self._counted, buffer):
-                    self._counted[id(buffer)] = weakref.ref(buffer)
-                    self.would_save += buffer_bytes(buffer)
-
-    def place(self, edge: Node | Port) -> Place | None:
-        """Which output of which call an edge is, if it was made in this segment."""
-        number = self._numbers.get(node_of(edge))
-        return None if number is None else (number, edge.index if isinstance(edge, Port) else 0)
-
-
-def _is(known: dict[int, weakref.ref[Any]], buffer: Any) -> bool:
-    ref = known.get(id(buffer))
-    return ref is not None and ref() is buffer
-
-
-class Stub(Node):
-    """A call of a segment's first run. Gradients reach its repetition, never the stub."""
-
-    __slots__ = ()
-
-    def port(self, index: Any) -> Edge:
-        return Port(self, index)
-
-    def gone(self) -> TapeError:
-        """The error for a result that got out of its segment by a side door."""
-        return TapeError(
-            f"{self.describe()} was called inside a checkpointed function, and its result was used outside other than"
-            " by being returned: return it from the function, so that gradients can reach it"
-        )
-
-
-class Recomputation(Tape):
-    """The tape of a segment's second run. It keeps its calls alive: the segment's own variables are gone by then."""
-
-    recalls = True
-
-    def __init__(self, segment: CheckpointNode) -> None:
-        super().__init__()
-        self._segment = segment
-        self.calls: list[Node] = []
-
-    @property
-    def complete(self) -> bool:  # type: ignore[override]
-        """Whether every call is there again."""
-        return len(self.calls) == len(self._segment.calls)
-
-    def clear(self) -> None:
-        """Drop everything that was saved."""
-        for node in self.calls:
-            node.forget()
-        self.calls.clear()
-
-    def append(self, node: Node) -> None:
-        """Add a call, which must be the one that the first run made at this point."""
-        expected, number = self._segment.calls, len(self.calls)
-        if expected[number] != node.name:
-            raise TapeError(
-                f"a checkpointed function did not repeat itself: call {number} of its first run was"
-                f" {expected[number]}, of its second {node.describe()}. It must not depend on anything that changes"
-                " between forward and backward (train/eval mode, a counter, NumPy's own random numbers)"
-            )
-        self.calls.append(node)
-
-    def recall(self, op: Op) -> tuple[Any, tuple[Any, ...]] | None:
-        """An output that was kept; or a stand-in for the last one, where only its inputs are needed again."""
-        segment, number = self._segment, len(self.calls)
-        if number in segment.outputs:
-            out, residuals = unpacked(segment.outputs[number])
-            return out, residuals
-        if number == len(segment.calls) - 1 and segment.unseen is not None:
-            dry = current().dry
-            made = tuple(stand_in(shape, dtype, dry) for shape, dtype in segment.unseen)
-            return made if op.multiple else made[0], (None,) * len(op.residuals)
-        return None
-
-
-class CheckpointNode(Node):
-    """A checkpointed segment on the surrounding tape. It keeps the segment's inputs, and outputs of ops in ``keep``."""
-
-    __slots__ = ("calls", "function", "leaves", "moved", "outputs", "outside", "random", "reads", "unseen")
-
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        tape: Tape,
-        state: State,
-        site: Site | None,
-    ) -> None:
-        # a checkpoint is no op: what Node would ask its op, it answers itself
-        super().__init__(None, tape, state.path, site, {}, (), _copies((args, kwargs)), None)  # type: ignore[arg-type]
-        self.grad = {}
-        self.function = function
-        self.random = (state.seed, state.draws)
-        self.calls: list[str] = []
-        self.outputs: dict[int, tuple[Any, tuple[Any, ...]]] = {}
-        self.leaves: dict[int, Leaf] = {}
-        self.moved: set[int] = set()
-        self.outside: tuple[Node, ...] = ()
-        self.reads: list[Read] = []
-        self.unseen: Unseen | None = None
-
-    @property
-    def name(self) -> str:
-        """What the record calls it."""
-        return "checkpoint"
-
-    @property
-    def residuals(self) -> tuple[str, ...]:
-        if self.kept is None:
-            return ()
-        named = [*_named_values(self.function, *self.kept), *self._named_outputs()]
-        return tuple(name for name, value in named if _is_packed(value))
-
-    def adopt(self, sketch: Sketch, out: Any) -> Any:
-        """Take over what the first run showed, and give the outputs as the surrounding graph sees them."""
-        self.calls, self.unseen, self.reads = sketch.calls, sketch.unseen, [*sketch.reads.values()]
-        self.outputs, sketch.outputs = sketch.outputs, {}
-        self.outside, self.moved, self.leaves = tuple(sketch.outside), sketch.moved, sketch.leaves
-
-        def outer(tensor: Tensor) -> Tensor:
-            place = None if tensor.node is None else sketch.place(tensor.node)
-            if place is None:
-                return tensor
-            self.dtype[place] = tensor.data.dtype
-            self.grad[place] = None
-            return make(tensor.data, Port(self, place))
-
-        out = _map_tensors(out, outer)
-        sketch.clear()  # its stubs and it refer to each other: not even their bookkeeping shall wait for a collection
-        return out
-
-    def pack(self, packing: saved_tensors_hooks) -> None:
-        """Keep the inputs, and the outputs that are kept, as the hooks give them."""
-        self.kept = _map_tensors(self.kept, lambda tensor: _packed_tensor(packing, tensor))
-        self.outputs = {number: packing.packed(value) for number, value in self.outputs.items()}
-
-    def port(self, index: Any) -> Edge:
-        return Port(self, index)
-
-    def has_grad(self) -> bool:
-        return any(grad is not None for grad in self.grad.values())
-
-    def take_gradients(self) -> Any:
-        grads = self.grad
-        self.forget_gradients()
-        return grads
-
-    def forget_gradients(self) -> None:
-        self.grad = dict.fromkeys(self.dtype)
-
-    def forget(self) -> None:
-        self.kept, self.outputs, self.reads, self.unseen = None, {}, [], None
-        self.outside, self.leaves = (), {}
-        self.function = _forgotten  # which may hold activations that it closes over
-
-    def saved(self) -> list[tuple[str, Any]]:
-        """The inputs by name, and the outputs that are kept."""
-        if self.kept is None:
-            return []
-        return [*_named_arrays(self.function, *self.kept), *self._named_outputs()]
-
-    def _named_outputs(self) -> Iterator[tuple[str, Any]]:
-        for number, (out, residuals) in self.outputs.items():
-            yield f"{self.calls[number]} (call {number})", [out, *(r for r in residuals if r is not None)]
-
-    def needed(self) -> Iterator[tuple[str, Any]]:
-        yield from self.saved_arrays()
-        for ref, _ in self.reads:
-            buffer = ref()
-            if buffer is not None and id(buffer) not in self.moved:
-                yield f"an array of shape {buffer.shape}, used inside {self.describe()} and needed again", buffer
-
-    def check(self) -> None:
-        super().check()
-        for tensor, data in self.leaves.values():
-            if (leaf := tensor()) is not None and leaf.data is not data():
-                raise TapeError(
-                    f"a tensor of shape {leaf.shape}, used inside {self.describe()} and needed again to recompute it,"
-                    " was given another array (its .data was set). Set it after backward."
-                )
-
-    def check_changes(self, arrays: Iterable[tuple[str, Any]]) -> None:
-        """Raise also where something that the segment read from outside, a parameter say, has changed since."""
-        super().check_changes(arrays)
-        for ref, time in self.reads:
-            buffer = ref()
-            if buffer is not None and (what := changes.since(buffer, time)):
-                raise TapeError(
-                    f"an array of shape {buffer.shape}, used inside {self.describe()} and needed again to recompute it,"
-                    f" was changed in place by {what}. Change it after backward."
-                )
-
-    def pull(self, state: State, retain: bool) -> list[Any]:
-        """Run the segment again and walk its tape; the inputs' gradients arrive where they belong by themselves."""
-        grads = self.take_gradients()
-        nodes = self.recompute(state)
-        if (other := stray(nodes, {*nodes, *self.outside})) is not None:
-            raise TapeError(
-                f"{self.describe()}: on its second run the function used the result of {other.describe()}, which it had"
-                " not on its first, so no gradient would reach that. It must use the same tensors each time, and record"
-                " on no tape of its own"
-            )
-        if not retain:
-            self.forget()
-        for (number, index), grad in grads.items():
-            if grad is not None:
-                box = [grad]
-                nodes[number].port(index).accumulate(box, 0)
-        grads.clear()
-        del grad
-        walk(nodes, state, retain=False)
-        return []
-
-    def recompute(self, state: State) -> list[Node]:
-        """Run the segment again; its calls, with all that they save."""
-        args, kwargs = _copies(_map_packed(self.kept))
-        tape = Recomputation(self)
-        observer = state.observer
-        if observer is not None:
-            observer.recompute_begins(self)
-        with self._as_before(state), tape:
-            try:
-                self.function(*args, **kwargs)
-            except StopRecording:
-                if not tape.complete:
-                    raise
-        if not tape.complete:
-            raise TapeError(
-                f"{self.describe()}: the function recorded {len(self.calls)} calls on its first run and"
-                f" {len(tape.calls)} on its second; it must not depend on anything that changes in between"
-            )
-        if observer is not None:
-            observer.recompute_ended(self)
-        nodes, tape.calls = tape.calls, []
-        return nodes
-
-    @contextmanager
-    def _as_before(self, state: State) -> Iterator[None]:
-        before = state.path, state.seed, state.draws, state.recomputing
-        state.path, (state.seed, state.draws), state.recomputing = self.path, self.random, True
-        try:
-            yield
-        finally:
-            state.path, state.seed, state.draws, state.recomputing = before
-
-
-def _forgotten() -> None:
-    """Stands in place of a function that will not be run again."""
-
-
 def checkpoint(function: Callable[..., Any], *args: Any, keep: Collection[str] = (), **kwargs: Any) -> Any:
-    """Run ``function(*args, **kwargs)``, keeping only its arguments for backward, which runs it again.
+    """Run ``function(*args, **kwargs)``, keeping only its inputs for backward, which recomputes what is inside.
 
-    Gradients have the same bits as without it. Nests; random ops draw the same numbers again; side effects guarded by
-    :func:`memback.is_recomputing` (batch norm's running statistics) happen once. The function may use parameters that
-    are not among its arguments, and its arguments may be frozen.
+    Gradients are bit-identical to those without it. The function runs once: its ops are run again from the record of
+    the first run, random ops with the same numbers, so the function may have side effects. It may use parameters that
+    are not among its arguments, its arguments may be frozen, and checkpoints nest.
 
     Args:
-        function: what to run. It must do the same when called again, and return every tensor that is used outside.
+        function: what to run.
         *args: its arguments; tensors may be nested in tuples, lists and dicts.
         **kwargs: likewise.
-        keep: names of ops whose outputs are kept as well and not computed again (selective recomputation,
-            Korthikanti et al. 2022).
+        keep: names of ops whose outputs are kept as well and not recomputed (selective recomputation, Korthikanti et
+            al. 2022).
 
     Returns:
         What ``function`` returns.
@@ -431,53 +64,266 @@ def run_segment(
     outer = state.tape
     if outer is None:
         return function(*args, **kwargs)
-    if not state.checkpointing:
-        with outer.segment(keep):
-            return function(*args, **kwargs)
-    node = CheckpointNode(function, args, kwargs, outer, state, call_site())
-    sketch = Sketch(keep, weigh=warn)
     try:
-        with sketch:
-            out = function(*args, **kwargs)
+        if outer.replay is not None or not state.checkpointing:  # the region around it decides
+            with outer.segment(keep) as segment:
+                out = function(*args, **kwargs)
+        else:
+            names = {id(array): name for name, array in _named_arrays(function, args, kwargs)}
+            replay = Segments(keep, warn, names, state.path, call_site())
+            out = replayed(replay, outer, function, args, kwargs)
+            segment = replay.whole
     except BaseException:
         outer.clear()
         raise
-    if warn:
-        _warn_if_useless(node, sketch)
-    if not sketch.calls:
-        return out
-    out = node.adopt(sketch, out)
-    outer.append(node)
-    if isinstance(outer, Sketch):
-        for ref, time in node.reads:
-            if (buffer := ref()) is not None:
-                outer.note_read(buffer, time)
-        outer.note_used(node.outside)
-        outer.moved |= node.moved
-        outer.leaves = {**node.leaves, **outer.leaves}
-        node.forget()
-    elif state.packing is not None and not state.recomputing:
-        node.pack(state.packing)
-    if state.anomaly:
-        node.seal = Seal(node.needed())
-    if state.observer is not None:
-        state.observer.held(node)
-    if outer.complete:
-        raise StopRecording
+    if warn and segment is not None:
+        _warn_if_useless(segment, function, (args, kwargs))
     return out
 
 
-def _warn_if_useless(node: CheckpointNode, sketch: Sketch) -> None:
-    if not sketch.calls:
+@dataclass(eq=False)
+class Segment:
+    """Calls from ``start`` to ``stop`` (exclusive) that are recomputed, but for outputs of ops in ``keep``.
+
+    ``would_save`` are the bytes that its calls would keep of what they make, None where a call did not tell.
+    """
+
+    start: int
+    keep: frozenset[str]
+    stop: int = 0
+    inner: list[Segment] = field(default_factory=list)
+    recorded: int = 0
+    would_save: int | None = 0
+
+    @property
+    def pieces(self) -> Iterator[range | Segment]:
+        """Its inner segments, and the ranges of calls between them, in order."""
+        start = self.start
+        for segment in self.inner:
+            if start < segment.start:
+                yield range(start, segment.start)
+            yield segment
+            start = segment.stop
+        if start < self.stop:
+            yield range(start, self.stop)
+
+    @property
+    def own(self) -> Iterator[int]:
+        """Its calls that are in no inner segment."""
+        for piece in self.pieces:
+            if isinstance(piece, range):
+                yield from piece
+
+
+class _Inputs(Held):
+    """What a segment keeps from outside of it: (name, array) pairs."""
+
+    __slots__ = ()
+
+    def saved(self) -> list[tuple[str, Any]]:
+        return list(self.out)
+
+
+class Segments(Replay):
+    """A checkpointed function, with the checkpoints in it."""
+
+    records_all = True
+
+    def __init__(self, keep: Collection[str], weigh: bool, names: dict[int, str], path: str, site: Site | None) -> None:
+        super().__init__()
+        self.whole = Segment(0, frozenset(keep), would_save=0 if weigh else None)
+        self._names = names
+        self._where = path, site
+        self._open = [self.whole]
+        self._made: dict[int, weakref.ref[Any]] = {}
+        self._counted: dict[int, weakref.ref[Any]] = {}
+        self._inputs: dict[Segment, Held] = {}
+        self._steps: list[Step] = []
+        self._recomputes: dict[int, Segment] = {}
+        """By the number of a step, the segment that it recomputes."""
+
+    # -- forward
+
+    def lean(self, op: Op) -> bool:
+        return True
+
+    def keeps_residuals(self, op: Op) -> bool:
+        return self._is_kept(op)
+
+    def _is_kept(self, op: Op) -> bool:
+        return len(self._open) == 1 and op.name in self.whole.keep
+
+    def may_run_again(self) -> bool:
+        return True
+
+    def runs_again(self, call: Any) -> bool:
+        return True
+
+    @contextmanager
+    def segment(self, keep: Collection[str]) -> Iterator[Segment]:
+        segment = Segment(self.count, frozenset(keep), would_save=None if self.whole.would_save is None else 0)
+        self._open.append(segment)
+        try:
+            yield segment
+        finally:
+            self._open.pop()
+        segment.stop = self.count
+        if segment.recorded:
+            self._open[-1].inner.append(segment)
+
+    def add(self, call: Any, values: list[Any], out: Any, residuals: tuple[Any, ...]) -> None:
+        number = self.count
+        super().add(call, values, out, residuals)
+        for segment in self._open:
+            segment.recorded += 1
+        if self.whole.would_save is not None:
+            self._weigh(call, values, out, residuals)
+        if self._is_kept(call.op):
+            self._hold(number, call, out)
+            self._hold_residuals(number, call, residuals)
+
+    def _weigh(self, call: Any, values: list[Any], out: Any, residuals: tuple[Any, ...]) -> None:
+        """Count what a call would keep of what the region makes."""
+        op, saving = call.op, call.saving
+        for array in leaves(out):
+            self._made[id(root(array))] = weakref.ref(root(array))
+        kept = op.arguments(saving, values, out, residuals)
+        for slot in saving.slots:
+            known = kept[slot] is not None
+            new = [b for b in map(root, leaves(kept[slot])) if _is(self._made, b) and not _is(self._counted, b)]
+            self._counted.update((id(buffer), weakref.ref(buffer)) for buffer in new)
+            for segment in self._open:
+                if segment.would_save is not None:
+                    segment.would_save = segment.would_save + sum(map(buffer_bytes, new)) if known else None
+
+    def finish(self) -> None:
+        self.whole.stop = self.count
+        kept = frozenset(self._store)
+        self._write(self.whole, kept)
+        every = range(self.count)
+        self.program = Program((), kept, frozenset(self._saves), every, every, tuple(self._steps))
+        if self.whole.recorded:
+            self._pack()
+            self._keep_inputs(self.whole)
+        for known in (self._plain, self._made, self._counted, self._names):
+            known.clear()
+        super().finish()
+
+    def _write(self, segment: Segment, kept: frozenset[int]) -> None:
+        """Write the program of a segment: recompute all but ``kept``, then reverse it, its inner segments in turn."""
+        reads = {inner: self._reads(inner) for inner in segment.inner}
+        chosen = {inner: self._chosen(inner) for inner in segment.inner}
+        outputs = frozenset[int]().union(*reads.values(), *chosen.values())
+        saves = frozenset[int]().union(*chosen.values())
+        self._recomputes[len(self._steps)] = segment
+        self._steps += [
+            Recompute(segment.start, segment.stop, outputs, frozenset(segment.own), saves),
+            Release(kept - outputs, kept),
+        ]
+        for piece in reversed(list(segment.pieces)):
+            if isinstance(piece, range):
+                self._steps.append(Reverse(piece.start, piece.stop))
+                continue
+            self._write(piece, chosen[piece])
+            read = reads.pop(piece)
+            self._steps.append(Release(read.difference(*reads.values())))
+
+    def _reads(self, segment: Segment) -> frozenset[int]:
+        """The calls before a segment whose outputs its calls use."""
+        calls = (self._calls[number]() for number in range(segment.start, segment.stop))
+        sources = (n for call in calls if call is not None for _, n, _ in call.recipe.sources)
+        return frozenset(n for n in sources if n < segment.start)
+
+    def _chosen(self, segment: Segment) -> frozenset[int]:
+        """The calls of a segment whose outputs it keeps."""
+        calls = ((number, self._calls[number]()) for number in segment.own)
+        return frozenset(n for n, call in calls if call is not None and call.op.name in segment.keep and call.edges)
+
+    # -- what is kept from outside
+
+    def _recipes(self, segment: Segment) -> Iterator[tuple[Any, Any]]:
+        for number in range(segment.start, segment.stop):
+            call = self._calls[number]()
+            if call is not None and call.recipe is not None:
+                yield call, call.recipe
+
+    def _keep_inputs(self, segment: Segment) -> None:
+        """Have the observer know what the recipes of a segment hold: arrays that no call of the region has made."""
+        inputs: dict[int, tuple[str, Any]] = {}
+        first: Any = None
+        for call, recipe in self._recipes(segment):
+            first = first or call
+            for name, value in zip(call.op.parameters, recipe.values, strict=True):
+                for array in _items(value):
+                    inputs.setdefault(id(array), (self._names.get(id(array), f"{name} of {call.name}"), array))
+        if first is not None:
+            held = self._inputs[segment] = _Inputs(first, list(inputs.values()))
+            held.path, held.site = self._where
+            self._untold.append(held)
+
+    def _pack(self) -> None:
+        """Have hooks on saved tensors, if there are any, pack what is kept: each array once."""
+        packing = current().packing
+        if packing is None:
+            return
+        packed: dict[int, Any] = {}
+
+        def pack(value: Any) -> Any:
+            if is_array(value):
+                if id(value) not in packed:
+                    packed[id(value)] = (value, packing.packed(value))
+                return packed[id(value)][1]
+            if type(value) in (tuple, list):
+                return type(value)(map(pack, value))
+            return value
+
+        for _, recipe in self._recipes(self.whole):
+            recipe.values = pack(recipe.values)
+        for held in (*self._store.values(), *self._saves.values()):
+            held.out = pack(held.out)
+        for array, value in packed.values():
+            if id(array) in self._names:
+                self._names[id(value)] = self._names[id(array)]
+
+    def _recompute(self, step: Recompute, state: State, retain: bool) -> None:
+        super()._recompute(step, state, retain)
+        segment = self._recomputes.get(self._position - 1)
+        if segment is None or retain:
+            return
+        for number in segment.own:
+            if (call := self._calls[number]()) is not None:
+                call.recipe = None
+        for inner in segment.inner:
+            self._keep_inputs(inner)
+        self._tell()
+        self._inputs.pop(segment, None)
+
+
+def _is(known: dict[int, weakref.ref[Any]], buffer: Any) -> bool:
+    ref = known.get(id(buffer))
+    return ref is not None and ref() is buffer
+
+
+def _items(value: Any) -> Iterator[Any]:
+    """The arrays in a value of a recipe, packed or not."""
+    if is_array(value) or isinstance(value, PackedValue):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _items(item)
+
+
+def _warn_if_useless(segment: Segment, function: Callable[..., Any], inputs: Any) -> None:
+    if not segment.recorded:
         reason = "nothing in it requires gradients, so nothing would be saved anyway"
     else:
-        made = [t for t in tensors_in(node.kept) if t.node is not None]
-        held = sum(buffer_bytes(b) for b in {id(b): b for b in (root(t.data) for t in made)}.values())
-        if sketch.unknown or sketch.would_save > held:
+        made = [tensor for tensor in tensors_in(inputs) if tensor.node is not None]
+        held = distinct_bytes(tensor.data for tensor in made)
+        if segment.would_save is None or segment.would_save > held:
             return
-        reason = f"its calls would keep {sketch.would_save:,} bytes, its inputs take {held:,}"
+        reason = f"its calls would keep {segment.would_save:,} bytes, its inputs take {held:,}"
     warnings.warn(
-        f"the checkpoint of {_function_name(node.function)} at {short_path(node.site)} saves no memory: {reason}."
+        f"the checkpoint of {_function_name(function)} at {short_path(call_site())} saves no memory: {reason}."
         " Checkpoint a longer segment, or none",
         CheckpointWarning,
         stacklevel=4,
@@ -485,63 +331,6 @@ def _warn_if_useless(node: CheckpointNode, sketch: Sketch) -> None:
 
 
 # -- arguments and results, in which tensors may be nested
-
-
-def _map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(tree, Tensor):
-        return change(tree)
-    if isinstance(tree, (tuple, list)):
-        items = [_map_tensors(item, change) for item in tree]
-        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
-    if isinstance(tree, dict):
-        return {key: _map_tensors(value, change) for key, value in tree.items()}
-    return tree
-
-
-def _copies(tree: Any) -> Any:
-    """The same with tensors that nobody else can make another value of, as ``x += y`` does; a leaf stays itself."""
-    copies: dict[int, Tensor] = {}
-
-    def copy(tensor: Tensor) -> Tensor:
-        if tensor.requires_grad and tensor.node is None:
-            return tensor
-        return copies.setdefault(id(tensor), make(tensor.data, tensor.node))
-
-    return _map_tensors(tree, copy)
-
-
-class _PackedTensor(tuple[Any, ...]):
-    """A tensor whose data is packed: (the data, the call that made it)."""
-
-    __slots__ = ()
-
-
-def _packed_tensor(packing: saved_tensors_hooks, tensor: Tensor) -> Any:
-    if tensor.requires_grad and tensor.node is None:
-        return tensor  # a leaf, which is to get the gradient itself
-    data = packing.packed(tensor.data)
-    return tensor if data is tensor.data else _PackedTensor((data, tensor.node))
-
-
-def _is_packed(tree: Any) -> bool:
-    if isinstance(tree, dict):
-        return any(map(_is_packed, tree.values()))
-    if isinstance(tree, (tuple, list)):
-        return isinstance(tree, (_PackedTensor, PackedValue)) or any(map(_is_packed, tree))
-    return False
-
-
-def _map_packed(tree: Any) -> Any:
-    """Arguments as they were before their tensors were packed."""
-    if isinstance(tree, _PackedTensor):
-        data, node = tree
-        return make(data.unpack(), node)
-    if isinstance(tree, (tuple, list)):
-        items = [_map_packed(item) for item in tree]
-        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
-    if isinstance(tree, dict):
-        return {key: _map_packed(value) for key, value in tree.items()}
-    return tree
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:
@@ -555,6 +344,21 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
         yield from tensors_in(list(tree.values()))
 
 
+def _named_arrays(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Iterator[tuple[str, Any]]:
+    """The arrays among arguments, by the names of the function's parameters."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+        names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    except (TypeError, ValueError):
+        names = []
+    names += [f"input {i}" for i in range(len(names), len(args))]
+    for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
+        for array in _arrays(value):
+            yield name, array
+
+
 def _arrays(tree: Any) -> Iterator[Any]:
     if isinstance(tree, Tensor):
         yield tree.data
@@ -565,27 +369,6 @@ def _arrays(tree: Any) -> Iterator[Any]:
             yield from _arrays(item)
     elif isinstance(tree, dict):
         yield from _arrays(list(tree.values()))
-
-
-def _named_values(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> list[tuple[str, Any]]:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-        names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    except (TypeError, ValueError):
-        names = []
-    names += [f"input {i}" for i in range(len(names), len(args))]
-    return [*zip(names, args, strict=False), *kwargs.items()]
-
-
-def _named_arrays(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Iterator[tuple[str, Any]]:
-    for name, value in _named_values(function, args, kwargs):
-        arrays = list(_arrays(value))
-        if arrays:
-            yield name, arrays[0] if len(arrays) == 1 else arrays
 
 
 def _function_name(function: Callable[..., Any]) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from memback.engine.tape import Node
 
-__all__ = ["Walk", "claim", "stray"]
+__all__ = ["Walk", "claim"]
 
 _claiming = threading.Lock()
 
@@ -42,7 +41,7 @@ def claim(origin: Node, walk: Walk) -> list[Node] | None:
             return None
         origin.walk = walk
         for node in found:  # which grows meanwhile
-            for edge in (*node.edges, *node.outside):
+            for edge in node.edges:
                 if edge is None or edge._is_leaf:
                     continue
                 reached: Node = edge.node if edge._is_port else edge  # type: ignore[union-attr,assignment]
@@ -57,15 +56,3 @@ def claim(origin: Node, walk: Walk) -> list[Node] | None:
 
 def _is_taken(node: Node, walk: Walk) -> bool:
     return node.walk is not None and node.walk.thread not in (None, walk.thread)
-
-
-def stray(nodes: Iterable[Node], known: Collection[Node]) -> Node | None:
-    """A call beyond ``known`` whose result one of ``nodes`` used, if there is one."""
-    for node in nodes:
-        for edge in (*node.edges, *node.outside):
-            if edge is None or edge._is_leaf:
-                continue
-            reached: Node = edge.node if edge._is_port else edge  # type: ignore[union-attr,assignment]
-            if reached not in known:
-                return reached
-    return None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from memback.engine.op import Op
     from memback.engine.tape import Node
 
-__all__ = ["Packed", "PackedValue", "saved_tensors_hooks"]
+__all__ = ["Packed", "PackedValue", "is_packed", "saved_tensors_hooks", "unpacked"]
 
 
 class PackedValue(tuple[Any, ...]):
@@ -40,6 +40,11 @@ class Packed(tuple[Any, ...]):
     def unpack(self) -> tuple[Any, ...]:
         """The same with arrays."""
         return tuple(map(unpacked, self))
+
+
+def is_packed(value: Any) -> bool:
+    """Whether a saved value is packed, or a tuple or list with packed ones in it."""
+    return isinstance(value, PackedValue) or (isinstance(value, (tuple, list)) and any(map(is_packed, value)))
 
 
 def unpacked(value: Any) -> Any:
@@ -103,7 +108,7 @@ class saved_tensors_hooks(Setting):
         """An op has run forward, and was recorded as ``node`` if that is not None: pack what it keeps."""
         given = {id(root(array)) for value in values for array in leaves(value)}
         self._note(leaves((out, residuals)), given)
-        if node is None or not node.kept or node.saving is None or node.tape.transient or current().recomputing:
+        if node is None or not node.kept or node.saving is None:
             return
         kept = list(node.kept)
         for slot in node.saving.slots:

@@ -52,10 +52,6 @@ class TapeError(MembackError):
     """Backward can't be run as asked."""
 
 
-class StopRecording(BaseException):
-    """The tape has all that it wants; the code that runs on it is abandoned here."""
-
-
 class AnomalyError(MembackError):
     """A NaN or infinity appeared while anomaly checking was on."""
 
@@ -176,12 +172,11 @@ _accumulating = threading.RLock()  # two threads may add to one leaf
 class Node:
     """One recorded call: the op, what it keeps, and where the gradients of its inputs go.
 
-    ``number`` counts calls in the order in which they were recorded, on whichever tape. ``outside`` are the calls that
-    gradients reach besides by ``edges``. ``walk`` is the walk that claimed this call last.
+    ``number`` counts calls in the order in which they were recorded, on whichever tape. ``walk`` is the walk that
+    claimed this call last.
     """
 
     _is_leaf = _is_port = False
-    outside: tuple[Node, ...] = ()
 
     __slots__ = (
         "__weakref__",
@@ -681,7 +676,7 @@ class Observer:
 class Call:
     """What an observer is told of one forward call. Lives only as long as the observer is looking at it."""
 
-    __slots__ = ("node", "op", "out", "path", "recalled", "residuals", "site", "tape", "values")
+    __slots__ = ("node", "op", "out", "path", "residuals", "site", "tape", "values")
 
     def __init__(
         self,
@@ -693,9 +688,7 @@ class Call:
         site: Site | None,
         node: Node | None,
         tape: Tape | None,
-        recalled: bool,
     ) -> None:
-        self.recalled = recalled
         self.op = op
         self.values = values
         self.out = out
@@ -720,12 +713,8 @@ class Tape(Setting):
     """
 
     field = "tape"
-    transient = False
-    """Whether what runs on this tape will be run again for its backward, so that nothing is kept now."""
-    recalls = False
-    """Whether :meth:`recall` may know the output of a call before it has run."""
-    complete = False
-    """Whether the tape has all that it wants, so that the code running on it need not go on."""
+    replay: Any = None
+    """The :class:`memback.engine.replay.Replay` of the region that this tape records, if it records one."""
 
     def __init__(self, retain: Literal["needed", "all"] = "needed") -> None:
         super().__init__()
@@ -759,21 +748,22 @@ class Tape(Setting):
         self._nodes.clear()
         self.variables.clear()
 
-    def keeps(self, op: Op) -> bool:
-        """Whether a call of ``op`` would keep anything (on a checkpoint's first run it does not)."""
-        return True
+    def keeps(self, op: Op, needs: int) -> bool:
+        """Whether a call of ``op`` is to make its residuals, where bits of ``needs`` say what is differentiated."""
+        return needs != 0
 
     def reruns(self, node: Node | None) -> bool:
-        """Whether a call that was just made (``node``, if it was recorded) will be made again for its backward."""
-        return self.transient
+        """Whether a call that was just made (``node``, if it was recorded) is run again for backward."""
+        return False
 
-    def segment(self, keep: Collection[str]) -> AbstractContextManager[None]:
+    def segment(self, keep: Collection[str]) -> AbstractContextManager[Any]:
         """The block runs a segment that a checkpoint would recompute, all but the outputs of the ops in ``keep``."""
         return nullcontext()
 
-    def recall(self, op: Op) -> tuple[Any, tuple[Any, ...]] | None:
-        """The output of this call where it is known already (on a recomputation that kept it)."""
-        return None
+    def pass_by(
+        self, op: Op, values: list[Any], out: Any, edges: tuple[Edge | None, ...], path: str, site: Site | None
+    ) -> None:
+        """Take note, in a region, of a call that needs no gradient and is not recorded."""
 
     def append(self, node: Node) -> None:
         """Add a call to the record. The tape does not keep it alive: its tensors do."""
@@ -917,18 +907,19 @@ def record(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         _forget_values(op, values)
     if tape is None:
         needs = 0
-    keep = needs != 0 and tape is not None and tape.keeps(op)
+    keep = tape is not None and tape.keeps(op, needs)
     site = call_site() if needs or observer is not None else None
     if observer is not None:
         observer.forward_begins(op)
     try:
-        known = tape.recall(op) if needs and tape is not None and tape.recalls else None
-        out, residuals = op.run(values, keep) if known is None else known
+        out, residuals = op.run(values, keep)
         if state.anomaly:
             _check_output(op.name, out, state.path, site)
         node = None
         if needs and tape is not None:
             node = tape.record(op, values, out, residuals, needs, edges, state.path, site)
+        elif tape is not None and tape.replay is not None:
+            tape.pass_by(op, values, out, edges, state.path, site)
         if state.packing is not None:
             state.packing.called(op, values, out, residuals, node)
         if state.anomaly and node is not None:
@@ -944,12 +935,9 @@ def record(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             raise
         raise _failure(op, values, error, state.path, site or call_site()) from error
     if observer is not None:
-        observer.forward_ended(Call(op, values, out, residuals, state.path, site, node, tape, known is not None))
-    if tape is not None:
-        if tape.retain == "all":
-            tape.variables.append(out)
-        if tape.complete:
-            raise StopRecording
+        observer.forward_ended(Call(op, values, out, residuals, state.path, site, node, tape))
+    if tape is not None and tape.retain == "all":
+        tape.variables.append(out)
     if not tensors:
         return out
     return _wrap(out, node) if op.multiple else make(out, node)

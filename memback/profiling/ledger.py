@@ -438,7 +438,7 @@ class Ledger(Accounts, Observer):
     def held(self, node: Node) -> None:
         self._catch_up()
         row = Row(node.path, node.name, self._count(node.path, node.name), (), "", node.site)
-        if self._phase == "forward" and not node.tape.transient:
+        if self._phase == "forward":
             self.rows.append(row)
         self._hold(node, row)
 
@@ -532,7 +532,7 @@ class Ledger(Accounts, Observer):
         op = call.op
         out = call.out[0] if op.multiple else call.out
         repeated = self._phase == "recompute"
-        flops = 0 if call.recalled else op.count_flops(call.values, call.out)
+        flops = op.count_flops(call.values, call.out)
         if repeated:
             self.recomputed_flops += flops
         else:
@@ -576,8 +576,6 @@ class Ledger(Accounts, Observer):
             self._sort(account, "gradient")
 
     def _hold(self, node: Node, row: Row) -> None:
-        if node.tape.transient:
-            return
         repeated = self._phase == "recompute"
         accounts: list[Account] = []
         residuals = node.residuals

@@ -95,7 +95,7 @@ def sweeps(region: GraphRegion) -> Iterator[tuple[str, list[str]]]:
         forward[i] = "■" if i in outputs else "▪" if residuals else "·"
     yield "forward", forward
     marks, name, reversing = [" "] * n, "backward", False
-    for action in region.actions[region.begin :]:
+    for action in region.actions[region.after_forward :]:
         if isinstance(action, Compute):
             if reversing:
                 yield name, marks

@@ -14,10 +14,9 @@ from memback.engine.tape import TapeError
 from memback.errors import UsageError
 from memback.plans.graph.schedule import everything, nothing, unfold
 from memback.plans.graph.search import simulate
-from memback.plans.model.graph_execution import GraphExecution
 from memback.plans.model.graph_region import GraphRegion
 from memback.plans.model.measure import predict
-from memback.plans.model.planning import RESERVE, ModelPlan, NoPlanError, Planning, execution
+from memback.plans.model.planning import RESERVE, ModelPlan, NoPlanError, Planning
 from memback.profiling import definition
 from memback.profiling.passes import Mode, Step
 from memback.profiling.workload import Workload
@@ -116,7 +115,7 @@ def test_the_memory_model_is_that_of_a_dry_run_with_everything_stored_and_with_n
     for schedule in (everything(graphed.graph), nothing(graphed.graph)):
         actions = unfold(graphed.graph, schedule)
         region = graphed.region(actions)
-        dry = predict(step, lambda region=region: GraphExecution(region)).peak.bytes
+        dry = predict(step, region.begin).peak.bytes
         assert simulate(graphed.graph, actions)[1] == pytest.approx(dry, rel=1e-3)
         assert simulate(graphed.graph, actions)[1] >= dry
 
@@ -190,7 +189,7 @@ def test_nothing_is_left_behind_after_backward():
     runs = []
 
     def begin():
-        runs.append(execution(plan.region))
+        runs.append(plan.region.begin())
         return runs[-1]
 
     gc.collect()

@@ -15,7 +15,6 @@ from memback import nn, ops
 from memback.engine.op import REGISTRY
 from memback.plans import BudgetError
 from memback.plans.actions import Backward, Drop, Forward, Keep, Stored
-from memback.plans.model.execute import Execution
 from memback.plans.model.measure import measure, planned, trace
 from memback.plans.model.planning import RESERVE, ModelPlan, NoPlanError, Planning, knee
 from memback.plans.model.region import Region
@@ -156,7 +155,7 @@ def test_what_a_plan_drops_is_made_again(actions):
     step = Step(lambda: ops.sum(model(mb.Tensor(X))), model)
     staged = measure(step, trace(step))
     region = staged.region((None,) * 3, actions)
-    with planned(model, lambda: Execution(region)):
+    with planned(model, region.begin):
         assert same(trained(model), expected)
 
 

@@ -13,8 +13,8 @@ from memback.plans.actions import Backward, Drop, Forward, Keep, Stored
 from memback.plans.model import graph_files
 from memback.plans.model.graph_region import GraphRegion
 from memback.plans.model.planning import ModelPlan
-from memback.plans.model.recipes import CallShape
 from memback.plans.model.region import Region, Selection
+from memback.plans.model.replay import CallShape
 from memback.plans.simulate import IllegalActionError, simulate
 from memback.plans.stage import Stage
 

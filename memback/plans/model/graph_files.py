@@ -11,7 +11,7 @@ from memback.plans.actions import Compute, Discard, GraphAction, Reverse, Stored
 from memback.plans.graph.memory import IllegalGraphActionError, simulate
 from memback.plans.graph.nodes import Graph, Node, Running
 from memback.plans.model.graph_region import GraphRegion
-from memback.plans.model.recipes import CallShape
+from memback.plans.model.replay import CallShape
 
 __all__ = ["Content", "decoded", "encoded"]
 

@@ -17,15 +17,14 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from memback.engine.arrays import root
+from memback.engine.replay import RecordedCall
 from memback.engine.tape import Call, Edge
 from memback.engine.tape import Node as TapeNode
 from memback.errors import UsageError
 from memback.plans.graph.nodes import Graph, Node, Running
 from memback.plans.graph.schedule import Schedule, everything, nothing, unfold
-from memback.plans.model.graph_execution import GraphExecution
 from memback.plans.model.graph_region import GraphRegion
 from memback.plans.model.measure import predict
-from memback.plans.model.recipes import PlannedCall
 from memback.plans.model.trace import Trace
 from memback.profiling.passes import DryLedger, Step
 
@@ -230,8 +229,8 @@ class _Watched(DryLedger):
 
     def forward_ended(self, call: Call) -> None:
         if not self._reversing:
-            self._kind = "call" if isinstance(call.node, PlannedCall) else "other"
-            if isinstance(call.node, PlannedCall):
+            self._kind = "call" if isinstance(call.node, RecordedCall) else "other"
+            if isinstance(call.node, RecordedCall):
                 self._meet_output(call, call.node.index)
             elif self._call + 1 == len(self.layout.calls):
                 self._call += 1
@@ -250,11 +249,11 @@ class _Watched(DryLedger):
 
     def backward_begins(self, node: TapeNode) -> None:
         super().backward_begins(node)
-        self._reversing = self._reversing or isinstance(node, PlannedCall)
+        self._reversing = self._reversing or isinstance(node, RecordedCall)
 
     def backward_ended(self, node: TapeNode, edges: Sequence[Edge | None]) -> None:
         super().backward_ended(node, edges)
-        if isinstance(node, PlannedCall):
+        if isinstance(node, RecordedCall):
             self.backward.append((node.index, self.peaks[-1], self._memory.live))
             self.later = 0
 
@@ -272,7 +271,7 @@ def _measured(step: Step, layout: _Layout) -> Graph:
 
 def _run(step: Step, layout: _Layout, graph: Graph, schedule: Schedule) -> _Watched:
     region = replace(layout.region(graph), actions=tuple(unfold(graph, schedule)))
-    ledger = predict(step, lambda: GraphExecution(region), partial(_Watched, layout)).ledger
+    ledger = predict(step, region.begin, partial(_Watched, layout)).ledger
     assert isinstance(ledger, _Watched)
     return ledger
 

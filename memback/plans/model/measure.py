@@ -14,14 +14,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from memback.engine.checkpoint import tensors_in
+from memback.engine.replay import RecordedCall, Replay
 from memback.engine.state import current
 from memback.engine.tape import Call, Edge, Node
 from memback.errors import UsageError
 from memback.plans.actions import Action, Backward, Forward
-from memback.plans.model.execute import Execution
-from memback.plans.model.recipes import PlannedCall
 from memback.plans.model.region import Region, Selection
-from memback.plans.model.running import Run, run_region
+from memback.plans.model.replay import run_region
 from memback.plans.model.selections import selections
 from memback.plans.model.trace import Layout, Trace
 from memback.plans.segments import inputs_alone, recorded
@@ -37,7 +36,7 @@ __all__ = ["Choice", "Staged", "measure", "planned", "predict", "trace"]
 
 @contextmanager
 def planned(
-    module: Module, begin: Callable[[], Run], after: Callable[[Any], None] = lambda out: None, alone: bool = False
+    module: Module, begin: Callable[[], Replay], after: Callable[[Any], None] = lambda out: None, alone: bool = False
 ) -> Iterator[None]:
     """In the block each call of ``module`` is a planned region, with the execution that ``begin`` makes.
 
@@ -61,7 +60,7 @@ def planned(
 
 
 def predict(
-    step: Step, begin: Callable[[], Run], ledger: Callable[[Mapping[int, str]], DryLedger] | None = None
+    step: Step, begin: Callable[[], Replay], ledger: Callable[[Mapping[int, str]], DryLedger] | None = None
 ) -> Prediction:
     """Run a step dry, its module as a planned region."""
     assert step.module is not None
@@ -91,13 +90,13 @@ class _ByAction(DryLedger):
         self.actions.append((kind, stage, peak))
 
     def forward_ended(self, call: Call) -> None:
-        if isinstance(call.node, PlannedCall) and not self._seen and self._phase == "forward":
+        if isinstance(call.node, RecordedCall) and not self._seen and self._phase == "forward":
             self.before_region = sum(self.intervals[-1].end)
             self._noted = len(self.peaks)
         super().forward_ended(call)
         if self._phase == "recompute":
             return
-        if isinstance(call.node, PlannedCall):
+        if isinstance(call.node, RecordedCall):
             self._seen = call.node.index + 1
             self._note(Forward, self.region.stage_of[call.node.index])
         elif self._seen == len(self.region.calls):
@@ -109,14 +108,14 @@ class _ByAction(DryLedger):
 
     def backward_ended(self, node: Node, edges: Sequence[Edge | None]) -> None:
         super().backward_ended(node, edges)
-        if isinstance(node, PlannedCall):
+        if isinstance(node, RecordedCall):
             self._last = self.region.stage_of[node.index]
-        if self._last != 0 or isinstance(node, PlannedCall):
+        if self._last != 0 or isinstance(node, RecordedCall):
             self._note(Backward, self.region.stages - 1 if self._last is None else self._last)
 
     def recompute_ended(self, node: Node) -> None:
         super().recompute_ended(node)
-        if isinstance(node, PlannedCall):
+        if isinstance(node, RecordedCall):
             self._note(Forward, self.region.stage_of[node.index])
 
 
@@ -221,11 +220,11 @@ class _Measurement:
         self, kept: tuple[Selection | None, ...], actions: Sequence[Action]
     ) -> tuple[_ByAction, Mapping[int, int]]:
         region = replace(self.skeleton, kept=kept, actions=tuple(actions))
-        execution = Execution(region)
+        run = region.begin()
         watched = type("_Watched", (_ByAction,), {"region": region})
-        ledger = predict(self.step, lambda: execution, watched).ledger
+        ledger = predict(self.step, lambda: run, watched).ledger
         assert isinstance(ledger, _ByAction)
-        return ledger, execution.runs
+        return ledger, run.runs
 
     def _with_workspace(
         self, stages: list[Stage], done: Sequence[tuple[_ByAction, Sequence[Action]]]

@@ -18,14 +18,12 @@ from memback.errors import MembackError
 from memback.plans.actions import Action, GraphAction, Plan
 from memback.plans.budget import Budget
 from memback.plans.chain import persistent
-from memback.plans.model.execute import Execution
-from memback.plans.model.graph_execution import GraphExecution
 from memback.plans.model.graph_region import GraphRegion
 from memback.plans.model.measure import Choice, Staged, measure, planned, predict, trace
 from memback.plans.model.mixing import Mixing
 from memback.plans.model.policies import programs
 from memback.plans.model.region import Region, Selection
-from memback.plans.model.running import Run, run_region
+from memback.plans.model.replay import run_region
 from memback.plans.registry import WHOLE
 from memback.plans.registry import planner as planner_of
 from memback.plans.saved import SavedPlan, check_parameters
@@ -49,7 +47,6 @@ __all__ = [
     "ModelPlan",
     "NoPlanError",
     "Planning",
-    "execution",
     "knee",
     "leaner",
     "plan",
@@ -160,16 +157,12 @@ class ModelPlan(SavedPlan):
             UsageError: the plan was made for another model; or, when the step runs, for other inputs.
         """
         self.check(module)
-        with planned(module, self.begin):
+        with planned(module, self.region.begin):
             yield
-
-    def begin(self) -> Run:
-        """One run of the plan."""
-        return execution(self.region)
 
     def run(self, forward: Callable[..., Any], *args: Any) -> Any:
         """Run ``forward`` under the plan, as :meth:`apply` has a module do it."""
-        return run_region(self.begin, forward, args, {})
+        return run_region(self.region.begin, forward, args, {})
 
     def check(self, module: Module) -> None:
         """Raise unless a module has the parameters that the plan was made for.
@@ -394,7 +387,7 @@ class Planning:
     ) -> ModelPlan:
         """Run a region's actions dry: the plan with what it really takes."""
         assert self.step.module is not None
-        run = execution(region)
+        run = region.begin()
         prediction = predict(self.step, lambda: run)
         peak, ledger = prediction.peak, prediction.ledger
         return ModelPlan(
@@ -424,11 +417,6 @@ def leaner(best: ModelPlan, floor: int, find: Callable[[int], ModelPlan | None])
         budgets = sorted({floor + span * i // _PROBES for i in range(_PROBES)} | {best.budget - 1}) if span else []
         found = next((plan for budget in budgets if (plan := find(budget)) is not None), None)
     return best
-
-
-def execution(region: Region | GraphRegion) -> Run:
-    """One run of a region under its plan."""
-    return Execution(region) if isinstance(region, Region) else GraphExecution(region)
 
 
 def _proved(choice: Choice, made: Plan, choices: int) -> str:

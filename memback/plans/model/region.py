@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, takewhile, zip_longest
 from typing import NamedTuple
 
+from memback.engine.replay import Program, Recompute, Release, Reverse, Step
 from memback.errors import UsageError
 from memback.plans.actions import Action, Backward, Drop, Forward, Keep
-from memback.plans.model.recipes import CallShape
+from memback.plans.model.replay import CallShape, PlanReplay
 from memback.plans.segments import inputs_alone, recorded
 
 __all__ = ["Region", "Selection"]
@@ -90,20 +91,89 @@ class Region:
                 first.append(action.keep)
         return tuple(first)
 
+    def begin(self) -> PlanReplay:
+        """One run of the region."""
+        return PlanReplay(self.calls, self.program)
+
+    # -- the program
+
     @cached_property
-    def stored_in_forward(self) -> frozenset[int]:
+    def program(self) -> Program:
+        """What is kept of each call, and what is run again before which reversal.
+
+        Raises:
+            UsageError: the plan does not begin by running every stage once, in order.
+        """
+        n = len(self.calls)
+        whole = frozenset(k for k in range(n) if self._is_whole(k))
+        lean = frozenset(range(n)) - whole
+        can = frozenset(k for i in range(self.stages) if self._is_lean(i) for k in self._calls_of(i))
+        return Program(whole, self._stored_in_forward(), frozenset(), can, lean, tuple(self._steps()))
+
+    def _is_lean(self, stage: int) -> bool:
+        """Whether anything of a stage may have to be run again."""
+        return self.first[stage] is not Keep.EVERYTHING or self.kept[stage] is not None
+
+    def _is_whole(self, number: int) -> bool:
+        """Whether a call keeps all that its backward needs."""
+        stage = self.stage_of[number]
+        selection = self.kept[stage]
+        return self.first[stage] is Keep.EVERYTHING and (selection is None or number in selection.filled)
+
+    def _calls_of(self, stage: int) -> range:
+        return range(self.bounds[stage], self.bounds[stage + 1])
+
+    def _stored_in_forward(self) -> frozenset[int]:
         """The calls whose outputs are stored when the model itself runs them."""
-        lean = [keep is not Keep.EVERYTHING or self.kept[i] is not None for i, keep in enumerate(self.first)]
-        if not any(lean):
+        lean = [i for i in range(self.stages) if self._is_lean(i)]
+        if not lean:
             return frozenset()
         wanted = set(self.lasting)
-        for i, keep in enumerate(self.first):
-            if lean[i] and keep is not Keep.NOTHING:
+        for i in lean:
+            if self.first[i] is not Keep.NOTHING:
                 wanted |= self.crossing[i]
             selection = self.kept[i]
-            if keep is Keep.EVERYTHING and selection is not None:
+            if self.first[i] is Keep.EVERYTHING and selection is not None:
                 wanted |= selection.stored
+        for action in self._forward_part():
+            if isinstance(action, Drop) and action.stored == "output":
+                wanted -= self.crossing[action.stage + 1]
         return frozenset(wanted)
+
+    def _forward_part(self) -> Iterator[Action]:
+        return takewhile(lambda action: not isinstance(action, Backward), self.executed)
+
+    def _steps(self) -> Iterator[Step]:
+        actions = self.executed[len(list(self._forward_part())) :]
+        for action, following in zip_longest(actions, actions[1:]):
+            stage = action.stage
+            calls, selection = self._calls_of(stage), self.kept[stage]
+            if isinstance(action, Backward):
+                yield Reverse(calls.start, calls.stop)
+                yield Release(self._done_after(stage))
+            elif isinstance(action, Drop):
+                if action.stored == "output":
+                    yield Release(self.crossing[stage + 1])
+            elif action.keep is not Keep.EVERYTHING or following != Backward(stage):  # else the reversal fills it in
+                fill: Collection[int] = ()
+                if action.keep is Keep.EVERYTHING:
+                    fill = calls if selection is None else selection.filled
+                yield Recompute(calls.start, calls.stop, self._outputs_of(stage), fill)
+                if action.keep is Keep.NOTHING or (action.keep is Keep.EVERYTHING and selection is None):
+                    yield Release(self.crossing[stage])
+
+    def _outputs_of(self, stage: int) -> frozenset[int]:
+        """What running a stage again leaves stored."""
+        selection = self.kept[stage]
+        kept = frozenset[int]() if selection is None else selection.stored
+        return self.crossing[stage + 1].union(kept, (n for n in self.lasting if n in self._calls_of(stage)))
+
+    def _done_after(self, stage: int) -> frozenset[int]:
+        """What nobody needs any more once the calls of a stage that is reversed hold what they need."""
+        selection = self.kept[stage]
+        kept = frozenset[int]() if selection is None else selection.stored
+        lasting = (number for number, first in self.lasting.items() if first == stage)
+        return self.crossing[stage].union(self.crossing[stage + 1], kept, lasting)
 
 
 def _without_waste(actions: Sequence[Action]) -> list[Action]:

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from memback.engine.op import Op
+from memback.engine.replay import RecordedCall
 from memback.engine.tape import Call, Node, Observer
 from memback.plans.model.measure import planned
-from memback.plans.model.planning import ModelPlan, execution
-from memback.plans.model.recipes import PlannedCall
+from memback.plans.model.planning import ModelPlan
 from memback.plans.model.region import Region
 from memback.profiling.passes import Mode, Step
 
@@ -46,7 +46,7 @@ class _Clock(Observer):
 
     def forward_ended(self, call: Call) -> None:
         ended = time.perf_counter()
-        if isinstance(call.node, PlannedCall):
+        if isinstance(call.node, RecordedCall):
             self.seconds[call.node.index] = ended - self._began
         self._began = ended
 
@@ -70,7 +70,7 @@ def measure(step: Step, plan: ModelPlan, rounds: int = 5) -> Timing:
     step.time(Mode("full"))
     for _ in range(rounds):
         clock = _Clock()
-        with planned(step.module, lambda: execution(region)), step.unchanged():
+        with planned(step.module, region.begin), step.unchanged():
             step.run(Mode("checkpoint"), clock, update=False)
         seconds.append(clock.seconds)
         timed = step.time(Mode("full"))

@@ -16,11 +16,12 @@ from itertools import pairwise
 from typing import Any
 
 from memback.engine.arrays import buffer_bytes, leaves, root
+from memback.engine.op import Op
+from memback.engine.replay import Replay
 from memback.engine.state import State
 from memback.engine.tape import Edge, Tensor
-from memback.plans.model.recipes import CallShape
 from memback.plans.model.region import Selection
-from memback.plans.model.running import Run
+from memback.plans.model.replay import CallShape
 
 __all__ = ["Layout", "Trace", "TracedCall"]
 
@@ -48,11 +49,11 @@ class TracedCall:
     matrix_product: bool
 
 
-class Trace(Run):
+class Trace(Replay):
     """Watches a region run with everything kept. It holds on to every buffer, so that each has a number of its own."""
 
     def __init__(self) -> None:
-        super().__init__(())  # which calls there are is what this is for
+        super().__init__()
         self.calls: list[TracedCall] = []
         self.buffers: list[int] = []
         """Bytes of each buffer."""
@@ -65,11 +66,11 @@ class Trace(Run):
         """(first call, one past the last, ops whose outputs are kept) of each segment that the model recomputes."""
         self._in_segment = False
 
-    def keeps(self) -> bool:
-        return True
-
-    def lean(self) -> bool:
+    def lean(self, op: Op) -> bool:
         return False
+
+    def keeps_residuals(self, op: Op) -> bool:
+        return True
 
     def may_run_again(self) -> bool:
         return False
@@ -84,8 +85,8 @@ class Trace(Run):
             if self.count > start:
                 self.segments.append((start, self.count, frozenset(keep)))
 
-    def expect(self, *_: Any) -> None:
-        return
+    def runs_again(self, call: Any) -> bool:
+        return False
 
     def finish(self) -> None:
         return
@@ -95,7 +96,7 @@ class Trace(Run):
 
     def add(self, node: Any, values: list[Any], out: Any, residuals: tuple[Any, ...]) -> None:
         op, edges = node.op, node.edges
-        uses = frozenset(source[0] for edge in edges if (source := self.source(edge)) is not None)
+        uses = frozenset(source[0] for edge in edges if (source := self.source(edge, None)) is not None)
         for value in op.input_arrays(values):
             for array in leaves(value):
                 self._number(array)
@@ -126,7 +127,7 @@ class Trace(Run):
 
     def returned(self, tensors: Iterable[Tensor]) -> None:
         """Note what the region returns."""
-        sources = (self.source(tensor.node) for tensor in tensors)
+        sources = (self.source(tensor.node, None) for tensor in tensors)
         self.outputs = frozenset(source[0] for source in sources if source is not None)
 
     def release(self) -> None:
