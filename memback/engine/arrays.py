@@ -23,11 +23,13 @@ __all__ = [
     "distinct_bytes",
     "forgotten",
     "is_array",
+    "is_floating",
     "is_whole",
     "is_writeable",
     "leaves",
     "root",
     "stand_in",
+    "without_values",
 ]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -40,6 +42,11 @@ Buffer: TypeAlias = Array
 def is_array(value: object) -> bool:
     """Whether ``value`` is an array that holds memory (or stands for one on a dry run)."""
     return isinstance(value, (np.ndarray, ShapeArray))
+
+
+def is_floating(dtype: Any) -> bool:
+    """Whether elements of this type can have gradients."""
+    return bool(dtype.kind == "f" or dtype.name == "bfloat16")
 
 
 def root(array: Array) -> Buffer:
@@ -97,6 +104,11 @@ def argument_like(array: Any) -> ShapeArray:
         arguments[key] = gone, ShapeArray.argument(buffer.shape, buffer.dtype, buffer.strides)
     like = arguments[key][1]
     return like if array is buffer else ShapeArray(array.shape, array.dtype, array.strides, like)
+
+
+def without_values(value: Any) -> Any:
+    """On a dry run, what stands for a value: for a real array one without memory."""
+    return argument_like(value) if isinstance(value, np.ndarray) else value
 
 
 def buffer_bytes(buffer: Buffer) -> int:

@@ -18,27 +18,19 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from memback.engine.arrays import buffer_bytes, is_array, leaves, root, stand_in
+from memback.engine.calls import StopRecording
+from memback.engine.changes import changes
 from memback.engine.checksums import Seal
+from memback.engine.errors import TapeError
 from memback.engine.graph import stray
-from memback.engine.hooks import PackedValue, saved_tensors_hooks, unpacked
+from memback.engine.hooks import saved_tensors_hooks
+from memback.engine.node import Edge, Node, Port, node_of
 from memback.engine.op import Op, Saving
+from memback.engine.packed import PackedValue, unpacked
+from memback.engine.site import Site, call_site, short_path
 from memback.engine.state import State, current
-from memback.engine.tape import (
-    Edge,
-    Node,
-    Port,
-    Site,
-    StopRecording,
-    Tape,
-    TapeError,
-    Tensor,
-    call_site,
-    changes,
-    make,
-    node_of,
-    short_path,
-    walk,
-)
+from memback.engine.tape import Tape, walk
+from memback.engine.tensor import Tensor, make
 
 __all__ = ["CheckpointNode", "CheckpointWarning", "checkpoint", "run_segment", "tensors_in"]
 

@@ -22,8 +22,8 @@ from numpy.lib.stride_tricks import as_strided
 
 from memback.dry.array import ShapeArray, is_row_major
 from memback.engine.arrays import Array, Buffer, buffer_bytes, root
+from memback.engine.changes import changes
 from memback.engine.hooks import saved_tensors_hooks
-from memback.engine.tape import changes
 from memback.errors import MembackError, UsageError
 from memback.files import explained
 

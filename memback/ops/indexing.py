@@ -9,7 +9,7 @@ import numpy as np
 from memback.dry.array import ShapeArray
 from memback.engine.arrays import Array, is_array
 from memback.engine.op import Op
-from memback.engine.tape import Tensor
+from memback.engine.tensor import Tensor
 from memback.ops import compiled
 from memback.ops.workspace import wide
 

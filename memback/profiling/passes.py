@@ -25,9 +25,13 @@ import psutil
 from memback.dry.array import ShapeArray, dry_memory, fresh_dry_memory
 from memback.dry.mode import dry_run
 from memback.engine.arrays import argument_like, root
+from memback.engine.modes import no_grad
+from memback.engine.node import Edge, Node
+from memback.engine.observer import Call, Observer
 from memback.engine.op import Op
 from memback.engine.state import current
-from memback.engine.tape import Call, Edge, Node, Observer, Tape, Tensor, no_grad
+from memback.engine.tape import Tape
+from memback.engine.tensor import Tensor
 from memback.errors import MembackError, UsageError
 from memback.nn.policy import Planned, applied
 from memback.profiling.ledger import Interval, Ledger, peak_of

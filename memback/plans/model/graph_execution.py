@@ -12,8 +12,8 @@ from collections.abc import Container
 from functools import partial
 from typing import Any
 
+from memback.engine.errors import TapeError
 from memback.engine.state import State
-from memback.engine.tape import TapeError
 from memback.plans.actions import Compute, Discard, Reverse, Stored
 from memback.plans.model.graph_region import GraphRegion
 from memback.plans.model.recipes import LEAN, Held, keeps_its_own, saved_places

@@ -10,9 +10,10 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from memback.engine.arrays import leaves, stand_in
+from memback.engine.changes import changes
+from memback.engine.node import Edge, MultiNode, Node
 from memback.engine.op import Op
 from memback.engine.state import State
-from memback.engine.tape import Edge, MultiNode, Node, changes
 
 __all__ = ["LEAN", "CallShape", "Held", "PlannedCall", "PlannedMultiCall", "Recipe", "keeps_its_own", "saved_places"]
 

@@ -12,9 +12,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+from memback.engine.node import Edge, Node, Port, node_of
+from memback.engine.observer import Call
 from memback.engine.op import Op
+from memback.engine.site import Site
 from memback.engine.state import State, current
-from memback.engine.tape import Call, Edge, Node, Port, Site, Tape, Tensor, node_of
+from memback.engine.tape import Tape
+from memback.engine.tensor import Tensor
 from memback.errors import UsageError
 from memback.plans.model.recipes import LEAN, CallShape, Held, PlannedCall, PlannedMultiCall, Recipe
 

@@ -7,8 +7,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from memback.engine.node import Node
+from memback.engine.observer import Call, Observer
 from memback.engine.op import Op
-from memback.engine.tape import Call, Node, Observer
 from memback.plans.model.measure import planned
 from memback.plans.model.planning import ModelPlan, execution
 from memback.plans.model.recipes import PlannedCall

@@ -16,8 +16,9 @@ from itertools import pairwise
 from typing import Any
 
 from memback.engine.arrays import buffer_bytes, leaves, root
+from memback.engine.node import Edge
 from memback.engine.state import State
-from memback.engine.tape import Edge, Tensor
+from memback.engine.tensor import Tensor
 from memback.plans.model.recipes import CallShape
 from memback.plans.model.region import Selection
 from memback.plans.model.running import Run
