@@ -14,7 +14,7 @@ __all__ = ["MOVED", "install"]
 
 MOVED: dict[str, tuple[str, ...]] = {
     "memback.allocator": ("memback.engine.allocator",),
-    "memback.arrays": ("memback.engine.arrays",),
+    "memback.arrays": ("memback.engine.arrays", "memback.dry.array"),
     "memback.checkpoint": ("memback.engine.checkpoint",),
     "memback.checksums": ("memback.engine.checksums",),
     "memback.compiled": ("memback.ops.compiled",),

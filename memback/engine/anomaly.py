@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from memback.dry.array import ShapeArray
-from memback.engine.arrays import Array, is_floating
+from memback.engine.arrays import Array, DryArray, is_floating
 from memback.engine.errors import AnomalyError
 from memback.engine.node import Node
 from memback.engine.site import Site, describe
@@ -32,4 +31,4 @@ def check_output(name: str, out: Any, path: str, site: Site | None) -> None:
 def _is_finite(array: Array) -> bool:
     """Whether no element is NaN or infinite; what has no values is finite, by way of the memory that a look takes."""
     finite: Any = np.isfinite(array).all()
-    return isinstance(finite, ShapeArray) or bool(finite)
+    return isinstance(finite, DryArray) or bool(finite)

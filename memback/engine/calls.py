@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from memback.engine.anomaly import check_output
-from memback.engine.arrays import without_values
+from memback.engine.arrays import DryArray, without_values
 from memback.engine.checksums import Seal
 from memback.engine.failures import failure, is_for_the_op_to_explain, out_of_memory
 from memback.engine.node import Edge, Node, Port
@@ -42,8 +42,8 @@ def record(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if tape is not None:
             tape.clear()
         raise OpError(f"{describe(op.name, state.path, call_site())}: {error}") from None
-    if state.dry:
-        _forget_values(op, values)
+    if state.dry is not None:
+        _forget_values(op, values, state.dry)
     if tape is None:
         needs = 0
     keep = needs != 0 and tape is not None and tape.keeps(op)
@@ -109,12 +109,12 @@ def _unwrap(values: list[Any], slots: Sequence[tuple[int, int]]) -> tuple[tuple[
     return tuple(edges), needs, tensors
 
 
-def _forget_values(op: Op, values: list[Any]) -> None:
+def _forget_values(op: Op, values: list[Any], dry: type[DryArray]) -> None:
     """On a dry run an op is given no real array: what the caller holds counts as an argument, without its values."""
     if op.variadic is not None:
-        values[op.variadic] = [without_values(v) for v in values[op.variadic]]
+        values[op.variadic] = [without_values(v, dry) for v in values[op.variadic]]
     for _, i in op.array_slots:
-        values[i] = without_values(values[i])
+        values[i] = without_values(values[i], dry)
 
 
 def _wrap(out: tuple[Any, ...], node: Node | None) -> tuple[Tensor, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+from memback.engine.arrays import DryArray
 from memback.engine.observer import Observer
 
 __all__ = ["Setting", "State", "at_path", "current", "is_recomputing", "manual_seed"]
@@ -47,7 +48,7 @@ class State:
         self.path = ""
         self.anomaly = False
         self.recomputing = False
-        self.dry = False
+        self.dry: type[DryArray] | None = None  # what makes arrays without memory, on a dry run
         self.checkpointing = True
         self.seed = 0
         self.draws = 0

@@ -169,7 +169,8 @@ class Tensor(TensorOperators):
 
     def change(self, function: Callable[[Any], None], what: str) -> None:
         """Have ``function`` change the data in place, and tell the tape ``what`` it was. A dry run changes nothing."""
-        function(without_values(self.data) if current().dry else self.data)
+        dry = current().dry
+        function(self.data if dry is None else without_values(self.data, dry))
         changes.note(self.data, what)
 
     def __setitem__(self, index: Any, values: Any) -> None:
