@@ -16,8 +16,10 @@ import memback as mb
 from benchmarks.engines.memback import make_model
 from benchmarks.pinning import pinned
 from benchmarks.workloads import WORKLOADS, Workload
+from memback.engine.node import Edge, Node
+from memback.engine.observer import Observer
 from memback.engine.state import current
-from memback.engine.tape import Edge, Node, Observer, Tensor
+from memback.engine.tensor import Tensor
 from memback.nn.policy import applied
 from memback.profiling.ledger import Ledger
 

@@ -21,11 +21,13 @@ from memback.dry.array import NoValuesError, ShapeArray
 from memback.dry.mode import dry_run
 from memback.engine.checkpoint import CheckpointWarning, checkpoint
 from memback.engine.derivatives import UndefinedDerivativeError, partial, total
+from memback.engine.errors import AnomalyError, TapeError
 from memback.engine.hooks import saved_tensors_hooks
 from memback.engine.micro_batches import accumulate_gradients
+from memback.engine.modes import detect_anomaly, no_grad
 from memback.engine.op import OpError
 from memback.engine.state import is_recomputing, manual_seed
-from memback.engine.tape import AnomalyError, TapeError, Tensor, detect_anomaly, no_grad
+from memback.engine.tensor import Tensor
 from memback.errors import MembackError, OutOfMemoryError, UsageError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ __all__ = ["MOVED", "install"]
 
 MOVED: dict[str, tuple[str, ...]] = {
     "memback.allocator": ("memback.engine.allocator",),
-    "memback.arrays": ("memback.engine.arrays",),
+    "memback.arrays": ("memback.engine.arrays", "memback.dry.array"),
     "memback.checkpoint": ("memback.engine.checkpoint",),
     "memback.checksums": ("memback.engine.checksums",),
     "memback.compiled": ("memback.ops.compiled",),
@@ -23,7 +23,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "memback.micro_batches": ("memback.engine.micro_batches",),
     "memback.offload": ("memback.engine.offload",),
     "memback.op": ("memback.engine.op",),
-    "memback.packing": ("memback.engine.hooks",),
+    "memback.packing": ("memback.engine.hooks", "memback.engine.packed"),
     "memback.plans.exact": ("memback.plans.chain.exact",),
     "memback.plans.fit": ("memback.fitting.fit",),
     "memback.plans.largest": ("memback.fitting.largest",),
@@ -32,7 +32,15 @@ MOVED: dict[str, tuple[str, ...]] = {
     "memback.policy": ("memback.nn.policy",),
     "memback.shape_array": ("memback.dry.array",),
     "memback.state": ("memback.engine.state",),
-    "memback.tape": ("memback.engine.tape",),
+    "memback.tape": (
+        "memback.engine.errors",
+        "memback.engine.modes",
+        "memback.engine.node",
+        "memback.engine.observer",
+        "memback.engine.site",
+        "memback.engine.tape",
+        "memback.engine.tensor",
+    ),
 }
 """By the path of version 0.1, the modules that have its public names now."""
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from memback.engine.changes import changes
 from memback.engine.state import current
-from memback.engine.tape import Tensor, changes
+from memback.engine.tensor import Tensor
 from memback.nn.module import check_state
 from memback.ops.workspace import pieces, slices
 

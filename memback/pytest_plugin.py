@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from memback.engine.tape import Tensor
+    from memback.engine.tensor import Tensor
     from memback.profiling.report import Report, Run
 
 __all__ = ["profile_step"]

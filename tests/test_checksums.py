@@ -11,6 +11,7 @@ import pytest
 import memback as mb
 from memback import nn, ops
 from memback.dry.array import ShapeArray
+from memback.engine.state import at_path
 from memback.plans.model.planning import Planning
 from memback.profiling.passes import Step
 
@@ -30,7 +31,7 @@ EDITS: dict[str, Callable[[mb.Tensor], None]] = {
 @pytest.mark.parametrize("edit", EDITS)
 def test_a_saved_value_that_was_changed_through_its_array_is_an_error(edit: str) -> None:
     x, y = leaf(4, 3), leaf(4, 3, seed=1)
-    with mb.detect_anomaly(), mb.state.at_path("head"):
+    with mb.detect_anomaly(), at_path("head"):
         out = ops.multiply(x, y)
         EDITS[edit](y)
         with pytest.raises(mb.TapeError) as caught:

@@ -11,7 +11,7 @@ import numpy as np
 
 import memback as mb
 from memback import ops
-from memback.engine.arrays import argument_like
+from memback.dry.array import argument_like
 from memback.engine.state import current
 from memback.profiling.ledger import Ledger
 

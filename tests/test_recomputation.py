@@ -276,9 +276,7 @@ def test_a_parameter_that_was_changed_in_place_between_forward_and_recomputation
     x = mb.Tensor(ROWS, requires_grad=True)
     loss = ops.sum(mb.checkpoint(lambda x: ops.tanh(layer(ops.tanh(x))), x))
     layer.weight.copy_(np.zeros((6, 6)))
-    with pytest.raises(
-        mb.TapeError, match=r"an input of linear .* recompute it .* by copy_ at test_recomputation.py"
-    ):
+    with pytest.raises(mb.TapeError, match=r"an input of linear .* recompute it .* by copy_ at test_recomputation.py"):
         loss.backward()
 
 

@@ -20,9 +20,12 @@ import memback as mb
 from memback import nn, ops
 from memback.dry.array import ShapeArray
 from memback.engine.arrays import Array, root
+from memback.engine.gradients import add
+from memback.engine.node import Port, node_of
+from memback.engine.observer import Observer
 from memback.engine.op import REGISTRY, Op
 from memback.engine.state import at_path, current
-from memback.engine.tape import Observer, Port, Tape, _add, node_of
+from memback.engine.tape import Tape
 
 
 def leaf(*shape, seed=0, dtype=np.float64):
@@ -940,7 +943,7 @@ def test_the_port_of_an_output_knows_its_gradient():
 def test_a_gradient_that_nobody_else_sees_is_added_to_in_place(make, shape):
     mine = [make((6, 2)).reshape(shape) if len(shape) == 3 else make(shape)]
     before = id(root(mine[0]))
-    assert id(root(_add(mine, make(shape)))) == before
+    assert id(root(add(mine, make(shape)))) == before
 
 
 def _of_a_part():
@@ -955,7 +958,7 @@ def _overlapping():
 def test_a_gradient_that_is_no_plain_view_of_all_of_its_buffer_is_not_added_to_in_place(make):
     mine = [make()]
     buffer = root(mine[0])
-    total = _add(mine, np.ones(mine[0].shape))
+    total = add(mine, np.ones(mine[0].shape))
     assert (total == 1).all()
     assert root(total) is not buffer
 
@@ -963,7 +966,7 @@ def test_a_gradient_that_is_no_plain_view_of_all_of_its_buffer_is_not_added_to_i
 def test_a_gradient_that_somebody_else_sees_is_not_added_to_in_place():
     for mine in (np.zeros((6, 2)), np.zeros((6, 2)).reshape(3, 2, 2)):
         seen = root(mine)
-        _add([mine.view() if mine.base is None else mine], np.ones(mine.shape))
+        add([mine.view() if mine.base is None else mine], np.ones(mine.shape))
         assert (seen == 0).all()
 
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import memback as mb
 from memback import ops
-from memback.engine import tape
+from memback.engine import tensor
+from memback.engine.observer import Observer
 from memback.engine.state import current
 from memback.engine.tape import Tape
 
@@ -140,7 +141,7 @@ def test_an_exception_in_backward_leaves_alone_what_other_threads_have_recorded(
 def test_one_leaf_gets_the_gradients_of_two_threads_at_once(monkeypatch: pytest.MonkeyPatch, threads: Any) -> None:
     w = leaf()
     w.grad = np.zeros(3)
-    begun, add = threading.Event(), tape._add
+    begun, add = threading.Event(), tensor.add
 
     def slow(mine: list[Any], other: Any) -> Any:
         if not begun.is_set():
@@ -150,7 +151,7 @@ def test_one_leaf_gets_the_gradients_of_two_threads_at_once(monkeypatch: pytest.
         return add(mine, other)
 
     losses = [run(threads[k], lambda k=k: ops.sum(ops.multiply(w, 1.0 + k))) for k in (0, 1)]
-    monkeypatch.setattr(tape, "_add", slow)
+    monkeypatch.setattr(tensor, "add", slow)
     run(threads[0], losses[0].backward)
     run(threads[1], lambda: None)
     np.testing.assert_array_equal(w.grad, [3.0, 3.0, 3.0])
@@ -162,7 +163,7 @@ def test_two_threads_may_not_take_one_graph_backward_at_once(threads: Any) -> No
     first, second = ops.sum(ops.tanh(trunk)), ops.sum(ops.multiply(trunk, 2.0))
     caught: list[Any] = []
 
-    class Meanwhile(tape.Observer):
+    class Meanwhile(Observer):
         def backward_begins(self, node: Any) -> None:
             if node.name == "tanh":
                 caught.append(threads[0].submit(second.backward).exception(30))

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.lib.stride_tricks import as_strided
 
+from memback.engine.arrays import DryArray, forgotten, is_row_major, root
 from memback.errors import MembackError, UsageError, shorten
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "NoValuesError",
     "ShapeArray",
     "UnsupportedError",
+    "argument_like",
     "dry_memory",
     "fresh_dry_memory",
     "is_shape_array",
@@ -147,12 +149,15 @@ class fresh_dry_memory:
         _local.memory = self._before.pop()
 
 
+_arguments: dict[int, tuple[weakref.ref[Any], ShapeArray]] = {}
+
+
 def is_shape_array(value: object) -> bool:
     """Whether ``value`` is an array without memory."""
     return isinstance(value, ShapeArray)
 
 
-class ShapeArray(NDArrayOperatorsMixin):
+class ShapeArray(DryArray, NDArrayOperatorsMixin):
     """An array without memory.
 
     Args:
@@ -176,11 +181,6 @@ class ShapeArray(NDArrayOperatorsMixin):
         "strides",
         "writeable",
     )
-
-    contiguous: bool
-    """Whether the elements lie row by row without gaps."""
-    writeable: bool
-    """Whether NumPy would let the elements be changed."""
 
     def __init__(
         self,
@@ -219,6 +219,22 @@ class ShapeArray(NDArrayOperatorsMixin):
         array._lay_out(strides)
         array.base = None
         return array
+
+    @classmethod
+    def argument_like(cls, array: Any) -> ShapeArray:
+        """What stands on a dry run for an array that was there before the step: laid out as it is, in a like buffer.
+
+        Views of one buffer are views of one buffer here, too; each time the array is met it is the same.
+        """
+        if isinstance(array, ShapeArray):
+            return array
+        buffer = root(array)
+        key, arguments = id(buffer), _arguments
+        if key not in arguments:
+            gone = weakref.ref(buffer, forgotten(arguments, key))
+            arguments[key] = gone, cls.argument(buffer.shape, buffer.dtype, buffer.strides)
+        like = arguments[key][1]
+        return like if array is buffer else cls(array.shape, array.dtype, array.strides, like)
 
     # -- what an ndarray also has
 
@@ -422,6 +438,9 @@ class ShapeArray(NDArrayOperatorsMixin):
         return handler(*args, **kwargs)
 
 
+argument_like = ShapeArray.argument_like
+
+
 @lru_cache(maxsize=256)
 def _is_foreign(kind: type) -> bool:
     """Whether values of a class have a way of their own to take part in NumPy's functions, as Tensors have."""
@@ -452,18 +471,6 @@ def _rows(shape: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], int]:
 def row_major(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     """Strides of an array whose rows lie one after the other."""
     return _rows(shape, itemsize)[0]
-
-
-@lru_cache(maxsize=8192)
-def is_row_major(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
-    """Whether an array's elements lie row by row without gaps (strides of dimensions of size 1 do not matter)."""
-    step = itemsize
-    for n, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if n != 1:
-            if stride != step:
-                return 0 in shape
-            step *= n
-    return True
 
 
 def shape_of(value: Any) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from memback.dry.array import ShapeArray
 from memback.engine.state import Setting
 
 __all__ = ["dry_run"]
@@ -14,3 +15,7 @@ class dry_run(Setting):
     """
 
     field = "dry"
+
+    def value(self) -> type[ShapeArray]:
+        """What makes arrays without memory."""
+        return ShapeArray

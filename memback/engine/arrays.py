@@ -6,40 +6,76 @@ alive; so memory is always counted in roots.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from memback.dry.array import ShapeArray
-
 __all__ = [
     "Array",
     "Buffer",
-    "argument_like",
+    "DryArray",
     "buffer_bytes",
     "distinct_bytes",
     "forgotten",
     "is_array",
+    "is_floating",
+    "is_row_major",
     "is_whole",
     "is_writeable",
     "leaves",
     "root",
     "stand_in",
+    "without_values",
 ]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-"""What ops are written in. On a dry run it is a :class:`ShapeArray`, which answers to the same functions."""
+"""What ops are written in. On a dry run it is a :class:`DryArray`, which answers to the same functions."""
 
 Buffer: TypeAlias = Array
 """A root allocation, named by the array that owns it."""
 
 
+class DryArray:
+    """An array without memory, as far as the engine knows it; :mod:`memback.dry` has the one that there is.
+
+    The class itself is in the state of a thread that runs dry, and makes what the engine needs.
+    """
+
+    __slots__ = ()
+
+    contiguous: bool
+    """Whether the elements lie row by row without gaps."""
+    writeable: bool
+    """Whether NumPy would let the elements be changed."""
+
+    def __init__(self, shape: Any, dtype: Any, strides: Any = None, base: Any = None) -> None:
+        raise NotImplementedError
+
+    @classmethod
+    def argument(cls, shape: Any, dtype: Any, strides: Any = None) -> Any:
+        """An array that counts nowhere: it stands for memory that is there before the step."""
+        raise NotImplementedError
+
+    @classmethod
+    def argument_like(cls, array: Any) -> Any:
+        """What stands on a dry run for an array that was there before the step: laid out as it is, in a like buffer."""
+        raise NotImplementedError
+
+    def copy(self) -> Any:
+        """Another one, in a buffer of its own."""
+        raise NotImplementedError
+
+
 def is_array(value: object) -> bool:
     """Whether ``value`` is an array that holds memory (or stands for one on a dry run)."""
-    return isinstance(value, (np.ndarray, ShapeArray))
+    return isinstance(value, (np.ndarray, DryArray))
+
+
+def is_floating(dtype: Any) -> bool:
+    """Whether elements of this type can have gradients."""
+    return bool(dtype.kind == "f" or dtype.name == "bfloat16")
 
 
 def root(array: Array) -> Buffer:
@@ -54,22 +90,35 @@ def root(array: Array) -> Buffer:
     return array
 
 
+@lru_cache(maxsize=8192)
+def is_row_major(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    """Whether an array's elements lie row by row without gaps (strides of dimensions of size 1 do not matter)."""
+    step = itemsize
+    for n, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if n != 1:
+            if stride != step:
+                return 0 in shape
+            step *= n
+    return True
+
+
 def is_whole(array: Any) -> bool:
     """Whether an array is its buffer, or a view that has each of the buffer's elements once, row by row."""
     if array.base is None:
         return True
-    dense = array.contiguous if isinstance(array, ShapeArray) else array.flags.c_contiguous
+    dense = array.contiguous if isinstance(array, DryArray) else array.flags.c_contiguous
     return bool(dense and array.nbytes == root(array).nbytes)
 
 
 def is_writeable(array: Any) -> bool:
     """Whether NumPy lets an array's elements be changed: not those of what it has broadcast."""
-    return bool(array.writeable if isinstance(array, ShapeArray) else array.flags.writeable)
+    return bool(array.writeable if isinstance(array, DryArray) else array.flags.writeable)
 
 
-def stand_in(shape: tuple[int, ...], dtype: Any, dry: bool = False) -> Array:
+def stand_in(shape: tuple[int, ...], dtype: Any, dry: type[DryArray] | None = None) -> Array:
     """An array of that shape and dtype in the bytes of one element: for one that nobody will look at."""
-    return np.broadcast_to(ShapeArray((), dtype) if dry else np.zeros((), dtype), shape)
+    one: Any = np.zeros((), dtype) if dry is None else dry((), dtype)
+    return np.broadcast_to(one, shape)
 
 
 def forgotten(known: dict[int, Any], key: int) -> Callable[[object], object]:
@@ -80,23 +129,9 @@ def forgotten(known: dict[int, Any], key: int) -> Callable[[object], object]:
     return partial(known.pop, key)  # the reference is what `pop` gives where the entry has gone already
 
 
-_arguments: dict[int, tuple[weakref.ref[Any], ShapeArray]] = {}
-
-
-def argument_like(array: Any) -> ShapeArray:
-    """What stands on a dry run for an array that was there before the step: laid out as it is, in a like buffer.
-
-    Views of one buffer are views of one buffer here, too; each time the array is met it is the same.
-    """
-    if isinstance(array, ShapeArray):
-        return array
-    buffer = root(array)
-    key, arguments = id(buffer), _arguments
-    if key not in arguments:
-        gone = weakref.ref(buffer, forgotten(arguments, key))
-        arguments[key] = gone, ShapeArray.argument(buffer.shape, buffer.dtype, buffer.strides)
-    like = arguments[key][1]
-    return like if array is buffer else ShapeArray(array.shape, array.dtype, array.strides, like)
+def without_values(value: Any, dry: type[DryArray]) -> Any:
+    """On a dry run, what stands for a value: for a real array one without memory."""
+    return dry.argument_like(value) if isinstance(value, np.ndarray) else value
 
 
 def buffer_bytes(buffer: Buffer) -> int:

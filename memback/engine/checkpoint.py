@@ -18,11 +18,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memback.engine.arrays import buffer_bytes, distinct_bytes, is_array, leaves, root
-from memback.engine.hooks import PackedValue
 from memback.engine.op import Op
-from memback.engine.replay import Held, Program, Recompute, Release, Replay, Reverse, Step, replayed
+from memback.engine.packed import PackedValue
+from memback.engine.program import Program, Recompute, Release, Reverse, Step
+from memback.engine.recipe import Held
+from memback.engine.replay import Replay, replayed
+from memback.engine.site import Site, call_site, short_path
 from memback.engine.state import State, current
-from memback.engine.tape import Site, Tensor, call_site, short_path
+from memback.engine.tensor import Tensor
 
 __all__ = ["CheckpointWarning", "checkpoint", "run_segment", "tensors_in"]
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from memback.dry.array import ShapeArray
-from memback.engine.arrays import Array
+from memback.engine.arrays import Array, DryArray
 
 __all__ = ["Seal"]
 
@@ -33,7 +32,7 @@ def _checksum(array: Any) -> int:
     """Of the elements' bytes. What has no values has none, by way of the memory that a look takes."""
     import zlib
 
-    if isinstance(array, ShapeArray):
+    if isinstance(array, DryArray):
         if not array.contiguous:
             array.copy()
         return 0

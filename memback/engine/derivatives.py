@@ -10,8 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from memback.engine.errors import TapeError
+from memback.engine.node import Node, Port, node_of
+from memback.engine.observer import Observer
 from memback.engine.state import current
-from memback.engine.tape import Node, Observer, Port, TapeError, Tensor, node_of, walk, walking
+from memback.engine.tape import walk, walking
+from memback.engine.tensor import Tensor
 
 __all__ = ["UndefinedDerivativeError", "partial", "total"]
 

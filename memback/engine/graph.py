@@ -4,30 +4,12 @@ from __future__ import annotations
 
 import threading
 from operator import attrgetter
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from memback.engine.tape import Node
+from memback.engine.node import Node, Walk
 
-__all__ = ["Walk", "claim"]
+__all__ = ["claim"]
 
 _claiming = threading.Lock()
-
-
-class Walk:
-    """A walk of a thread over the calls that it has claimed: no other thread may begin one over any of them meanwhile.
-
-    Gradients of both would meet in the calls, and some be lost.
-    """
-
-    __slots__ = ("thread",)
-
-    def __init__(self) -> None:
-        self.thread: int | None = threading.get_ident()
-
-    def end(self) -> None:
-        """Let others have the calls."""
-        self.thread = None
 
 
 def claim(origin: Node, walk: Walk) -> list[Node] | None:
@@ -44,7 +26,7 @@ def claim(origin: Node, walk: Walk) -> list[Node] | None:
             for edge in node.edges:
                 if edge is None or edge._is_leaf:
                     continue
-                reached: Node = edge.node if edge._is_port else edge  # type: ignore[union-attr,assignment]
+                reached: Node = edge.node if edge._is_port else edge  # type: ignore[attr-defined,assignment]
                 if reached.walk is not walk:
                     if reached.walk is not None and _is_taken(reached, walk):
                         return None

@@ -8,62 +8,15 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from memback.engine.arrays import Array, buffer_bytes, forgotten, is_array, leaves, root
+from memback.engine.node import Node
+from memback.engine.op import Op
+from memback.engine.packed import Packed, PackedValue, mapped, same
 from memback.engine.state import Setting, current
 
-if TYPE_CHECKING:
-    from memback.engine.op import Op
-    from memback.engine.tape import Node
-
-__all__ = ["Packed", "PackedValue", "is_packed", "saved_tensors_hooks", "unpacked"]
-
-
-class PackedValue(tuple[Any, ...]):
-    """A packed array: (the hooks that packed it, what they gave for it)."""
-
-    __slots__ = ()
-
-    def unpack(self) -> Array:
-        """The array again."""
-        hooks, packed = self
-        array: Array = hooks.unpack(packed)
-        return array
-
-
-class Packed(tuple[Any, ...]):
-    """What a call keeps, where some of it is packed."""
-
-    __slots__ = ()
-
-    def unpack(self) -> tuple[Any, ...]:
-        """The same with arrays."""
-        return tuple(map(unpacked, self))
-
-
-def is_packed(value: Any) -> bool:
-    """Whether a saved value is packed, or a tuple or list with packed ones in it."""
-    return isinstance(value, PackedValue) or (isinstance(value, (tuple, list)) and any(map(is_packed, value)))
-
-
-def unpacked(value: Any) -> Any:
-    """A saved value, which may be packed or a tuple or list with packed ones in it, with arrays."""
-    if isinstance(value, PackedValue):
-        return value.unpack()
-    return _mapped(value, unpacked)
-
-
-def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """A tuple or list with changed items; itself where none has changed."""
-    if type(value) not in (tuple, list):
-        return value
-    items = [change(item) for item in value]
-    return value if all(map(_same, items, value)) else type(value)(items)
-
-
-def _same(a: Any, b: Any) -> bool:
-    return a is b
+__all__ = ["saved_tensors_hooks"]
 
 
 class saved_tensors_hooks(Setting):
@@ -113,14 +66,14 @@ class saved_tensors_hooks(Setting):
         kept = list(node.kept)
         for slot in node.saving.slots:
             kept[slot] = self.packed(kept[slot])
-        if not all(map(_same, kept, node.kept)):
+        if not all(map(same, kept, node.kept)):
             node.kept = Packed(kept)
 
     def packed(self, value: Any) -> Any:
         """A saved value with its activations packed; itself where it has none."""
         if is_array(value):
             return PackedValue((self, self._pack_alone(value))) if self._wants(value) else value
-        return _mapped(value, self.packed)
+        return mapped(value, self.packed)
 
     def _pack_alone(self, array: Array) -> Any:
         state = current()

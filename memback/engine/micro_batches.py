@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from memback.engine.tape import Tensor
+from memback.engine.tensor import Tensor
 from memback.errors import UsageError
 
 __all__ = ["accumulate_gradients", "micro_batches"]

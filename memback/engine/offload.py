@@ -20,10 +20,9 @@ import numpy as np
 import psutil
 from numpy.lib.stride_tricks import as_strided
 
-from memback.dry.array import ShapeArray, is_row_major
-from memback.engine.arrays import Array, Buffer, buffer_bytes, root
+from memback.engine.arrays import Array, Buffer, DryArray, buffer_bytes, is_row_major, root
+from memback.engine.changes import changes
 from memback.engine.hooks import saved_tensors_hooks
-from memback.engine.tape import changes
 from memback.errors import MembackError, UsageError
 from memback.files import explained
 
@@ -130,12 +129,13 @@ class _Space:
 class _Entry:
     """A root buffer in the file; the part of the file is free again when nobody refers to this any more."""
 
-    __slots__ = ("__weakref__", "buffer", "owner", "place", "shape", "size", "space", "strides", "time", "type")
+    __slots__ = ("__weakref__", "buffer", "kind", "owner", "place", "shape", "size", "space", "strides", "time", "type")
 
     def __init__(self, owner: save_on_disk, space: _Space, buffer: Buffer, place: int | None) -> None:
         self.owner = owner
         self.space = space
         self.buffer = weakref.ref(buffer)
+        self.kind: Any = type(buffer)
         self.time = changes.clock
         self.place = place
         self.shape, self.strides, self.type = buffer.shape, buffer.strides, buffer.dtype
@@ -219,9 +219,8 @@ class save_on_disk(saved_tensors_hooks):
         return _View(entry, array.shape, array.dtype, array.strides, _address(array) - _address(buffer))
 
     def _store(self, buffer: Buffer) -> _Entry:
-        dry = isinstance(buffer, ShapeArray)
         space = self._space
-        entry = _Entry(self, space, buffer, None if dry else space.store(_flat(buffer)))
+        entry = _Entry(self, space, buffer, None if isinstance(buffer, DryArray) else space.store(_flat(buffer)))
         self.bytes_written += entry.size
         self.bytes_stored += entry.size
         return entry
@@ -234,15 +233,15 @@ class save_on_disk(saved_tensors_hooks):
             buffer = self._load(entry)
         if (shape, strides, dtype) == (buffer.shape, buffer.strides, buffer.dtype):
             return buffer
-        if isinstance(buffer, ShapeArray):
-            return ShapeArray(shape, dtype, strides, buffer)  # type: ignore[return-value]
+        if isinstance(buffer, DryArray):
+            return type(buffer)(shape, dtype, strides, buffer)  # type: ignore[return-value]
         return np.ndarray(shape, dtype, buffer=_flat(buffer), offset=offset, strides=strides)
 
     def _load(self, entry: _Entry) -> Any:
         self.bytes_read += entry.size
         buffer: Any
         if entry.place is None:
-            buffer = ShapeArray(entry.shape, entry.type, entry.strides)
+            buffer = entry.kind(entry.shape, entry.type, entry.strides)
         else:
             buffer = _empty(entry.shape, entry.type, entry.strides)
             entry.space.load(entry.place, _flat(buffer))
@@ -288,7 +287,7 @@ def _empty(shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...
 
 def _address(array: Any) -> int:
     """Where in memory an array begins; an array without memory begins nowhere in particular."""
-    if isinstance(array, ShapeArray):
+    if isinstance(array, DryArray):
         return 0
     address: int = array.__array_interface__["data"][0]
     return address

@@ -89,7 +89,7 @@ class Op:
     """Whether ``forward`` gives a tuple of outputs; ``vjp`` then gets a tuple, ``None`` for an output without use."""
 
     record: ClassVar[Callable[[Op, tuple[Any, ...], dict[str, Any]], Any]]
-    """Runs a call on Tensors and records it; set by :mod:`memback.engine.tape`, which this module may not import."""
+    """Runs a call on Tensors and records it; set by :mod:`memback.engine.calls`, which this module may not import."""
 
     forward: Callable[..., Any]
     vjp: Callable[..., Any]

@@ -2,9 +2,9 @@
 
 A *region* is a part of a forward pass: a checkpointed function, or a module under a plan. While it runs, its calls are
 recorded on the tape where full retention would record them. A call that is not to keep what its backward needs is
-recorded *lean*: with a :class:`Recipe` (the op, its attributes, which earlier calls made its inputs, its place in the
-random stream) in place of saved values. When backward comes to such a call, the region's :class:`Program` is carried
-out up to there: recipes are followed again, op by op, and fill in what the calls keep.
+recorded *lean*: with a recipe (:mod:`memback.engine.recipe`) in place of saved values. When backward comes to such a
+call, the region's program (:mod:`memback.engine.program`) is carried out up to there: recipes are followed again, op by
+op, and fill in what the calls keep.
 
 Python code is never run a second time, so nothing in it happens twice; the graph, and the order in which gradients are
 summed, are those of full retention, so gradients are bit-identical.
@@ -16,298 +16,34 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any
 
-from memback.engine.arrays import leaves, root, stand_in
-from memback.engine.hooks import is_packed, unpacked
+from memback.engine.changes import changes
+from memback.engine.errors import TapeError
+from memback.engine.node import Edge, Node, Port, node_of
+from memback.engine.observer import Call
 from memback.engine.op import Op
+from memback.engine.packed import unpacked
+from memback.engine.program import Program, Recompute, Release, Step
+from memback.engine.recipe import (
+    LEAN,
+    Held,
+    HeldResiduals,
+    MultiCall,
+    Recipe,
+    RecordedCall,
+    Source,
+    keeps_own,
+    saved_places,
+)
+from memback.engine.site import Site
 from memback.engine.state import State, current
-from memback.engine.tape import Call, Edge, MultiNode, Node, Port, Site, Tape, TapeError, changes, node_of
+from memback.engine.tape import Tape
 
-__all__ = [
-    "LEAN",
-    "Held",
-    "Program",
-    "Recipe",
-    "Recompute",
-    "RecordedCall",
-    "Release",
-    "Replay",
-    "Reverse",
-    "Step",
-    "replayed",
-]
-
-
-# -- the program
-
-
-class Recompute(NamedTuple):
-    """Run calls from ``start`` to ``stop`` (exclusive) again, as far as anything of the following needs them.
-
-    ``outputs`` are stored afterwards, and so are the residuals of ``saves``; calls in ``fill`` keep what their backward
-    needs.
-    """
-
-    start: int
-    stop: int
-    outputs: frozenset[int] = frozenset()
-    fill: Collection[int] = ()
-    saves: frozenset[int] = frozenset()
-
-
-class Release(NamedTuple):
-    """Store the outputs of these calls, and the residuals of those, no longer."""
-
-    outputs: Collection[int] = ()
-    saves: Collection[int] = ()
-
-
-class Reverse(NamedTuple):
-    """Backward of the calls from ``start`` to ``stop`` (exclusive). What they still lack is filled in before."""
-
-    start: int
-    stop: int
-
-
-Step: TypeAlias = Recompute | Release | Reverse
-
-
-@dataclass(frozen=True)
-class Program:
-    """What is kept of a region in forward, and what is done during backward.
-
-    Calls are named by their number in the region.
-
-    Attributes:
-        whole: calls that keep from the start what their backward needs. All others are lean.
-        outputs: calls whose outputs are stored in forward.
-        saves: lean calls whose residuals are stored in forward.
-        recipes: calls that can be run again.
-        again: calls that are run again, as reports say it.
-        steps: of backward, in order. Each call belongs to one :class:`Reverse`.
-    """
-
-    whole: Container[int]
-    outputs: frozenset[int]
-    saves: frozenset[int]
-    recipes: Container[int]
-    again: Container[int]
-    steps: tuple[Step, ...]
-
-    @cached_property
-    def reversals(self) -> Mapping[int, int]:
-        """By call, the index of the step that reverses it."""
-        return {
-            number: index
-            for index, step in enumerate(self.steps)
-            if isinstance(step, Reverse)
-            for number in range(step.start, step.stop)
-        }
-
-
-# -- recorded calls
-
-
-class _Lean(tuple[Any, ...]):
-    """What a call keeps that was recorded lean: nothing yet."""
-
-
-LEAN = _Lean()
-
-Source: TypeAlias = "tuple[int, int | None]"
-"""What made an input: (number of the call, index among its outputs, or None where it has one)."""
-
-
-class _Owner(Protocol):
-    """The replay of a region, as its calls see it."""
-
-    def source(self, edge: Edge | None, array: Any) -> Source | None: ...
-
-    def reach(self, number: int, state: State, retain: bool) -> None: ...
-
-
-class Recipe:
-    """How a call is run again: its values without those that earlier calls made, and which calls those are.
-
-    ``sources`` has an entry (place among the values, number of the call, index among its outputs or None where it has
-    one) for each of these; in a variadic op the place is one among its items. ``shapes`` has shape and dtype of these
-    inputs, ``outs`` of the outputs.
-    """
-
-    __slots__ = ("draws", "outs", "seed", "shapes", "sources", "values")
-
-    def __init__(
-        self,
-        op: Op,
-        values: list[Any],
-        edges: Sequence[Edge | None],
-        out: Any,
-        owner: _Owner,
-        random: tuple[int, int],
-    ) -> None:
-        places = range(len(edges)) if op.variadic is not None else [i for _, i in op.array_slots]
-        items = list(values[op.variadic]) if op.variadic is not None else list(values)
-        self.sources: list[tuple[int, int, int | None]] = []
-        self.shapes: list[tuple[tuple[int, ...], Any]] = []
-        for place, edge in zip(places, edges, strict=True):
-            source = owner.source(edge, items[place])
-            if source is not None:
-                self.sources.append((place, *source))
-                self.shapes.append((items[place].shape, items[place].dtype))
-                items[place] = None
-        if op.variadic is not None:
-            values = [*values]
-            values[op.variadic] = items
-            self.values: list[Any] = values
-        else:
-            self.values = items
-        self.outs = [(o.shape, o.dtype) for o in (out if op.multiple else (out,))]
-        self.seed, self.draws = random
-
-    def bind(self, op: Op, given: Callable[[int, int | None], Any], needed: Container[int] | None) -> list[Any]:
-        """The call's values: inputs from earlier calls, (number, index), as ``given`` has them.
-
-        Only those at the places ``needed`` where not all are; an array of a few bytes stands in for the others.
-        """
-        values = list(map(unpacked, self.values))
-        items = values
-        if op.variadic is not None:
-            items = list(values[op.variadic])
-            values[op.variadic] = items
-        for (place, number, index), (shape, dtype) in zip(self.sources, self.shapes, strict=True):
-            if needed is None or place in needed:
-                items[place] = given(number, index)
-            else:
-                items[place] = stand_in(shape, dtype)
-        return values
-
-    def stand_ins(self, multiple: bool) -> Any:
-        """The output's shape and dtype in a few bytes, for a call whose output nobody looks at."""
-        made = tuple(stand_in(shape, dtype) for shape, dtype in self.outs)
-        return made if multiple else made[0]
-
-
-class RecordedCall(Node):
-    """A call in a region: the region's replay, the call's number in it, and how it is run again."""
-
-    __slots__ = ("index", "recipe", "replay")
-
-    replay: _Owner | None
-    index: int
-    recipe: Recipe | None
-
-    def saved(self) -> list[tuple[str, Any]]:
-        return [] if self.kept is LEAN else super().saved()
-
-    def check(self) -> None:
-        if self.kept is not LEAN or self.recipe is None:
-            super().check()
-        else:
-            self.check_inputs()
-
-    def needed(self) -> Iterator[tuple[str, Any]]:
-        return self._inputs() if self.kept is LEAN else self.saved_arrays()
-
-    def _inputs(self) -> Iterator[tuple[str, Any]]:
-        if self.recipe is None:
-            return
-        values = self.recipe.values
-        moved = {id(root(array)) for array in self.op.moved(values)}
-        for value in values:
-            for array in leaves(value):
-                if id(root(array)) not in moved:
-                    yield f"an input of {self.describe()}, which is needed to recompute it for backward,", array
-
-    def check_inputs(self) -> None:
-        """Raise unless the inputs that no call of the region made are unchanged, so that the call can be run again."""
-        if changes.clock != self.time:
-            self.check_changes(self._inputs())
-        self.check_seal()
-
-    def pull(self, state: State, retain: bool) -> list[Any]:
-        """Have the replay fill in what the call keeps, and take its output gradient through its op."""
-        lean = self.kept is LEAN
-        if self.replay is not None:
-            self.replay.reach(self.index, state, retain)
-            if not retain:
-                self.replay, self.recipe = None, None
-        grads = super().pull(state, retain)
-        if retain and lean:
-            self.kept = LEAN  # the next backward recomputes it again
-        return grads
-
-    def forget(self) -> None:
-        """Drop everything that is kept, and what the program stores."""
-        super().forget()
-        self.replay, self.recipe = None, None
-
-
-class _MultiCall(RecordedCall, MultiNode):
-    """A call with several outputs in a region."""
-
-    __slots__ = ()
-
-
-class Held(Node):
-    """What is stored of a call, as long as the program says so."""
-
-    __slots__ = ("out",)
-
-    def __init__(self, call: Node, out: Any) -> None:
-        super().__init__(call.op, call.tape, call.path, call.site, None, (), (), None)
-        self.out = out
-
-    @property
-    def name(self) -> str:
-        return "checkpoint"
-
-    @property
-    def residuals(self) -> tuple[str, ...]:
-        return tuple(name for name, value in self.saved() if is_packed(value))
-
-    def saved(self) -> list[tuple[str, Any]]:
-        return [(f"output of {self.op.name}", self.out)]
-
-
-class _HeldResiduals(Held):
-    """The residuals of a call, None for those that its backward does not need."""
-
-    __slots__ = ()
-
-    def __init__(self, call: Any, residuals: tuple[Any, ...]) -> None:
-        wanted = set(call.saving.names)
-        kept = tuple(r if name in wanted else None for name, r in zip(call.op.residuals, residuals, strict=True))
-        super().__init__(call, kept)
-
-    @property
-    def residuals(self) -> tuple[str, ...]:
-        return self.op.residuals
-
-    def saved(self) -> list[tuple[str, Any]]:
-        return [(name, r) for name, r in zip(self.op.residuals, self.out, strict=True) if r is not None]
-
-
-def _keeps(call: Any) -> tuple[bool, bool]:
-    """Whether a call keeps its output, and whether it keeps residuals: not every call of an op with some makes them."""
-    names = set(call.saving.names)
-    keeps_residuals = bool(names & set(call.op.residuals)) and call.op.has_residuals(call.recipe.values)
-    return "out" in names, keeps_residuals
-
-
-def _saved_places(call: Any) -> Container[int]:
-    """The inputs that a call keeps, by their places in its recipe."""
-    places = frozenset(call.saving.layout[slot] for slot in call.saving.slots)
-    if call.op.variadic is None:
-        return places
-    return range(len(call.op.input_arrays(call.recipe.values))) if call.op.variadic in places else range(0)
-
-
-# -- the replay
+__all__ = ["Replay", "replayed"]
 
 
 @dataclass(slots=True)
@@ -345,7 +81,7 @@ class Replay:
         self._calls: list[Callable[[], Any]] = []
         self._plain: dict[int, tuple[weakref.ref[Any], Source]] = {}
         self._store: dict[int, Held] = {}
-        self._saves: dict[int, _HeldResiduals] = {}
+        self._saves: dict[int, HeldResiduals] = {}
         self._untold: list[Held] = []
         self._position = 0
 
@@ -393,11 +129,11 @@ class Replay:
             known = self._plain.get(id(array)) if self._plain else None
             if array is None or known is None or known[0]() is not array:
                 return None
-            call = self._calls[known[1][0]]()
-            return None if changes.since(array, call.time) else known[1]  # what was changed can't be made again
+            made_at = self._calls[known[1][0]]().time
+            return None if changes.since(array, made_at) else known[1]  # what was changed can't be made again
         if edge._is_leaf:
             return None
-        node: Any = node_of(edge)  # type: ignore[arg-type]
+        node: Any = node_of(edge)
         if getattr(node, "replay", None) is not self:
             return None
         return node.index, edge.index if isinstance(edge, Port) else None
@@ -458,7 +194,7 @@ class Replay:
             task = self._task(number, step, used)
             if task is not None:
                 work.append(task)
-                saved = None if task.run else _saved_places(task.call)
+                saved = None if task.run else saved_places(task.call)
                 task.sources = [n for place, n, _ in task.call.recipe.sources if saved is None or place in saved]
                 used.update(task.sources)
             number = next(numbers, None)
@@ -488,7 +224,7 @@ class Replay:
                 )
             return None
         fill = number in step.fill and call.kept is LEAN
-        keeps_out, keeps_residuals = _keeps(call) if fill else (False, False)
+        keeps_out, keeps_residuals = keeps_own(call) if fill else (False, False)
         saves = number in step.saves and number not in self._saves
         run = saves or (keeps_residuals and number not in self._saves)
         run = run or ((keeps_out or number in used or number in step.outputs) and not there)
@@ -502,7 +238,7 @@ class Replay:
             out = made[number] if number in made else unpacked(self._store[number].out)
             return out if index is None else out[index]
 
-        values = recipe.bind(op, given, None if task.run else _saved_places(call))
+        values = recipe.bind(op, given, None if task.run else saved_places(call))
         if task.run:
             out = self._run_again(task, values, state)
             if task.used:
@@ -566,7 +302,7 @@ class Replay:
         self._untold.append(held)
 
     def _hold_residuals(self, number: int, call: Any, residuals: tuple[Any, ...]) -> None:
-        held = _HeldResiduals(call, residuals)
+        held = HeldResiduals(call, residuals)
         if held.saved():
             self._saves[number] = held
             self._untold.append(held)
@@ -631,7 +367,7 @@ class _RegionTape(Tape):
         replay.expect(op, path, out)
         saving = op.saving(needs, len(edges), values)
         kept = LEAN if self._lean else op.arguments(saving, values, out, residuals)
-        kind = _MultiCall if op.multiple else RecordedCall
+        kind = MultiCall if op.multiple else RecordedCall
         dtype = tuple(o.dtype for o in out) if op.multiple else out.dtype
         call: Any = kind(op, self._outer, path, site, dtype, edges, kept, saving)
         call.replay, call.index = replay, replay.count

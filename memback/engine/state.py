@@ -8,11 +8,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-if TYPE_CHECKING:
-    from memback.engine.hooks import saved_tensors_hooks
-    from memback.engine.tape import Observer, Tape
+from memback.engine.arrays import DryArray
+from memback.engine.observer import Observer
 
 __all__ = ["Setting", "State", "at_path", "current", "is_recomputing", "manual_seed"]
 
@@ -38,17 +37,18 @@ class State:
         "tape",
     )
 
-    new_tape: ClassVar[list[Callable[[], Tape]]] = []
+    new_tape: ClassVar[list[Callable[[], Any]]] = []
     """Makes a thread's default tape; filled in by :mod:`memback.engine.tape`, which this module may not import."""
 
     def __init__(self) -> None:
-        self.tape: Tape | None = self.new_tape[0]() if self.new_tape else None
+        # a Tape and saved_tensors_hooks, or None: their modules use this one
+        self.tape: Any = self.new_tape[0]() if self.new_tape else None
+        self.packing: Any = None
         self.observer: Observer | None = None
-        self.packing: saved_tensors_hooks | None = None
         self.path = ""
         self.anomaly = False
         self.recomputing = False
-        self.dry = False
+        self.dry: type[DryArray] | None = None  # what makes arrays without memory, on a dry run
         self.checkpointing = True
         self.seed = 0
         self.draws = 0

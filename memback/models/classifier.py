@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Meta
 
 from memback import nn, ops
-from memback.engine.tape import Tensor
+from memback.engine.tensor import Tensor
 from memback.errors import shorten
 
 __all__ = ["Classifier", "Depth", "activation_of"]

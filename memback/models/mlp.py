@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from memback import nn, ops
-from memback.engine.tape import Tensor
+from memback.engine.tensor import Tensor
 from memback.models.classifier import Classifier, Depth, activation_of
 from memback.nn import init
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from memback import nn, ops
-from memback.engine.tape import Tensor
+from memback.engine.tensor import Tensor
 from memback.models.classifier import Classifier
 
 __all__ = ["ResNet"]

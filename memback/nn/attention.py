@@ -6,7 +6,7 @@ import math
 from typing import Any, Literal
 
 from memback import ops
-from memback.engine.tape import Tensor
+from memback.engine.tensor import Tensor
 from memback.nn.layers import Linear
 from memback.nn.module import Module
 

@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from memback.dry.array import ShapeArray
 from memback.engine.state import current
 from memback.nn.module import Parameter
 
@@ -37,9 +36,9 @@ def _make(shape: tuple[int, ...], dtype: Any, fill: Fill) -> Any:
         raise ValueError(f"a parameter of shape {shape} has no elements: every size must be at least 1")
     dtype = _dtype(dtype)
     state = current()
-    if state.dry:
+    if state.dry is not None:
         state.draw()
-        return ShapeArray.argument(shape, dtype)
+        return state.dry.argument(shape, dtype)
     values = fill(np.random.Generator(np.random.Philox(key=np.array(state.draw(), np.uint64))), shape)
     return np.asarray(values).astype(dtype, copy=False)
 

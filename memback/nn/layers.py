@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from memback import ops
-from memback.engine.tape import Tensor
+from memback.engine.tensor import Tensor
 from memback.nn import init
 from memback.nn.module import Module
 

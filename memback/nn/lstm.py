@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from memback import ops
-from memback.engine.tape import Tensor
+from memback.engine.tensor import Tensor
 from memback.nn import init
 from memback.nn.module import Module
 from memback.nn.policy import Policy, run_chain

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from memback.engine.arrays import is_array
+from memback.engine.changes import changes
 from memback.engine.state import current
-from memback.engine.tape import Tensor, changes
+from memback.engine.tensor import Tensor
 from memback.errors import MembackError
 
 __all__ = ["Module", "Parameter", "check_state"]

@@ -15,7 +15,8 @@ import numpy as np
 from memback.engine.arrays import Array
 from memback.engine.derivatives import UndefinedDerivativeError, partial, total
 from memback.engine.op import REGISTRY
-from memback.engine.tape import Tape, Tensor
+from memback.engine.tape import Tape
+from memback.engine.tensor import Tensor
 from memback.notes import differences
 from memback.notes.check import Check, Section
 

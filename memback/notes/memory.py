@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memback.engine.tape import Tensor
+from memback.engine.tensor import Tensor
 from memback.notes.check import Check, Section
 from memback.notes.network import STEPS, Problem
 from memback.profiling.run import profile

@@ -15,9 +15,12 @@ import numpy as np
 
 from memback.data import REGISTRY as DATA
 from memback.engine.arrays import Array, distinct_bytes, leaves, root
+from memback.engine.node import Edge, Node
+from memback.engine.observer import Call, Observer
 from memback.engine.op import REGISTRY, Op
 from memback.engine.state import current, manual_seed
-from memback.engine.tape import Call, Edge, Node, Observer, Tape, Tensor
+from memback.engine.tape import Tape
+from memback.engine.tensor import Tensor
 from memback.models import NotesNetwork
 from memback.notes.check import Check, Section
 from memback.profiling.ledger import Ledger

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from memback.engine import calls as _calls  # noqa: F401 - has calls of ops recorded
 from memback.ops import operators as _operators  # noqa: F401 - puts the operators on Tensor
 from memback.ops.activations import gelu, leaky_relu, relu, relu_bits, sigmoid, silu, softplus, tanh
 from memback.ops.attention import scaled_dot_product_attention, tiled_attention

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from memback.dry.array import ShapeArray
+from memback.engine.arrays import DryArray
 from memback.errors import MembackError
 from memback.extras import how_to_install
 
@@ -69,12 +69,12 @@ def run(name: str, *arguments: Any) -> bool:
         if array is None or array.dtype != dtype or array.size == 0 or not _is_dense(array):
             return False
         seen[place] = array.reshape(-1) if dimensions == 1 else array.reshape(-1, array.shape[-1])
-    if not isinstance(seen[0], ShapeArray):
+    if not isinstance(seen[0], DryArray):
         kernel.function(*seen)
     return True
 
 
 def _is_dense(array: Any) -> bool:
-    if isinstance(array, ShapeArray):
+    if isinstance(array, DryArray):
         return array.contiguous
     return bool(array.flags.c_contiguous and array.flags.aligned)

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from memback.engine.errors import TapeError
 from memback.engine.op import Op, OpError
+from memback.engine.site import call_site, short_path
 from memback.engine.state import current
-from memback.engine.tape import TapeError, Tensor, call_site, short_path
+from memback.engine.tensor import Tensor
 from memback.ops import elementwise, linear_algebra
 
 __all__ = ["IN_PLACE"]

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from memback.dry.array import ShapeArray
-from memback.engine.arrays import Array, is_array
+from memback.engine.arrays import Array, DryArray, is_array
 from memback.engine.op import Op
-from memback.engine.tape import Tensor
+from memback.engine.tensor import Tensor
 from memback.ops import compiled
 from memback.ops.workspace import wide
 
@@ -59,7 +58,7 @@ def check_indices(name: str, indices: Any, count: int) -> None:
 
     On a dry run they have no values, and pass.
     """
-    if isinstance(indices, ShapeArray) or not indices.size:
+    if isinstance(indices, DryArray) or not indices.size:
         return
     for index in (indices.min(), indices.max()):
         if not 0 <= index < count:
@@ -97,7 +96,7 @@ WIDE = 64
 def _add_rows(rows: Array, numbers: Array, out: Any) -> None:
     """Add each row to that of ``out`` whose number it has, one after the other."""
     width = out.shape[-1]
-    if width < WIDE or isinstance(out, ShapeArray):
+    if width < WIDE or isinstance(out, DryArray):
         np.add.at(out, numbers, rows)
         return
     for number, row in zip(np.reshape(numbers, -1), np.reshape(rows, (-1, width)), strict=True):

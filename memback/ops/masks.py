@@ -16,8 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from memback.dry.array import ShapeArray
-from memback.engine.arrays import Array
+from memback.engine.arrays import Array, DryArray
 from memback.engine.state import current
 from memback.ops.workspace import pieces, slices
 
@@ -36,7 +35,7 @@ PIECE = 2**17
 def _draw(generator: np.random.Generator, n: int, like: Any) -> Array:
     """Random numbers of 32 bits; without memory, the buffer that they would be in."""
     words = -(-n // 2)
-    if isinstance(like, ShapeArray):
+    if isinstance(like, DryArray):
         return np.empty_like(like, shape=(2 * words,), dtype=np.uint32)[:n]
     return generator.integers(0, 2**64, words, dtype=np.uint64).view(np.uint32)[:n]
 

@@ -11,8 +11,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from memback.engine.errors import TapeError
 from memback.engine.op import OpError
-from memback.engine.tape import TapeError, Tensor, call_site, short_path
+from memback.engine.site import call_site, short_path
+from memback.engine.tensor import Tensor
 from memback.ops import activations, elementwise, linear_algebra, reductions, shape
 
 __all__ = ["array", "array_function", "array_ufunc"]

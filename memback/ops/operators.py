@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from memback.engine.tape import Tensor, TensorOperators
+from memback.engine.tensor import Tensor, TensorOperators
 from memback.ops import activations, elementwise, indexing, linear_algebra, numpy_functions, reductions, shape, softmax
 from memback.ops.in_place import IN_PLACE
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from memback.dry.array import ShapeArray
+from memback.engine.arrays import DryArray
 
 __all__ = ["PIECE", "accumulator", "average", "in_wide_parts", "parts", "pieces", "slices", "wide"]
 
@@ -43,9 +43,9 @@ def slices(n: int, step: int) -> Iterator[slice]:
 def pieces(steps: Iterable[T], like: Any) -> Iterator[T]:
     """The steps of a loop of which none takes more memory than the first, and none keeps any for the next.
 
-    Without memory (``like`` is a :class:`~memback.dry.array.ShapeArray`) the first stands for all of them.
+    Without memory (``like`` is a :class:`~memback.engine.arrays.DryArray`) the first stands for all of them.
     """
-    return islice(steps, 1) if isinstance(like, ShapeArray) else iter(steps)
+    return islice(steps, 1) if isinstance(like, DryArray) else iter(steps)
 
 
 def parts(x: Any) -> Iterator[Any]:

@@ -1,8 +1,8 @@
 """The ledger: it watches a step and knows every buffer that backprop keeps, who keeps it, and until when.
 
-Ops and layers know nothing of it; it is an :class:`~memback.engine.tape.Observer`. It follows root buffers by weak
-references,
-so it never prolongs a life. Every buffer is in exactly one category at any moment (the words of the glossary):
+Ops and layers know nothing of it; it is an :class:`~memback.engine.observer.Observer`. It follows root buffers by
+weak references, so it never prolongs a life. Every buffer is in exactly one category at any moment (the words of the
+glossary):
 
 saved
     held by a call of the forward pass for its backward;
@@ -35,9 +35,12 @@ import numpy as np
 
 from memback.engine import tape as engine
 from memback.engine.arrays import Array, buffer_bytes, is_array, leaves, root
+from memback.engine.node import Edge, Node, Recorder
+from memback.engine.observer import Call, Observer
 from memback.engine.op import Op
+from memback.engine.site import Site, short_path
 from memback.engine.state import Setting, current
-from memback.engine.tape import Call, Edge, Node, Observer, Site, Tensor, short_path
+from memback.engine.tensor import Tensor
 
 __all__ = [
     "CATEGORIES",
@@ -404,7 +407,7 @@ class Ledger(Accounts, Observer):
         self._intervals: list[tuple[Phase, tuple[str, str], tuple[int, ...], tuple[int, ...]]] = []
         self._timed = timed
         self._holdings: dict[int, _Holding] = {}
-        self._variables: list[tuple[weakref.ref[engine.Tape], Account]] = []
+        self._variables: list[tuple[weakref.ref[Recorder], Account]] = []
         self._retained: set[Account] = set()
         self._depth = 0
         self._mark = tuple(self._totals.values())
@@ -597,7 +600,7 @@ class Ledger(Accounts, Observer):
         holding.accounts, holding.repeated = accounts, repeated
         self._holdings[holding.key] = holding
 
-    def _retain(self, tape: engine.Tape, outs: Iterable[Array], row: Row) -> None:
+    def _retain(self, tape: Recorder, outs: Iterable[Array], row: Row) -> None:
         for out in outs:
             account = self._meet(out, row)
             if account.argument:

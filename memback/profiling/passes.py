@@ -24,10 +24,14 @@ import psutil
 
 from memback.dry.array import ShapeArray, dry_memory, fresh_dry_memory
 from memback.dry.mode import dry_run
-from memback.engine.arrays import argument_like, root
+from memback.engine.arrays import root
+from memback.engine.modes import no_grad
+from memback.engine.node import Edge, Node
+from memback.engine.observer import Call, Observer
 from memback.engine.op import Op
 from memback.engine.state import current
-from memback.engine.tape import Call, Edge, Node, Observer, Tape, Tensor, no_grad
+from memback.engine.tape import Tape
+from memback.engine.tensor import Tensor
 from memback.errors import MembackError, UsageError
 from memback.nn.policy import Planned, applied
 from memback.profiling.ledger import Interval, Ledger, peak_of
@@ -269,7 +273,7 @@ def dry_arguments(module: Module | None, optimizer: Optimizer | None = None) -> 
 
     So it is for this thread; others go on with the real ones.
     """
-    with stand_ins(module, optimizer, argument_like), dry_run():
+    with stand_ins(module, optimizer, ShapeArray.argument_like), dry_run():
         yield
 
 

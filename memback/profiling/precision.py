@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from memback.engine.tape import Tensor
+from memback.engine.tensor import Tensor
 from memback.profiling.ledger import Row
 
 __all__ = ["PrecisionWarning", "floating_dtypes", "warn_of_subnormal_gradients", "warn_of_wider_values"]

@@ -16,7 +16,7 @@ from memback._version import __version__
 from memback.dry.array import NoValuesError
 from memback.engine.arrays import distinct_bytes
 from memback.engine.state import current
-from memback.engine.tape import Tensor
+from memback.engine.tensor import Tensor
 from memback.nn.policy import Planned
 from memback.ops import compiled
 from memback.profiling import report as plain

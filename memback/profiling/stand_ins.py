@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from memback.engine.state import current
-from memback.engine.tape import Tensor, make
+from memback.engine.tensor import Tensor, make
 from memback.nn.module import Module, Parameter
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from memback.engine.micro_batches import accumulate_gradients
+from memback.engine.modes import no_grad
 from memback.engine.offload import save_on_disk
 from memback.engine.state import current
-from memback.engine.tape import Tape, no_grad
+from memback.engine.tape import Tape
 from memback.errors import MembackError, UsageError, shorten
 from memback.nn.module import check_state
 from memback.nn.policy import Planned, Policy, applied

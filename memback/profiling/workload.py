@@ -13,7 +13,7 @@ from memback.engine.arrays import distinct_bytes
 from memback.engine.micro_batches import micro_batches as parts
 from memback.engine.op import OpError
 from memback.engine.state import manual_seed
-from memback.engine.tape import Tensor
+from memback.engine.tensor import Tensor
 from memback.errors import UsageError, shorten
 from memback.profiling.definition import Profile, load_data, load_layout, make_model
 from memback.profiling.passes import Step

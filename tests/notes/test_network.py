@@ -5,8 +5,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from memback.engine.observer import Observer
 from memback.engine.state import current
-from memback.engine.tape import Observer, Tape, Tensor
+from memback.engine.tape import Tape
+from memback.engine.tensor import Tensor
 from memback.models import NotesNetwork
 from memback.notes import network
 from memback.notes.network import Problem

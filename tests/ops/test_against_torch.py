@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import memback as mb
 from memback import ops
 from memback.engine.op import REGISTRY, Op
-from memback.engine.tape import Tensor
+from memback.engine.tensor import Tensor
 from tests.ops.cases import CASES, Call
 from tests.ops.test_every_op import OPS, differentiable, pull_back, random_like, taped, with_inputs
 

@@ -13,7 +13,7 @@ from memback import ops
 from memback.dry.array import ShapeArray, dry_memory
 from memback.engine.arrays import distinct_bytes, leaves
 from memback.engine.op import OpError
-from memback.engine.tape import Tensor
+from memback.engine.tensor import Tensor
 from memback.ops.attention import scaled_dot_product_attention as attention
 from memback.ops.attention import tiled_attention
 

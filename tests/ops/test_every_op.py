@@ -15,7 +15,7 @@ import memback as mb
 from memback import ops
 from memback.engine.arrays import is_array, leaves
 from memback.engine.op import REGISTRY, Op
-from memback.engine.tape import Tensor
+from memback.engine.tensor import Tensor
 from tests.ops.cases import CASES, SEED, Call, without_memory
 
 OPS = sorted(name for name, op in REGISTRY.items() if type(op).__module__.startswith("memback."))

@@ -10,7 +10,7 @@ import memback as mb
 from memback.dry.array import ShapeArray, dry_memory
 from memback.engine.checkpoint import checkpoint
 from memback.engine.op import OpError
-from memback.engine.tape import Tensor
+from memback.engine.tensor import Tensor
 from memback.ops.normalisation import batch_norm, group_norm, layer_norm, rms_norm
 
 CALLS = {

@@ -13,7 +13,7 @@ from memback.dry.array import ShapeArray, dry_memory
 from memback.engine.arrays import distinct_bytes, leaves, root
 from memback.engine.checkpoint import checkpoint
 from memback.engine.op import OpError
-from memback.engine.tape import Tensor
+from memback.engine.tensor import Tensor
 from memback.ops.random import dropout
 
 FORMS = ("bool", "bits", "seed")

@@ -10,7 +10,7 @@ import pytest
 
 import memback as mb
 from memback import nn, ops
-from memback.engine.tape import TapeError
+from memback.engine.errors import TapeError
 from memback.errors import UsageError
 from memback.plans.graph.schedule import everything, nothing, unfold
 from memback.plans.graph.search import simulate

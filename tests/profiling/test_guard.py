@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from memback import nn, ops
-from memback.engine.tape import Tensor
+from memback.engine.tensor import Tensor
 from memback.errors import MembackError
 from memback.profiling.guard import Available, available_memory, check_fits
 from memback.profiling.passes import Mode, Step

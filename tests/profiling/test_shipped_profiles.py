@@ -10,8 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from memback.engine.node import Node
+from memback.engine.observer import Observer
 from memback.engine.op import Op
-from memback.engine.tape import Node, Observer, Tape, Tensor
+from memback.engine.tape import Tape
+from memback.engine.tensor import Tensor
 from memback.nn.policy import applied
 from memback.profiling.definition import load, shipped
 from memback.profiling.passes import MODES, Mode, Step, dry_arguments

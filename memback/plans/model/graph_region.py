@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
-from memback.engine.replay import Program, Recompute, Release, Step
-from memback.engine.replay import Reverse as ReverseCalls
+from memback.engine.program import Program, Recompute, Release, Step
+from memback.engine.program import Reverse as ReverseCalls
 from memback.plans.actions import Compute, Discard, GraphAction, Reverse, Stored
 from memback.plans.graph.nodes import Graph
 from memback.plans.graph.schedule import everything, unfold

@@ -17,9 +17,10 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from memback.engine.arrays import root
-from memback.engine.replay import RecordedCall
-from memback.engine.tape import Call, Edge
-from memback.engine.tape import Node as TapeNode
+from memback.engine.node import Edge
+from memback.engine.node import Node as TapeNode
+from memback.engine.observer import Call
+from memback.engine.recipe import RecordedCall
 from memback.errors import UsageError
 from memback.plans.graph.nodes import Graph, Node, Running
 from memback.plans.graph.schedule import Schedule, everything, nothing, unfold

@@ -14,9 +14,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from memback.engine.checkpoint import tensors_in
-from memback.engine.replay import RecordedCall, Replay
+from memback.engine.node import Edge, Node
+from memback.engine.observer import Call
+from memback.engine.recipe import RecordedCall
+from memback.engine.replay import Replay
 from memback.engine.state import current
-from memback.engine.tape import Call, Edge, Node
 from memback.errors import UsageError
 from memback.plans.actions import Action, Backward, Forward
 from memback.plans.model.region import Region, Selection

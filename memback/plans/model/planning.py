@@ -34,7 +34,7 @@ from memback.profiling.passes import Mode, Step
 from memback.units import format_bytes, format_bytes_short
 
 if TYPE_CHECKING:
-    from memback.engine.tape import Tensor
+    from memback.engine.tensor import Tensor
     from memback.nn.module import Module
     from memback.optim import Optimizer
     from memback.plans.model.graphed import Graphed

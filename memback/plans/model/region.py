@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import pairwise, takewhile, zip_longest
 from typing import NamedTuple
 
-from memback.engine.replay import Program, Recompute, Release, Reverse, Step
+from memback.engine.program import Program, Recompute, Release, Reverse, Step
 from memback.errors import UsageError
 from memback.plans.actions import Action, Backward, Drop, Forward, Keep
 from memback.plans.model.replay import CallShape, PlanReplay

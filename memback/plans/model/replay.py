@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from memback.engine.op import Op
-from memback.engine.replay import Program, Replay, replayed
+from memback.engine.program import Program
+from memback.engine.replay import Replay, replayed
 from memback.engine.state import current
 from memback.errors import UsageError
 

@@ -7,9 +7,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from memback.engine.node import Node
+from memback.engine.observer import Call, Observer
 from memback.engine.op import Op
-from memback.engine.replay import RecordedCall
-from memback.engine.tape import Call, Node, Observer
+from memback.engine.recipe import RecordedCall
 from memback.plans.model.measure import planned
 from memback.plans.model.planning import ModelPlan
 from memback.plans.model.region import Region

@@ -16,10 +16,11 @@ from itertools import pairwise
 from typing import Any
 
 from memback.engine.arrays import buffer_bytes, leaves, root
+from memback.engine.node import Edge
 from memback.engine.op import Op
 from memback.engine.replay import Replay
 from memback.engine.state import State
-from memback.engine.tape import Edge, Tensor
+from memback.engine.tensor import Tensor
 from memback.plans.model.region import Selection
 from memback.plans.model.replay import CallShape
 

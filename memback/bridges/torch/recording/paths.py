@@ -17,7 +17,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 import memback
-from memback.engine.tape import Site
+from memback.engine.site import Site
 
 __all__ = ["ModulePaths", "call_site", "called_from", "described", "directly_from", "in_file", "matches"]
 

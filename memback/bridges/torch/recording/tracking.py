@@ -39,7 +39,7 @@ from torch.utils.flop_counter import flop_registry
 from memback.bridges.torch.recording.in_place import alone, as_unwatched
 from memback.bridges.torch.recording.paths import ModulePaths, call_site, called_from, in_file
 from memback.bridges.torch.recording.storages import key, storages, tensors
-from memback.engine.tape import Site
+from memback.engine.site import Site
 from memback.errors import MembackError
 from memback.profiling.ledger import CATEGORIES, Account, Accounts, Category, Interval, Row
 from memback.profiling.passes import Peak

@@ -1,0 +1,78 @@
+"""Who is told of what happens on a tape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from memback.engine.node import Edge, Node, Recorder
+from memback.engine.op import Op
+from memback.engine.site import Site
+
+__all__ = ["Call", "Observer"]
+
+
+class Observer:
+    """Told of everything that happens on a thread while it is installed in the thread's state. Does nothing itself."""
+
+    def forward_begins(self, op: Op) -> None:
+        """``op`` is about to run forward."""
+
+    def forward_ended(self, call: Call) -> None:
+        """An op has run forward."""
+
+    def forward_failed(self) -> None:
+        """The op that had begun raised an exception."""
+
+    def backward_begins(self, node: Node) -> None:
+        """``node`` is about to be taken backward."""
+
+    def backward_ended(self, node: Node, edges: Sequence[Edge | None]) -> None:
+        """``node`` was taken backward; its gradients have been added to ``edges``."""
+
+    def recompute_begins(self, node: Node) -> None:
+        """A checkpoint's segment is about to be run again."""
+
+    def recompute_ended(self, node: Node) -> None:
+        """A checkpoint's segment was run again; its backward begins."""
+
+    def held(self, node: Node) -> None:
+        """A node that is no op's call (a checkpoint) was recorded."""
+
+    def backward_pass_begins(self) -> None:
+        """The walk over a tape begins; the forward pass is complete."""
+
+    def backward_pass_ended(self) -> None:
+        """The walk is over, and what it was told to free is freed."""
+
+    def update_begins(self) -> None:
+        """The optimiser is about to change the parameters."""
+
+    def update_ended(self) -> None:
+        """The optimiser has changed the parameters."""
+
+
+class Call:
+    """What an observer is told of one forward call. Lives only as long as the observer is looking at it."""
+
+    __slots__ = ("node", "op", "out", "path", "residuals", "site", "tape", "values")
+
+    def __init__(
+        self,
+        op: Op,
+        values: list[Any],
+        out: Any,
+        residuals: tuple[Any, ...],
+        path: str,
+        site: Site | None,
+        node: Node | None,
+        tape: Recorder | None,
+    ) -> None:
+        self.op = op
+        self.values = values
+        self.out = out
+        self.residuals = residuals
+        self.path = path
+        self.site = site
+        self.node = node
+        self.tape = tape
