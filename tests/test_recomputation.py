@@ -32,6 +32,10 @@ def twice_exp(x):
     return ops.exp(ops.exp(x))
 
 
+def twice_tanh(x):
+    return ops.tanh(ops.tanh(x))
+
+
 # -- the same bits
 
 
@@ -202,8 +206,8 @@ def test_a_result_that_needs_no_gradient_and_was_changed_in_place_is_kept_as_it_
 
 def test_a_retained_graph_keeps_no_more_between_two_backwards():
     with mb.Tape() as tape:
-        h = ops.exp(leaf(100))
-        loss = ops.sum(mb.checkpoint(lambda h: mb.checkpoint(twice_exp, twice_exp(h)), h))
+        h = ops.tanh(leaf(100))
+        loss = ops.sum(mb.checkpoint(lambda h: mb.checkpoint(twice_tanh, twice_tanh(h)), h))
         before = tape.saved_bytes
         loss.backward(retain_graph=True)
         assert tape.saved_bytes <= 2 * before
@@ -266,7 +270,8 @@ def test_an_input_that_was_changed_in_place():
     loss = ops.sum(mb.checkpoint(lambda x: twice_exp(w * x), x))
     x[0] = 2.0
     with pytest.raises(
-        mb.TapeError, match=r"an input of mul .* recompute it .* changed in place by an assignment at test_rec"
+        mb.TapeError,
+        match=r"'y', an input of multiply .* changed in place by an assignment at test_rec",
     ):
         loss.backward()
 
@@ -276,7 +281,7 @@ def test_a_parameter_that_was_changed_in_place_between_forward_and_recomputation
     x = mb.Tensor(ROWS, requires_grad=True)
     loss = ops.sum(mb.checkpoint(lambda x: ops.tanh(layer(ops.tanh(x))), x))
     layer.weight.copy_(np.zeros((6, 6)))
-    with pytest.raises(mb.TapeError, match=r"an input of linear .* recompute it .* by copy_ at test_recomputation.py"):
+    with pytest.raises(mb.TapeError, match=r"'W', an input of linear .* by copy_ at test_recomputation.py"):
         loss.backward()
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memback.engine.arrays import buffer_bytes, distinct_bytes, is_array, leaves, root
+from memback.engine.hooks import saved_tensors_hooks
 from memback.engine.op import Op
 from memback.engine.packed import PackedValue
 from memback.engine.program import Program, Recompute, Release, Reverse, Step
@@ -269,22 +270,12 @@ class Segments(Replay):
         packing = current().packing
         if packing is None:
             return
-        packed: dict[int, Any] = {}
-
-        def pack(value: Any) -> Any:
-            if is_array(value):
-                if id(value) not in packed:
-                    packed[id(value)] = (value, packing.packed(value))
-                return packed[id(value)][1]
-            if type(value) in (tuple, list):
-                return type(value)(map(pack, value))
-            return value
-
+        known: dict[int, tuple[Any, Any]] = {}
         for _, recipe in self._recipes(self.whole):
-            recipe.values = pack(recipe.values)
+            recipe.values = _packed(recipe.values, packing, known)
         for held in (*self._store.values(), *self._saves.values()):
-            held.out = pack(held.out)
-        for array, value in packed.values():
+            held.out = _packed(held.out, packing, known)
+        for array, value in known.values():
             if id(array) in self._names:
                 self._names[id(value)] = self._names[id(array)]
 
@@ -305,6 +296,17 @@ class Segments(Replay):
 def _is(known: dict[int, weakref.ref[Any]], buffer: Any) -> bool:
     ref = known.get(id(buffer))
     return ref is not None and ref() is buffer
+
+
+def _packed(value: Any, packing: saved_tensors_hooks, known: dict[int, tuple[Any, Any]]) -> Any:
+    """A value with its activations packed, each array once: ``known`` has what was packed so far."""
+    if is_array(value):
+        if id(value) not in known:
+            known[id(value)] = value, packing.packed(value)
+        return known[id(value)][1]
+    if type(value) in (tuple, list):
+        return type(value)(_packed(item, packing, known) for item in value)
+    return value
 
 
 def _items(value: Any) -> Iterator[Any]:

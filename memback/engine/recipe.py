@@ -130,10 +130,10 @@ class RecordedCall(Node):
             return
         values = self.recipe.values
         moved = {id(root(array)) for array in self.op.moved(values)}
-        for value in values:
+        for name, value in zip(self.op.parameters, values, strict=True):
             for array in leaves(value):
                 if id(root(array)) not in moved:
-                    yield f"an input of {self.describe()}, which is needed to recompute it for backward,", array
+                    yield f"{name!r}, an input of {self.describe()} and needed to recompute it for backward,", array
 
     def check_inputs(self) -> None:
         """Raise unless the inputs that no call of the region made are unchanged, so that the call can be run again."""

@@ -123,14 +123,15 @@ class Replay:
             self._plain[id(array)] = weakref.ref(array), source
         self.count += 1
 
-    def source(self, edge: Edge | None, array: Any = None) -> Source | None:
+    def source(self, edge: Edge | None, array: Any) -> Source | None:
         """What made an input, if it was made in this region."""
         if edge is None:
             known = self._plain.get(id(array)) if self._plain else None
-            if array is None or known is None or known[0]() is not array:
+            made = None if known is None else known[0]()
+            if known is None or made is None or made is not array:
                 return None
-            made_at = self._calls[known[1][0]]().time
-            return None if changes.since(array, made_at) else known[1]  # what was changed can't be made again
+            made_at: int = self._calls[known[1][0]]().time
+            return None if changes.since(made, made_at) else known[1]  # what was changed can't be made again
         if edge._is_leaf:
             return None
         node: Any = node_of(edge)
