@@ -30,7 +30,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "memback.plans.revolve": ("memback.plans.chain.revolve",),
     "memback.plans.uniform": ("memback.plans.chain.uniform",),
     "memback.policy": ("memback.nn.policy",),
-    "memback.shape_array": ("memback.dry.array",),
+    "memback.shape_array": ("memback.dry.array", "memback.dry.memory"),
     "memback.state": ("memback.engine.state",),
     "memback.tape": (
         "memback.engine.errors",

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
-from memback.dry.array import ShapeArray, dry_memory, fresh_dry_memory
+from memback.dry.array import ShapeArray
+from memback.dry.memory import dry_memory, fresh_dry_memory
 from memback.dry.mode import dry_run
 from memback.engine.arrays import root
 from memback.engine.modes import no_grad
