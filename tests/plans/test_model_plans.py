@@ -19,7 +19,8 @@ from memback.plans.model.execute import Execution
 from memback.plans.model.measure import measure, planned, trace
 from memback.plans.model.planning import RESERVE, ModelPlan, NoPlanError, Planning, knee
 from memback.plans.model.region import Region
-from memback.profiling.passes import Mode, Step
+from memback.profiling.mode import Mode
+from memback.profiling.step import Step
 from memback.units import parse_bytes
 from tests.models.small import MODELS, batch
 

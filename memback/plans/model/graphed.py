@@ -28,7 +28,8 @@ from memback.plans.model.graph_region import GraphRegion
 from memback.plans.model.measure import predict
 from memback.plans.model.recipes import PlannedCall
 from memback.plans.model.trace import Trace
-from memback.profiling.passes import DryLedger, Step
+from memback.profiling.ledger import DryLedger
+from memback.profiling.step import Step
 
 __all__ = ["LARGEST", "Graphed", "graphed"]
 
