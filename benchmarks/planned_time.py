@@ -15,7 +15,8 @@ import memback as mb
 from memback.plans.model.planning import Planning
 from memback.plans.model.timing import measure
 from memback.profiling import definition
-from memback.profiling.passes import Mode, Step
+from memback.profiling.mode import Mode
+from memback.profiling.step import Step
 from memback.profiling.workload import Workload
 
 

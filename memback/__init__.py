@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from memback.engine.offload import OffloadWarning, save_on_disk
     from memback.ops.compiled import use_compiled_kernels
     from memback.plans.model.planning import plan
-    from memback.profiling.ledger import Tape
     from memback.profiling.precision import PrecisionWarning
     from memback.profiling.run import profile
+    from memback.profiling.tape import Tape
 
 __all__ = [
     "AnomalyError",
@@ -81,7 +81,7 @@ __all__ = [
 _LAZY = {
     "OffloadWarning": "memback.engine.offload",
     "PrecisionWarning": "memback.profiling.precision",
-    "Tape": "memback.profiling.ledger",
+    "Tape": "memback.profiling.tape",
     "keep_freed_memory": "memback.engine.allocator",
     "models": "memback.models",
     "optim": "memback.optim",

@@ -19,7 +19,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "memback.checksums": ("memback.engine.checksums",),
     "memback.compiled": ("memback.ops.compiled",),
     "memback.derivatives": ("memback.engine.derivatives",),
-    "memback.ledger": ("memback.profiling.ledger",),
+    "memback.ledger": ("memback.profiling.accounts", "memback.profiling.ledger", "memback.profiling.tape"),
     "memback.micro_batches": ("memback.engine.micro_batches",),
     "memback.offload": ("memback.engine.offload",),
     "memback.op": ("memback.engine.op",),
@@ -30,7 +30,13 @@ MOVED: dict[str, tuple[str, ...]] = {
     "memback.plans.revolve": ("memback.plans.chain.revolve",),
     "memback.plans.uniform": ("memback.plans.chain.uniform",),
     "memback.policy": ("memback.nn.policy",),
-    "memback.shape_array": ("memback.dry.array",),
+    "memback.profiling.passes": (
+        "memback.profiling.ledger",
+        "memback.profiling.measuring",
+        "memback.profiling.mode",
+        "memback.profiling.step",
+    ),
+    "memback.shape_array": ("memback.dry.array", "memback.dry.memory"),
     "memback.state": ("memback.engine.state",),
     "memback.tape": (
         "memback.engine.errors",

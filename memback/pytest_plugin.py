@@ -93,7 +93,7 @@ def _modes(item: pytest.Item) -> tuple[str, ...]:
 def _limit(marker: pytest.Mark) -> tuple[int, str]:
     """What a marker allows, in bytes, and for which mode."""
     from memback.errors import UsageError
-    from memback.profiling.passes import MODES
+    from memback.profiling.mode import MODES
     from memback.units import parse_bytes
 
     mode = marker.kwargs.get("mode", "full")

@@ -10,7 +10,8 @@ import pytest
 
 import memback as mb
 from memback import ops
-from memback.dry.array import ShapeArray, dry_memory, fresh_dry_memory
+from memback.dry.array import ShapeArray
+from memback.dry.memory import dry_memory, fresh_dry_memory
 from memback.engine.state import State, current
 
 

@@ -13,7 +13,7 @@ from memback import nn, ops
 from memback.dry.array import ShapeArray
 from memback.engine.state import at_path
 from memback.plans.model.planning import Planning
-from memback.profiling.passes import Step
+from memback.profiling.step import Step
 
 
 def leaf(*shape: int, seed: int = 0) -> mb.Tensor:

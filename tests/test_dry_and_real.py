@@ -15,9 +15,11 @@ import pytest
 
 import memback as mb
 from memback import nn, ops
-from memback.dry.array import ShapeArray, dry_memory, fresh_dry_memory
+from memback.dry.array import ShapeArray
+from memback.dry.memory import dry_memory, fresh_dry_memory
 from memback.engine.arrays import is_writeable, root
-from memback.profiling.passes import Mode, Step
+from memback.profiling.mode import Mode
+from memback.profiling.step import Step
 
 # -- arrays that NumPy lets nobody write to
 

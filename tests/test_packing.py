@@ -13,7 +13,8 @@ import pytest
 import memback as mb
 from memback import nn, ops
 from memback.engine.offload import _empty, _flat, _is_dense
-from memback.profiling.passes import Mode, Step
+from memback.profiling.mode import Mode
+from memback.profiling.step import Step
 from tests.models.small import MODELS, batch
 
 

@@ -11,9 +11,9 @@ import pytest
 
 import memback as mb
 from memback.engine.op import REGISTRY
-from memback.profiling import passes
-from memback.profiling.passes import Mode
-from memback.profiling.passes import Step as Profiled
+from memback.profiling import measuring
+from memback.profiling.mode import Mode
+from memback.profiling.step import Step as Profiled
 from tests.ops.cases import CASES
 from tests.ops.test_against_torch import to_torch
 from tests.ops.test_every_op import OPS
@@ -34,7 +34,7 @@ MODES = ("full", "checkpoint", "inference", "retain-all")
 def quick_measurements() -> Iterator[None]:
     """Memory need not go back to the system."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "_give_back_free_memory", lambda: None)
+        patch.setattr(measuring, "_give_back_free_memory", lambda: None)
         yield
 
 

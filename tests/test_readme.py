@@ -8,7 +8,7 @@ from pathlib import Path
 
 from memback.dry.mode import dry_run
 from memback.profiling.definition import load
-from memback.profiling.passes import MODES
+from memback.profiling.mode import MODES
 from memback.profiling.run import profile
 from memback.profiling.workload import Workload
 

@@ -41,7 +41,7 @@ def command(
     """
     from memback.plans.budget import Budget
     from memback.plans.model.planning import Planning
-    from memback.profiling.passes import Mode
+    from memback.profiling.mode import Mode
     from memback.profiling.workload import Workload
 
     if budget is None and not curve:
@@ -73,7 +73,7 @@ def _seconds(profile: Profile, plan: ModelPlan) -> tuple[float, float]:
     """Predicted seconds of what the plan computes again, and measured ones of a step without it, as train runs it."""
     from memback.engine.allocator import keep_freed_memory
     from memback.plans.model.timing import measure
-    from memback.profiling.passes import Step
+    from memback.profiling.step import Step
     from memback.profiling.workload import Workload
 
     work = Workload.build(profile)

@@ -78,9 +78,10 @@ def _report(
 ) -> Report:
     from memback.dry.mode import dry_run
     from memback.profiling.guard import check_fits
-    from memback.profiling.passes import MODES, Step
+    from memback.profiling.mode import MODES
     from memback.profiling.run import modes_of
     from memback.profiling.run import profile as run
+    from memback.profiling.step import Step
     from memback.profiling.workload import Workload
 
     wanted = modes or MODES

@@ -112,7 +112,7 @@ def _check_fits(profile: Profile, policy: str | ModelPlan | None, micro_batches:
 
     from memback.engine.offload import save_on_disk
     from memback.profiling.guard import check_fits
-    from memback.profiling.passes import Mode
+    from memback.profiling.mode import Mode
     from memback.profiling.workload import Workload
 
     work = Workload.build(profile, dry=True)

@@ -45,6 +45,8 @@ class DryArray:
 
     __slots__ = ()
 
+    nbytes: int
+    """Bytes that the elements would take."""
     contiguous: bool
     """Whether the elements lie row by row without gaps."""
     writeable: bool

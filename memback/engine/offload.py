@@ -218,7 +218,7 @@ class save_on_disk(saved_tensors_hooks):
             entry = self._entries[id(buffer)] = self._store(buffer)
         return _View(entry, array.shape, array.dtype, array.strides, _address(array) - _address(buffer))
 
-    def _store(self, buffer: Buffer) -> _Entry:
+    def _store(self, buffer: Any) -> _Entry:
         space = self._space
         entry = _Entry(self, space, buffer, None if isinstance(buffer, DryArray) else space.store(_flat(buffer)))
         self.bytes_written += entry.size

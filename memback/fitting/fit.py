@@ -27,7 +27,8 @@ from memback.engine.offload import save_on_disk
 from memback.errors import MembackError, UsageError
 from memback.plans.model.planning import NoPlanError, Planning
 from memback.profiling.definition import Profile
-from memback.profiling.passes import Mode, Peak, Prediction
+from memback.profiling.measuring import Peak, Prediction
+from memback.profiling.mode import Mode
 from memback.profiling.workload import Workload
 from memback.units import format_bytes
 

@@ -10,7 +10,8 @@ import psutil
 
 from memback.dry.array import NoValuesError
 from memback.errors import MembackError
-from memback.profiling.passes import Mode, Step
+from memback.profiling.mode import Mode
+from memback.profiling.step import Step
 from memback.units import KIB, format_bytes_short
 
 __all__ = ["Available", "available_memory", "check_fits", "modes_that_fit", "refuse_too_large"]

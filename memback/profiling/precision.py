@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from memback.engine.tensor import Tensor
-from memback.profiling.ledger import Row
+from memback.profiling.accounts import Row
 
 __all__ = ["PrecisionWarning", "floating_dtypes", "warn_of_subnormal_gradients", "warn_of_wider_values"]
 

@@ -14,7 +14,7 @@ from msgspec import Meta, Struct, field
 
 from memback.errors import MembackError, UsageError, shorten
 from memback.files import read_regular
-from memback.profiling.ledger import CATEGORIES, EXCHANGED, Buffer, Event
+from memback.profiling.accounts import CATEGORIES, EXCHANGED, Buffer, Event
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

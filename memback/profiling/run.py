@@ -20,10 +20,12 @@ from memback.engine.tensor import Tensor
 from memback.nn.policy import Planned
 from memback.ops import compiled
 from memback.profiling import report as plain
-from memback.profiling.ledger import Accounts, Row
-from memback.profiling.passes import Account, Mode, Peak, Prediction, Seconds, Step, median
+from memback.profiling.accounts import Accounts, Row
+from memback.profiling.measuring import Observation, Peak, Prediction, Seconds, median
+from memback.profiling.mode import Mode
 from memback.profiling.precision import floating_dtypes, warn_of_wider_values
 from memback.profiling.report import Report, Run
+from memback.profiling.step import Step
 
 if TYPE_CHECKING:
     from memback.nn.module import Module
@@ -141,7 +143,7 @@ class _Real:
             progress(what, done, total)
             done += 1
 
-        accounts: dict[Mode, Account] = {}
+        accounts: dict[Mode, Observation] = {}
         times: dict[Mode, list[Seconds]] = {mode: [] for mode in modes}
         runs = []
         for mode in modes:

@@ -25,7 +25,8 @@ from memback.nn.module import check_state
 from memback.nn.policy import Planned, Policy, applied
 from memback.nn.state import read, write
 from memback.optim import AdamW
-from memback.profiling.ledger import Category, Ledger, Row
+from memback.profiling.accounts import Category, Row
+from memback.profiling.ledger import Ledger
 from memback.profiling.precision import warn_of_subnormal_gradients, warn_of_wider_values
 from memback.profiling.workload import Workload
 

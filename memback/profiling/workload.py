@@ -16,7 +16,7 @@ from memback.engine.state import manual_seed
 from memback.engine.tensor import Tensor
 from memback.errors import UsageError, shorten
 from memback.profiling.definition import Profile, load_data, load_layout, make_model
-from memback.profiling.passes import Step
+from memback.profiling.step import Step
 
 if TYPE_CHECKING:
     from memback.data import Dataset, Layout

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from memback.profiling.ledger import CATEGORIES, Buffer, Event
+from memback.profiling.accounts import CATEGORIES, Buffer, Event
 from memback.profiling.report import Run
 
 __all__ = ["BANDS", "Life", "Moment", "Span", "Timeline"]

@@ -17,9 +17,11 @@ from memback._version import __version__
 from memback.engine.arrays import distinct_bytes
 from memback.errors import MembackError
 from memback.plans.model.planning import KEEPING_EVERYTHING, RESERVE, NoPlanError, Planning
+from memback.profiling.accounts import EXCHANGED
 from memback.profiling.definition import Profile
-from memback.profiling.ledger import EXCHANGED
-from memback.profiling.passes import DryLedger, Mode, Step
+from memback.profiling.ledger import DryLedger
+from memback.profiling.mode import Mode
+from memback.profiling.step import Step
 from memback.profiling.workload import Workload
 from memback.sweeps.grid import Point
 

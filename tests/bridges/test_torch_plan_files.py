@@ -17,7 +17,7 @@ import memback.bridges.torch as bridge
 from memback.bridges.torch.planning.plan import Planning
 from memback.bridges.torch.recording.step import Step
 from memback.errors import UsageError
-from memback.profiling.passes import Mode
+from memback.profiling.mode import Mode
 from tests.bridges import torch_models as twins
 
 

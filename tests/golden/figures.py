@@ -18,7 +18,9 @@ import numpy as np
 from memback.errors import MembackError
 from memback.plans.model.planning import Planning
 from memback.profiling import definition
-from memback.profiling.passes import Mode, Prediction, Step
+from memback.profiling.measuring import Prediction
+from memback.profiling.mode import Mode
+from memback.profiling.step import Step
 from memback.profiling.workload import Workload
 
 FILE = Path(__file__).with_name("figures.json")

@@ -22,7 +22,7 @@ from memback.nn.policy import Policy
 from memback.nn.state import read, write
 from memback.plans.model.planning import ModelPlan, Planning
 from memback.profiling.definition import Profile, load
-from memback.profiling.passes import Mode
+from memback.profiling.mode import Mode
 from memback.profiling.report import Report
 from memback.profiling.training import Training
 from memback.profiling.workload import Workload

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import memback as mb
 from memback import ops
-from memback.dry.array import ShapeArray, dry_memory
+from memback.dry.array import ShapeArray
+from memback.dry.memory import dry_memory
 from memback.engine.arrays import distinct_bytes, leaves
 from memback.engine.op import OpError
 from memback.engine.tensor import Tensor

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from memback.dry.array import ShapeArray, dry_memory
+from memback.dry.array import ShapeArray
+from memback.dry.memory import dry_memory
 from memback.engine.op import OpError
 from memback.ops.convolution import avg_pool2d, conv2d, max_pool2d, upsample
 

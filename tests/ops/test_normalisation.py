@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import memback as mb
-from memback.dry.array import ShapeArray, dry_memory
+from memback.dry.array import ShapeArray
+from memback.dry.memory import dry_memory
 from memback.engine.checkpoint import checkpoint
 from memback.engine.op import OpError
 from memback.engine.tensor import Tensor

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import memback as mb
-from memback.dry.array import ShapeArray, dry_memory
+from memback.dry.array import ShapeArray
+from memback.dry.memory import dry_memory
 from memback.engine.arrays import distinct_bytes, leaves, root
 from memback.engine.checkpoint import checkpoint
 from memback.engine.op import OpError

@@ -9,7 +9,8 @@ import ml_dtypes  # noqa: F401 - makes np.dtype know bfloat16
 import numpy as np
 import pytest
 
-from memback.dry.array import ShapeArray, argument_like, dry_memory
+from memback.dry.array import ShapeArray, argument_like
+from memback.dry.memory import dry_memory
 from memback.ops.activations import gelu
 from memback.ops.attention import scaled_dot_product_attention, tiled_attention
 from memback.ops.convolution import avg_pool2d, conv2d, max_pool2d, upsample

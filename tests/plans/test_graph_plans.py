@@ -18,7 +18,8 @@ from memback.plans.model.graph_region import GraphRegion
 from memback.plans.model.measure import predict
 from memback.plans.model.planning import RESERVE, ModelPlan, NoPlanError, Planning
 from memback.profiling import definition
-from memback.profiling.passes import Mode, Step
+from memback.profiling.mode import Mode
+from memback.profiling.step import Step
 from memback.profiling.workload import Workload
 
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)

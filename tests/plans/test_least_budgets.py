@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 
 import memback as mb
 from memback.plans.model.planning import RESERVE, NoPlanError, Planning
-from memback.profiling.passes import Step
+from memback.profiling.step import Step
 from tests.models.small import MODELS, batch
 from tests.profiling.networks import ROWS, WIDTH, Model, Network, networks
 

@@ -18,7 +18,7 @@ import numpy as np, psutil
 import memback as mb
 from memback.profiling.definition import load
 from memback.profiling.guard import check_fits
-from memback.profiling.passes import Mode
+from memback.profiling.mode import Mode
 from memback.profiling.training import Training
 from memback.profiling.workload import Workload
 

@@ -18,7 +18,8 @@ from memback.plans.actions import Backward, Drop, Forward, Keep, Stored
 from memback.plans.model.measure import measure, planned, trace
 from memback.plans.model.planning import RESERVE, ModelPlan, NoPlanError, Planning, knee
 from memback.plans.model.region import Region
-from memback.profiling.passes import Mode, Step
+from memback.profiling.mode import Mode
+from memback.profiling.step import Step
 from memback.units import parse_bytes
 from tests.models.small import MODELS, batch
 

@@ -12,7 +12,8 @@ import pytest
 import memback as mb
 from memback import nn, ops, optim
 from memback.dry.array import ShapeArray
-from memback.profiling.passes import Mode, Step, dry_arguments
+from memback.profiling.mode import Mode
+from memback.profiling.step import Step, dry_arguments
 
 X, Y = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32), np.zeros((16, 4), np.float32)
 

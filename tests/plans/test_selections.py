@@ -14,7 +14,8 @@ from memback.plans.model.mixing import Mixing
 from memback.plans.model.planning import RESERVE, Planning
 from memback.plans.model.policies import POLICIES
 from memback.plans.segments import recorded
-from memback.profiling.passes import Mode, Step
+from memback.profiling.mode import Mode
+from memback.profiling.step import Step
 from tests.models.small import MODELS, batch
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from memback.plans.model.planning import Planning
 from memback.profiling import definition
-from memback.profiling.passes import Mode, Step
+from memback.profiling.mode import Mode
+from memback.profiling.step import Step
 from memback.profiling.workload import Workload
 
 pytestmark = pytest.mark.long

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 import memback as mb
 from memback import nn, ops
-from memback.profiling.passes import Mode, Step
+from memback.profiling.mode import Mode
 from memback.profiling.run import modes_of, run_of
+from memback.profiling.step import Step
 
 UNARY = (ops.tanh, ops.exp, ops.softmax, ops.relu, ops.negative, lambda x: ops.reshape(x, (2, 6)))
 

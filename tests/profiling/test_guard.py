@@ -10,7 +10,8 @@ from memback import nn, ops
 from memback.engine.tensor import Tensor
 from memback.errors import MembackError
 from memback.profiling.guard import Available, available_memory, check_fits
-from memback.profiling.passes import Mode, Step
+from memback.profiling.mode import Mode
+from memback.profiling.step import Step
 from memback.units import format_bytes_short
 
 

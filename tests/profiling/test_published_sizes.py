@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from memback.profiling.definition import load, shipped
-from memback.profiling.passes import Mode, Step
+from memback.profiling.mode import Mode
+from memback.profiling.step import Step
 from memback.profiling.workload import Workload
 
 POSITIONS = (32768 - 1024) * 768

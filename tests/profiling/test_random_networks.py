@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 import memback as mb
 from memback.optim import SGD, AdamW
-from memback.profiling import passes
+from memback.profiling import measuring
 from memback.profiling.ledger import Ledger
-from memback.profiling.passes import Mode, Step
+from memback.profiling.mode import Mode
+from memback.profiling.step import Step
 from tests.profiling.networks import ROWS, WIDTH, Model, Network, networks
 
 FULL, OWN = Mode("full"), Mode("checkpoint")
@@ -31,7 +32,7 @@ OTHERS = [
 def quick_measurements() -> Iterator[None]:
     """Memory need not go back to the system."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "_give_back_free_memory", lambda: None)
+        patch.setattr(measuring, "_give_back_free_memory", lambda: None)
         yield
 
 

@@ -17,9 +17,10 @@ from memback.engine.tape import Tape
 from memback.engine.tensor import Tensor
 from memback.nn.policy import applied
 from memback.profiling.definition import load, shipped
-from memback.profiling.passes import MODES, Mode, Step, dry_arguments
+from memback.profiling.mode import MODES, Mode
 from memback.profiling.report import Report, Run
 from memback.profiling.run import profile
+from memback.profiling.step import Step, dry_arguments
 from memback.profiling.workload import Workload
 
 SMALLER = {"long-context": {"data.sequence": "2048"}}

@@ -8,8 +8,8 @@ import pytest
 from memback.commands import main
 from memback.errors import MembackError
 from memback.plans.model.planning import RESERVE
+from memback.profiling.accounts import EXCHANGED
 from memback.profiling.definition import load
-from memback.profiling.ledger import EXCHANGED
 from memback.sweeps.point import Done, Task, run
 from tests.sweeps.small import grid, numbers, rows_of
 

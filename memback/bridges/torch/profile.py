@@ -23,7 +23,8 @@ from memback.bridges.torch.recording.storages import distinct_bytes
 from memback.bridges.torch.recording.tracking import Tracker
 from memback.errors import MembackError, UsageError
 from memback.profiling import report as plain
-from memback.profiling.passes import Mode, Peak, Seconds, median
+from memback.profiling.measuring import Peak, Seconds, median
+from memback.profiling.mode import Mode
 from memback.profiling.report import Report, Run
 from memback.profiling.run import machine, modes_of, run_of
 

@@ -27,7 +27,8 @@ from memback.plans.graph.schedule import Schedule, everything, nothing, unfold
 from memback.plans.model.graph_region import GraphRegion
 from memback.plans.model.measure import predict
 from memback.plans.model.trace import Trace
-from memback.profiling.passes import DryLedger, Step
+from memback.profiling.ledger import DryLedger
+from memback.profiling.step import Step
 
 __all__ = ["LARGEST", "Graphed", "graphed"]
 

@@ -28,7 +28,10 @@ from memback.plans.model.trace import Layout, Trace
 from memback.plans.segments import inputs_alone, recorded
 from memback.plans.simulate import Chain
 from memback.plans.stage import Stage
-from memback.profiling.passes import DryLedger, Mode, Prediction, Step
+from memback.profiling.ledger import DryLedger
+from memback.profiling.measuring import Prediction
+from memback.profiling.mode import Mode
+from memback.profiling.step import Step
 
 if TYPE_CHECKING:
     from memback.nn.module import Module

@@ -30,7 +30,8 @@ from memback.plans.saved import SavedPlan, check_parameters
 from memback.plans.segments import recorded
 from memback.plans.simulate import BudgetError, Chain, finish
 from memback.plans.stage import Stage
-from memback.profiling.passes import Mode, Step
+from memback.profiling.mode import Mode
+from memback.profiling.step import Step
 from memback.units import format_bytes, format_bytes_short
 
 if TYPE_CHECKING:

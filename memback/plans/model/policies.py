@@ -17,7 +17,7 @@ from memback.plans.model.trace import Layout, Trace
 from memback.plans.stage import Stage
 
 if TYPE_CHECKING:
-    from memback.profiling.passes import Step
+    from memback.profiling.step import Step
 
 __all__ = ["POLICIES", "Program", "programs"]
 

@@ -14,7 +14,8 @@ from memback.engine.recipe import RecordedCall
 from memback.plans.model.measure import planned
 from memback.plans.model.planning import ModelPlan
 from memback.plans.model.region import Region
-from memback.profiling.passes import Mode, Step
+from memback.profiling.mode import Mode
+from memback.profiling.step import Step
 
 __all__ = ["Timing", "measure"]
 

@@ -42,8 +42,9 @@ from memback.plans.model.planning import FrontierPoint
 from memback.plans.saved import SavedPlan, check_parameters
 from memback.plans.simulate import BudgetError, simulate
 from memback.plans.stage import Stage
-from memback.profiling.ledger import Row
-from memback.profiling.passes import Mode, Peak
+from memback.profiling.accounts import Row
+from memback.profiling.measuring import Peak
+from memback.profiling.mode import Mode
 from memback.units import format_bytes, format_bytes_short
 
 __all__ = ["NoPlanError", "Planning", "TorchPlan", "Verdict", "frontier", "plan", "planned_by"]

@@ -27,8 +27,8 @@ from memback.bridges.torch.recording.step import Step
 from memback.bridges.torch.recording.storages import key, storages, tensors
 from memback.bridges.torch.recording.tracking import Tracker
 from memback.plans.stage import Stage
-from memback.profiling.ledger import Account
-from memback.profiling.passes import Mode
+from memback.profiling.accounts import Account
+from memback.profiling.mode import Mode
 
 __all__ = ["Blocks", "find_blocks", "seconds", "weighed"]
 

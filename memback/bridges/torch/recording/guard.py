@@ -8,7 +8,7 @@ import torch
 
 from memback.bridges.torch.recording.step import DryRunError, Step
 from memback.profiling.guard import Available, available_memory, modes_that_fit, refuse_too_large
-from memback.profiling.passes import Mode
+from memback.profiling.mode import Mode
 
 __all__ = ["check_fits"]
 

@@ -28,7 +28,8 @@ from memback.bridges.torch.recording.standing_in import standing_in
 from memback.bridges.torch.recording.storages import tensors, unwrapped
 from memback.bridges.torch.recording.tracking import Tracker
 from memback.errors import MembackError, UsageError
-from memback.profiling.passes import Mode, RssSampler, Seconds
+from memback.profiling.measuring import RssSampler, Seconds
+from memback.profiling.mode import Mode
 
 __all__ = ["Account", "DryRunError", "Step", "explained", "sum_of_outputs"]
 

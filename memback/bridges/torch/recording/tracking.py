@@ -7,7 +7,7 @@
 
 The step is any code that runs ops and, if it trains, backward; on real tensors or, within a ``FakeTensorMode``, on such
 as hold no memory. The words are the glossary's, a buffer is a storage, and the account is kept as
-:class:`memback.profiling.ledger.Accounts` keeps it. What tells the tracker of things:
+:class:`memback.profiling.accounts.Accounts` keeps it. What tells the tracker of things:
 
 - a dispatch mode, of every op below autograd: what it gives anew is born, and a weak reference says when it dies;
 - saved-tensor hooks, of what autograd keeps, and of when it lets go;
@@ -41,8 +41,8 @@ from memback.bridges.torch.recording.paths import ModulePaths, call_site, called
 from memback.bridges.torch.recording.storages import key, storages, tensors
 from memback.engine.site import Site
 from memback.errors import MembackError
-from memback.profiling.ledger import CATEGORIES, Account, Accounts, Category, Interval, Row
-from memback.profiling.passes import Peak
+from memback.profiling.accounts import CATEGORIES, Account, Accounts, Category, Interval, Row
+from memback.profiling.measuring import Peak
 
 __all__ = ["Tracker"]
 

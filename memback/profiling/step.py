@@ -6,35 +6,41 @@ step repeats itself exactly, since the random stream, the gradients and the runn
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import hashlib
-import statistics
-import sys
-import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 
-from memback.dry.array import ShapeArray, dry_memory, fresh_dry_memory
+from memback.dry.array import ShapeArray
+from memback.dry.memory import dry_memory, fresh_dry_memory
 from memback.dry.mode import dry_run
 from memback.engine.arrays import root
 from memback.engine.modes import no_grad
-from memback.engine.node import Edge, Node
-from memback.engine.observer import Call, Observer
-from memback.engine.op import Op
+from memback.engine.observer import Observer
 from memback.engine.state import current
 from memback.engine.tape import Tape
 from memback.engine.tensor import Tensor
 from memback.errors import MembackError, UsageError
-from memback.nn.policy import Planned, applied
-from memback.profiling.ledger import Interval, Ledger, peak_of
+from memback.nn.policy import applied
+from memback.profiling.accounts import peak_of
+from memback.profiling.ledger import DryLedger, Ledger
+from memback.profiling.measuring import (
+    AtEveryInterval,
+    Bookkeeping,
+    Observation,
+    Peak,
+    PhaseClock,
+    Prediction,
+    RssSampler,
+    Seconds,
+    TracedPeaks,
+)
+from memback.profiling.mode import Mode
 from memback.profiling.precision import warn_of_subnormal_gradients
 from memback.profiling.stand_ins import stand_ins
 
@@ -42,229 +48,7 @@ if TYPE_CHECKING:
     from memback.nn.module import Module
     from memback.optim import Optimizer
 
-__all__ = ["MODES", "DryLedger", "Mode", "Peak", "Prediction", "RssSampler", "Seconds", "Step", "dry_arguments"]
-
-MODES = ("retain-all", "full", "checkpoint", "inference")
-"""The ways to run a step, from the most memory to the least."""
-
-
-@dataclass(frozen=True)
-class Mode:
-    """A way to run a step: one of :data:`MODES`, with a policy (or a plan) where it is ``checkpoint``.
-
-    Without one, ``checkpoint`` leaves the checkpoints as the model itself has them; in the other modes it has none.
-    """
-
-    name: str
-    policy: str | Planned | None = None
-
-    def __post_init__(self) -> None:
-        if self.name not in MODES:
-            raise UsageError(f"unknown mode {self.name!r}; there are {', '.join(MODES)}")
-        if self.policy is not None and self.name != "checkpoint":
-            raise UsageError(f"mode {self.name!r} takes no policy")
-
-    def __str__(self) -> str:
-        return self.name if self.policy is None else f"{self.name}:{self.policy_name}"
-
-    @property
-    def policy_name(self) -> str | None:
-        """What the policy, or the plan in its place, is called."""
-        return self.policy if self.policy is None or isinstance(self.policy, str) else self.policy.name
-
-    @property
-    def trains(self) -> bool:
-        """Whether there is a backward pass."""
-        return self.name != "inference"
-
-
-@dataclass(frozen=True)
-class Seconds:
-    """Time of one step in seconds: forward, backward without recomputation, and recomputation."""
-
-    forward: float
-    backward: float
-    recompute: float
-
-
-@dataclass(frozen=True)
-class Peak:
-    """The largest number of live bytes, in which interval, and what it is made of (the parts sum to it)."""
-
-    bytes: int
-    interval: Interval
-    parts: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a dry run says: the peak, and the ledger that watched it."""
-
-    peak: Peak
-    ledger: Ledger
-
-
-@dataclass(frozen=True)
-class Account:
-    """What a watched real run showed."""
-
-    ledger: Ledger
-    loss: float
-    gradient_sha256: str | None
-    gradient_bytes: int
-    rss_growth: int
-
-
-# -- observers of one thing each
-
-
-class _PhaseClock(Observer):
-    """Takes the time at which each phase begins; costs next to nothing an op."""
-
-    def __init__(self) -> None:
-        self.recompute = 0.0
-        self._depth = 0
-        self._began = 0.0
-
-    def recompute_begins(self, node: Node) -> None:
-        if self._depth == 0:
-            self._began = time.perf_counter()
-        self._depth += 1
-
-    def recompute_ended(self, node: Node) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            self.recompute += time.perf_counter() - self._began
-
-
-class _AtEveryInterval(Observer):
-    """Calls ``close`` wherever the ledger closes an interval, in the same order."""
-
-    def close(self) -> None:
-        """An interval ends."""
-        raise NotImplementedError
-
-    def forward_begins(self, op: Op) -> None:
-        self.close()
-
-    def forward_ended(self, call: Call) -> None:
-        self.close()
-
-    def forward_failed(self) -> None:
-        self.close()
-
-    def backward_pass_begins(self) -> None:
-        self.close()
-
-    def backward_begins(self, node: Node) -> None:
-        self.close()
-
-    def backward_ended(self, node: Node, edges: Sequence[Edge | None]) -> None:
-        self.close()
-
-    def recompute_begins(self, node: Node) -> None:
-        self.close()
-
-    def recompute_ended(self, node: Node) -> None:
-        self.close()
-
-    def update_begins(self) -> None:
-        self.close()
-
-    def update_ended(self) -> None:
-        self.close()
-
-    def finish(self) -> None:
-        """The step is over."""
-        self.close()
-
-
-class _TracedPeaks(_AtEveryInterval):
-    """``tracemalloc``'s peak in every interval, written into memory that was there before."""
-
-    def __init__(self, intervals: int) -> None:
-        self.peaks = np.zeros(intervals, np.int64)
-        self._next = 0
-
-    def close(self) -> None:
-        self.peaks[self._next] = tracemalloc.get_traced_memory()[1]
-        self._next += 1
-        tracemalloc.reset_peak()
-
-
-class _Bookkeeping(_AtEveryInterval):
-    """Bytes of Python's own objects (everything traced that is not array data) at the end of one interval."""
-
-    def __init__(self, interval: int) -> None:
-        self._left = interval
-        self.bytes = 0
-
-    def close(self) -> None:
-        if self._left == 0:
-            self.bytes = _traced_objects()
-        self._left -= 1
-
-
-def _traced_objects() -> int:
-    snapshot = tracemalloc.take_snapshot()
-    return sum(t.size for t in snapshot.traces if t.domain != np.lib.tracemalloc_domain)
-
-
-class DryLedger(Ledger):
-    """A ledger that also notes the dry memory's peak in every interval; ``events`` is whether to keep the timeline."""
-
-    def __init__(self, names: Mapping[int, str], events: bool = True) -> None:
-        self.peaks: list[int] = []
-        self._memory = dry_memory()
-        super().__init__(names, events=events)
-
-    def _close(self) -> None:
-        super()._close()
-        self.peaks.append(self._memory.peak)
-        self._memory.reset_peak()
-
-
-class RssSampler:
-    """The growth of the process's resident set while a block runs, looked at every two milliseconds."""
-
-    def __enter__(self) -> RssSampler:
-        _give_back_free_memory()
-        self._process = psutil.Process()
-        self._before = self._highest = self._process.memory_info().rss
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-        return self
-
-    def _sample(self) -> None:
-        while not self._stop.wait(0.002):
-            self._look()
-
-    def _look(self) -> None:
-        self._highest = max(self._highest, self._process.memory_info().rss)
-
-    def __exit__(self, *_: object) -> None:
-        self._look()
-        self._stop.set()
-        self._thread.join()
-
-    @property
-    def growth(self) -> int:
-        """Bytes."""
-        return self._highest - self._before
-
-
-def _give_back_free_memory() -> None:
-    """Where the C library can, return freed pages to the system, so that earlier runs do not hide a run's growth."""
-    gc.collect()
-    if sys.platform == "linux":
-        try:
-            ctypes.CDLL(None).malloc_trim(0)
-        except (OSError, AttributeError):
-            return
-
-
-# -- arguments without memory
+__all__ = ["Step", "dry_arguments"]
 
 
 @contextmanager
@@ -275,9 +59,6 @@ def dry_arguments(module: Module | None, optimizer: Optimizer | None = None) -> 
     """
     with stand_ins(module, optimizer, ShapeArray.argument_like), dry_run():
         yield
-
-
-# -- a step
 
 
 class Step:
@@ -401,7 +182,7 @@ class Step:
 
     # -- one run for each question
 
-    def account(self, mode: Mode) -> Account:
+    def account(self, mode: Mode) -> Observation:
         """Run under a ledger."""
         with self.unchanged():
             ledger = Ledger(self.names(), timed=True)
@@ -409,12 +190,12 @@ class Step:
                 loss = self.run(mode, ledger)
             ledger.finish()
             sha, size = self._gradients() if mode.trains else (None, 0)
-            return Account(ledger, float(loss.data), sha, size, rss.growth)
+            return Observation(ledger, float(loss.data), sha, size, rss.growth)
 
     def time(self, mode: Mode) -> Seconds:
         """Run for the time alone."""
         with self.unchanged():
-            phases = _PhaseClock()
+            phases = PhaseClock()
             middle: list[float] = []
             start = time.perf_counter()
             self.run(mode, phases, lambda: middle.append(time.perf_counter()), update=False)
@@ -429,14 +210,14 @@ class Step:
         """
         if tracemalloc.is_tracing():
             raise MembackError("tracemalloc is tracing already: stop it before a profile, which measures with it")
-        recorder = _TracedPeaks(len(ledger.intervals))
+        recorder = TracedPeaks(len(ledger.intervals))
         self._traced(mode, recorder)
-        bookkeeping = _Bookkeeping(int(recorder.peaks.argmax()))
+        bookkeeping = Bookkeeping(int(recorder.peaks.argmax()))
         self._traced(mode, bookkeeping)
         number, parts = peak_of(ledger.intervals, (recorder.peaks - bookkeeping.bytes).tolist())
         return Peak(sum(parts.values()), ledger.intervals[number], parts), bookkeeping.bytes
 
-    def _traced(self, mode: Mode, observer: _AtEveryInterval) -> None:
+    def _traced(self, mode: Mode, observer: AtEveryInterval) -> None:
         with self.unchanged():
             gc.collect()
             tracemalloc.start()
@@ -479,8 +260,3 @@ def _no_policy(mode: Mode) -> Iterator[None]:
     if mode.policy is not None:
         raise UsageError(f"mode {mode} needs `module`, the model whose layers the policy is applied to")
     yield
-
-
-def median(times: Sequence[Seconds]) -> Seconds:
-    """The median of each phase."""
-    return Seconds(*(statistics.median(getattr(t, f) for t in times) for f in ("forward", "backward", "recompute")))

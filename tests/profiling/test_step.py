@@ -8,7 +8,8 @@ import pytest
 import memback as mb
 from memback import nn, ops
 from memback.profiling.definition import load
-from memback.profiling.passes import Mode, Step
+from memback.profiling.mode import Mode
+from memback.profiling.step import Step
 from memback.profiling.workload import Workload
 
 
