@@ -279,6 +279,10 @@ class Segments(Replay):
             if id(array) in self._names:
                 self._names[id(value)] = self._names[id(array)]
 
+    def clear(self) -> None:
+        super().clear()
+        self._inputs.clear()
+
     def _recompute(self, step: Recompute, state: State, retain: bool) -> None:
         super()._recompute(step, state, retain)
         segment = self._recomputes.get(self._position - 1)

@@ -42,6 +42,8 @@ class Owner(Protocol):
 
     def reach(self, number: int, state: State, retain: bool) -> None: ...
 
+    def clear(self) -> None: ...
+
 
 class Recipe:
     """How a call is run again: its values without those that earlier calls made, and which calls those are.
@@ -156,6 +158,8 @@ class RecordedCall(Node):
     def forget(self) -> None:
         """Drop everything that is kept, and what the program stores."""
         super().forget()
+        if self.replay is not None:
+            self.replay.clear()
         self.replay, self.recipe = None, None
 
 

@@ -298,6 +298,11 @@ class Replay:
 
     # -- what is stored
 
+    def clear(self) -> None:
+        """Store nothing any longer: the tape was cleared."""
+        self._store.clear()
+        self._saves.clear()
+
     def _hold(self, number: int, call: Any, out: Any) -> None:
         held = self._store[number] = Held(call, out)
         self._untold.append(held)

@@ -35,13 +35,13 @@ def _name_of(dtype: Any) -> str:
 
 
 class _Holding(weakref.ref[Node]):
-    """What a recorded call, which it refers to weakly, keeps: whether it is a ``repeated`` one, and which accounts."""
+    """What a recorded call, which it refers to weakly, keeps: what was saved, and what was recomputed."""
 
-    __slots__ = ("accounts", "key", "repeated", "row")
+    __slots__ = ("accounts", "key", "recomputed", "row")
 
     accounts: list[Account]
     key: int
-    repeated: bool
+    recomputed: list[Account]
     row: Row
 
     __eq__ = object.__eq__
@@ -125,7 +125,7 @@ class Ledger(Accounts, Observer):
                 self._meet_gradient(grad, owner)
                 if isinstance(edge, Tensor):
                     self._leaf_gradients[id(edge)] = grad.nbytes
-        if holding is not None and node.kept is None:
+        if holding is not None and not node.kept:
             self._let_go(holding)
         self._close()
 
@@ -242,6 +242,7 @@ class Ledger(Accounts, Observer):
     def _hold(self, node: Node, row: Row) -> None:
         repeated = self._phase == "recompute"
         accounts: list[Account] = []
+        recomputed: list[Account] = []
         residuals = node.residuals
         for name, value in node.saved():
             maker, what = (row, f"{name} of") if name in residuals else (None, "")
@@ -249,16 +250,20 @@ class Ledger(Accounts, Observer):
                 account = self._meet(array, maker, what)
                 if account.argument:
                     continue
-                accounts.append(account)
-                if repeated:
+                if repeated and not account.holders:
                     account.recomputed_holders += 1
-                else:
+                    recomputed.append(account)
+                else:  # what was saved is not recomputed, though it is held for a call that is
                     account.holders += 1
+                    accounts.append(account)
+                if not repeated:
                     row.kept.append((name, account))
                 self._sort(account, "hold")
+        if repeated and (before := self._holdings.get(id(node))) is not None:
+            self._let_go(before)
         holding = _Holding(node, self._when_gone)
         holding.key, holding.row = id(node), row
-        holding.accounts, holding.repeated = accounts, repeated
+        holding.accounts, holding.recomputed = accounts, recomputed
         self._holdings[holding.key] = holding
 
     def _retain(self, tape: Recorder, outs: Iterable[Array], row: Row) -> None:
@@ -300,10 +305,10 @@ class Ledger(Accounts, Observer):
             row = holding.row
             row.kept = [(name, a) for name, a in row.kept if a in self._retained and a.owner is row]
         for account in holding.accounts:
-            if holding.repeated:
-                account.recomputed_holders -= 1
-            else:
-                account.holders -= 1
+            account.holders -= 1
+            self._resort(account)
+        for account in holding.recomputed:
+            account.recomputed_holders -= 1
             self._resort(account)
 
     # -- time
