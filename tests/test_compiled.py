@@ -55,7 +55,7 @@ def both(name: str, x: Any, d_out: Any) -> list[Any]:
 @numba
 @pytest.mark.usefixtures("in_use")
 @pytest.mark.parametrize("name", CALLS)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 70)),
     size=st.sampled_from([0.1, 1.0, 10.0]),

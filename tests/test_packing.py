@@ -328,6 +328,7 @@ SETUP = """
 import os, sys, signal, resource
 import numpy as np, memback as mb
 from memback import nn, ops
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins by ignoring it
 model = nn.Sequential(*[nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(6)])
 x = mb.Tensor(np.ones((512, 64), np.float32))
 """

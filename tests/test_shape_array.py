@@ -596,7 +596,7 @@ def assign_by(draw: Draw, _: Any) -> Trial:
 
 @pytest.mark.parametrize("name", CASES)
 def test_it_agrees_with_numpy_in_shape_type_layout_buffer_and_bytes(name: str) -> None:
-    @settings(max_examples=40)
+    @settings(max_examples=25)
     @given(CASES[name])
     def run(trial: Trial) -> None:
         compare(trial)

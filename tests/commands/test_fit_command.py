@@ -8,10 +8,10 @@ import pytest
 from memback.commands import main
 
 SMALL = [
-    *("--set", "model.layers=2", "--set", "model.width=32", "--set", "model.heads=2"),
+    *("--set", "model.layers=1", "--set", "model.width=32", "--set", "model.heads=2"),
     *("--set", "model.context=32", "--set", "data.sequence=32", "--set", "data.limit=20000"),
 ]
-TINY = ["fit", "source-gpt", *SMALL, "--budget", "1MiB"]
+TINY = ["fit", "source-gpt", *SMALL, "--budget", "800KiB"]
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import pytest
 from memback.commands import main
 from memback.data import REGISTRY as DATA
 from memback.data import Dataset
-from memback.profiling import definition, passes
+from memback.profiling import definition, step
 from memback.profiling.definition import load
 from memback.profiling.guard import Available
 from memback.profiling.workload import Workload
@@ -72,8 +72,8 @@ def test_settings_reach_the_model_and_the_data(capsys):
 
 
 def test_a_dry_run_allocates_nothing_and_measures_nothing(monkeypatch, capsys):
-    monkeypatch.setattr(passes.Step, "account", refuse)
-    monkeypatch.setattr(passes.Step, "measure", refuse)
+    monkeypatch.setattr(step.Step, "account", refuse)
+    monkeypatch.setattr(step.Step, "measure", refuse)
     found = report(capsys, "profile", "digits", "--dry")
     for run in found["runs"]:
         assert run["predicted_peak_bytes"] > 0
@@ -94,7 +94,7 @@ def test_a_dry_run_reads_no_data(name, monkeypatch, capsys):
 
 
 def test_a_run_that_parts_from_its_prediction_says_so(monkeypatch, capsys):
-    predict = passes.Step.predict
+    predict = step.Step.predict
 
     def predict_less(self, mode):
         found = predict(self, mode)
@@ -105,7 +105,7 @@ def test_a_run_that_parts_from_its_prediction_says_so(monkeypatch, capsys):
     quick = ["profile", "digits", "--rounds", "1", "--mode", "full", "--batch", "1000"]
     assert main(quick) == 0
     assert "does not hold" not in capsys.readouterr().out
-    monkeypatch.setattr(passes.Step, "predict", predict_less)
+    monkeypatch.setattr(step.Step, "predict", predict_less)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert main(quick) == 0
@@ -173,7 +173,7 @@ def test_layers_shows_a_table_of_every_mode_without_folding(capsys):
     ],
 )
 def test_a_wrong_request_ends_in_one_line_and_exit_code_2(arguments, expected, monkeypatch, capsys):
-    monkeypatch.setattr(passes.Step, "account", refuse)
+    monkeypatch.setattr(step.Step, "account", refuse)
     assert main(["profile", "notes", *arguments]) == 2
     assert expected in message(capsys)
 
@@ -189,7 +189,7 @@ def test_an_existing_file_is_refused_before_work_begins(option, name, tmp_path, 
     path = tmp_path / name
     path.write_text("precious")
     with monkeypatch.context() as patch:
-        patch.setattr(passes.Step, "account", refuse)
+        patch.setattr(step.Step, "account", refuse)
         assert main([*QUICK, option, str(path)]) == 2
     assert "will not overwrite without --force" in message(capsys)
     assert path.read_text() == "precious"
@@ -205,7 +205,7 @@ def test_a_model_that_refuses_its_values_is_one_line(capsys):
 def test_what_does_not_fit_is_refused_with_what_would_unless_forced(monkeypatch, capsys):
     monkeypatch.setattr("memback.profiling.guard.available_memory", lambda: Available(10_000, "free memory"))
     with monkeypatch.context() as patch:
-        patch.setattr(passes.Step, "account", refuse)
+        patch.setattr(step.Step, "account", refuse)
         assert main(["profile", "digits"]) == 1
     assert "in mode retain-all" in message(capsys)
     assert main([*QUICK, "--force", "--quiet"]) == 0
@@ -235,10 +235,10 @@ def test_a_step_that_can_not_go_on_writes_nothing(error, code, expected, tmp_pat
 def test_the_frontier_of_plans_is_in_the_report_in_every_format_and_below_the_plan_that_was_chosen(
     tmp_path, capsys, monkeypatch
 ):
-    small = ["--set", "model.depth=40", "--batch", "512", "--dry"]
+    small = ["--set", "model.depth=20", "--batch", "512", "--dry"]
     files = {suffix: tmp_path / f"report{suffix}" for suffix in (".json", ".html", ".md", ".txt")}
     written = [part for file in files.values() for part in ("-o", str(file))]
-    assert main(["profile", "deep-mlp", *small, "--frontier", "--budget", "6MiB", *written]) == 0
+    assert main(["profile", "deep-mlp", *small, "--frontier", "--budget", "4MiB", *written]) == 0
     stored = json.loads(files[".json"].read_text())
     points = stored["frontier"]
     assert len(points) > 3
@@ -249,7 +249,7 @@ def test_the_frontier_of_plans_is_in_the_report_in_every_format_and_below_the_pl
     full, planned = runs["full"], runs["checkpoint"]
     assert points[-1][0] >= full["predicted_peak_bytes"]
     assert points[-1][1] == full["recomputed_flops"] == 0
-    fitting = [cost for peak, cost in points if peak <= 6 * 2**20]
+    fitting = [cost for peak, cost in points if peak <= 4 * 2**20]
     assert 0 < planned["recomputed_flops"] <= min(fitting)
 
     page = data(files[".html"].read_text(encoding="utf-8"))

@@ -37,7 +37,7 @@ def random_chain(seed: int) -> tuple[list[Stage], int]:
     return stages, r.choice([0, 0, 4])
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.long) for part in range(1, 4))])
 def test_it_is_the_best_of_all_persistent_schedules(part: int) -> None:
     """On 1,000 chains: the frontier has every point of brute force and no other, and solve gives each."""
     for seed in range(part * 250, part * 250 + 250):

@@ -45,6 +45,9 @@ def error(action, kind):
     raise SystemExit("it fitted")
 
 
+if not limited:
+    print(json.dumps({"trained": train(None)}))
+    raise SystemExit
 dry = Workload.build(profile, dry=True)
 step = dry.predicted_step()
 full = step.predict(Mode("full")).peak.bytes
@@ -52,20 +55,17 @@ x, _ = dry.batch(0)
 # not by a solver, whose freed memory stays in the process's address space
 plan = mb.plan(dry.model, x, step=step.function, optimizer=dry.optimizer, budget=int(share * full), planner="chain")
 result = {"full": full, "plan": plan.peak_bytes, "argument_bytes": dry.argument_bytes}
-if not limited:
-    result["trained"] = train(None)
-else:
-    train_one = load("digits").with_overrides({"train.steps": "1"})
-    list(Training(Workload.build(train_one)).steps(1))  # whatever is loaded when it is first used
-    gc.collect()
-    room = plan.peak_bytes + dry.argument_bytes + SLACK
-    limit = psutil.Process().memory_info().vms + room
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    guard = lambda: check_fits(step, [Mode("full")], dry.argument_bytes)
-    result["refused"] = error(guard, mb.MembackError)
-    result["failed"] = error(lambda: train(None), mb.MembackError)
-    gc.collect()
-    result["trained"] = train(plan)
+train_one = load("digits").with_overrides({"train.steps": "1"})
+list(Training(Workload.build(train_one)).steps(1))  # whatever is loaded when it is first used
+gc.collect()
+room = plan.peak_bytes + dry.argument_bytes + SLACK
+limit = psutil.Process().memory_info().vms + room
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+guard = lambda: check_fits(step, [Mode("full")], dry.argument_bytes)
+result["refused"] = error(guard, mb.MembackError)
+result["failed"] = error(lambda: train(None), mb.MembackError)
+gc.collect()
+result["trained"] = train(plan)
 print(json.dumps(result))
 """
 

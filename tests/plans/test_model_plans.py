@@ -21,27 +21,16 @@ from memback.plans.model.region import Region
 from memback.profiling.mode import Mode
 from memback.profiling.step import Step
 from memback.units import parse_bytes
-from tests.models.small import MODELS, batch
+from tests.models.small import MODELS
+from tests.plans.small import made, planning_of
 
-SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+SHARES = (0.0, 0.3, 0.7, 1.0)
 """Budgets between the least that there is a plan for and full retention's peak."""
-
-
-def made(name):
-    """(model, step on it)"""
-    mb.manual_seed(3)
-    model = MODELS[name]("float32")
-    x, y = batch(name, "float32")
-    return model, Step(lambda: model.loss(x, y), model)
 
 
 def budgets(planning):
     least, most = planning.leanest().budget, planning.everything.budget
     return [least + int(share * (most - least)) for share in SHARES]
-
-
-def run(step):
-    """Loss, gradients' hash, the ledger, and buffers of one watched step."""
 
 
 def mlp(depth=8, width=32, **options):
@@ -71,8 +60,8 @@ def same(first, second):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_plan_fits_changes_no_bit_and_keeps_what_it_says(name):
-    model, step = made(name)
-    planning = Planning(step)
+    planning = planning_of(name)
+    step, model = planning.step, planning.step.module
     full = step.account(Mode("full"))
     for budget in budgets(planning):
         plan = planning.plan(budget, "chain")
@@ -90,10 +79,9 @@ def test_a_plan_fits_changes_no_bit_and_keeps_what_it_says(name):
 
 @pytest.mark.parametrize("name", ["gpt", "resnet18", "unet", "vit"])
 def test_side_effects_happen_once_and_dropout_draws_the_same_masks(name):
-    buffers = []
+    buffers, plan = [], planning_of(name).leanest()
     for planned_too in (False, True):
         model, step = made(name)
-        plan = Planning(step).leanest()
         with plan.apply(model) if planned_too else mb.Tape():
             loss = step.function()
         loss.backward()
@@ -252,8 +240,8 @@ def test_a_sequential_runs_a_plan_as_its_checkpoint():
 
 
 def test_profile_shows_a_plan_beside_the_other_modes():
-    model, step = made("gpt")
-    plan = Planning(step).leanest()
+    planning = planning_of("gpt")
+    plan, step, model = planning.leanest(), planning.step, planning.step.module
     report = mb.profile(step.function, model, policy=plan, rounds=1)
     checkpoint = next(run for run in report.runs if run.mode == "checkpoint")
     full = next(run for run in report.runs if run.mode == "full")
@@ -263,8 +251,7 @@ def test_profile_shows_a_plan_beside_the_other_modes():
 
 
 def test_the_frontier_is_monotone_and_each_of_its_points_can_be_planned():
-    _, step = made("gpt")
-    planning = Planning(step)
+    planning = planning_of("gpt")
     points = planning.frontier()
     assert len(points) > 3
     for one, other in pairwise(points):

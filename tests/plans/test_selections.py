@@ -9,23 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import memback as mb
+from memback.plans.model import RESERVE
 from memback.plans.model.cut import CutCall, cut
 from memback.plans.model.mixing import Mixing
-from memback.plans.model.planning import RESERVE, Planning
 from memback.plans.model.policies import POLICIES
 from memback.plans.segments import recorded
 from memback.profiling.mode import Mode
-from memback.profiling.step import Step
-from tests.models.small import MODELS, batch
-
-
-def planning_of(name):
-    mb.manual_seed(3)
-    model = MODELS[name]("float32")
-    x, y = batch(name, "float32")
-    step = Step(lambda: model.loss(x, y), model)
-    return step, Planning(step)
-
+from tests.models.small import MODELS
+from tests.plans.small import planning_of
 
 # -- cuts
 
@@ -80,8 +71,7 @@ def test_a_cut_is_what_brute_force_finds(stage, price):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_more_steps_keep_more_and_compute_less(name):
-    _, planning = planning_of(name)
-    choices = planning.staged.choices
+    choices = planning_of(name).staged.choices
     mixing = Mixing(choices, len(choices) - 1)
     mixtures = [mixing.mixed(count).stages for count in range(len(mixing.steps) + 1)]
     for fewer, more in pairwise(mixtures):
@@ -97,11 +87,11 @@ def test_more_steps_keep_more_and_compute_less(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_no_policy_is_better_than_the_frontier(name):
-    step, planning = planning_of(name)
+    planning = planning_of(name)
     points = planning.frontier()
     for policy in POLICIES:
         try:
-            prediction = step.predict(Mode("checkpoint", policy))
+            prediction = planning.step.predict(Mode("checkpoint", policy))
         except mb.UsageError:
             continue
         cheapest = min(p.extra_flops for p in points if p.budget - RESERVE <= prediction.peak.bytes)
@@ -110,11 +100,11 @@ def test_no_policy_is_better_than_the_frontier(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_plan_of_a_policy_takes_no_more_than_the_policy_and_changes_no_bit(name):
-    step, planning = planning_of(name)
-    full = step.account(Mode("full"))
+    planning = planning_of(name)
+    full = planning.step.account(Mode("full"))
     for plan in planning.policies:
         policy = plan.optimality.removeprefix("heuristic: the policy ")
-        prediction = step.predict(Mode("checkpoint", policy))
+        prediction = planning.step.predict(Mode("checkpoint", policy))
         assert plan.peak_bytes <= prediction.peak.bytes
         assert plan.extra_flops <= prediction.ledger.recomputed_flops
-        assert step.account(Mode("checkpoint", plan)).gradient_sha256 == full.gradient_sha256
+        assert planning.step.account(Mode("checkpoint", plan)).gradient_sha256 == full.gradient_sha256

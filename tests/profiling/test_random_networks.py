@@ -59,7 +59,7 @@ def rows(ledger: Ledger) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.filterwarnings("ignore::memback.engine.checkpoint.CheckpointWarning")
-@settings(max_examples=80, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, suppress_health_check=list(HealthCheck))
 @given(network=networks, other=st.sampled_from(OTHERS))
 def test_what_is_predicted_is_what_a_real_run_holds(network: Network, other: Mode) -> None:
     """Each network in full retention, with the checkpoints that it has itself, and in another mode.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from memback.errors import MembackError, UsageError
 from memback.profiling.report import SCHEMA, Layer, Report, Run
@@ -27,6 +27,7 @@ def row_of(run: Run, path: str) -> int:
     return next(i for i, layer in enumerate(run.layers) if layer.path == path)
 
 
+@settings(max_examples=50)
 @given(reports)
 def test_json_gives_back_an_equal_report(report: Report) -> None:
     again = Report.from_json(msgspec.json.encode(report))

@@ -14,7 +14,7 @@ from memback.reports.plan import drawn
 MARKS = " ·▪◂▣■"
 
 
-@given(st.integers(1, 90), st.integers(1, 300), st.integers(1, 120), st.randoms(use_true_random=False))
+@given(st.integers(1, 90), st.integers(1, 300), st.integers(1, 120), st.randoms(use_true_random=True))
 def test_every_sweep_is_a_line_of_marks_or_counted_among_those_left_out(stages, sweeps, width, random):
     marked = [(f"sweep {i}", random.choices(MARKS, k=stages)) for i in range(sweeps)]
     *lines, empty, legend = [line for line in drawn(marked, width, "legend") if not line.startswith("A column stands")]

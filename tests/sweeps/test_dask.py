@@ -26,13 +26,18 @@ def cluster() -> Iterator[Any]:
         yield local
 
 
+@pytest.fixture(scope="module")
+def alone():
+    return rows_of(ONE)
+
+
 def rows_on(cluster):
     groups = run.on_dask(ONE.profile, ONE.points, cluster.scheduler_address)
     return sorted((row for rows in groups for row in rows), key=lambda row: row.point)
 
 
-def test_rows_are_those_of_each_point_alone(cluster):
-    assert rows_on(cluster) == rows_of(ONE)
+def test_rows_are_those_of_each_point_alone(cluster, alone):
+    assert rows_on(cluster) == alone
 
 
 def test_the_command_runs_on_a_cluster_and_writes_the_same_file(cluster, tmp_path):
@@ -43,7 +48,7 @@ def test_the_command_runs_on_a_cluster_and_writes_the_same_file(cluster, tmp_pat
     assert here.read_text() == there.read_text()
 
 
-def test_a_worker_that_is_killed_midway_loses_nothing_and_nothing_is_there_twice(cluster):
+def test_a_worker_that_is_killed_midway_loses_nothing_and_nothing_is_there_twice(cluster, alone):
     pids = [worker.pid for worker in cluster.workers.values()]
     groups = run.on_dask(ONE.profile, ONE.points, cluster.scheduler_address)
     rows = list(next(groups))
@@ -51,7 +56,7 @@ def test_a_worker_that_is_killed_midway_loses_nothing_and_nothing_is_there_twice
     for some in groups:
         rows += some
     assert sorted(numbers(rows)) == [point.number for point in ONE.points]
-    assert sorted(rows, key=lambda row: row.point) == rows_of(ONE)
+    assert sorted(rows, key=lambda row: row.point) == alone
 
 
 def test_no_scheduler_is_one_message(monkeypatch, capsys, tmp_path):

@@ -110,7 +110,7 @@ def test_a_lost_point_is_run_again_and_its_row_replaced(rows, file):
     assert [row["status"] for row in read(file)] == ["done"] * 4
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 @given(data=st.data())
 def test_a_kill_at_any_byte_of_the_journal_loses_at_most_the_row_that_was_being_written(data, rows, tmp_path):
     file = str(tmp_path / "sweep.csv")
@@ -156,7 +156,9 @@ def test_a_grid_with_more_values_goes_on_with_what_a_smaller_one_has(rows, file)
         (grid("batch=2,4", "policy=none,sqrt"), "its profile, policy, budget, planner or version of memback"),
     ],
 )
-@pytest.mark.parametrize("only_journal", [False, True])
+@pytest.mark.parametrize(
+    ("file", "only_journal"), [(".csv", False), (".csv", True), (".parquet", False)], indirect=["file"]
+)
 def test_rows_of_another_sweep_are_refused_with_the_reason(other, reason, only_journal, rows, file):
     store = Store(GRID, [file])
     store.add(rows)
@@ -186,7 +188,17 @@ def test_what_is_there_is_left_alone_without_a_word(rows, file):
     assert len(read(file)) == 4
 
 
-@pytest.mark.parametrize("content", [b"mine", b"\xff\xfe\x00", b"point,id\n0,x\n", b"point,,id\n0,,x,1,2\n"])
+@pytest.mark.parametrize(
+    ("content", "file"),
+    [
+        (b"mine", ".csv"),
+        (b"mine", ".parquet"),
+        (b"\xff\xfe\x00", ".csv"),
+        (b"point,id\n0,x\n", ".csv"),
+        (b"point,,id\n0,,x,1,2\n", ".csv"),
+    ],
+    indirect=["file"],
+)
 def test_a_file_that_is_no_sweeps_is_refused_and_left_alone(content, file):
     Path(file).write_bytes(content)
     with pytest.raises(UsageError, match=r"can't be read as|rows of another sweep|has no rows of a sweep"):
