@@ -110,7 +110,7 @@ def _flops(model: Any, workload: Workload, policy: str) -> float:
     """Recomputed FLOPs as a share of forward and backward, a backward counting twice its forward."""
     x, y = workload.sample()
     with mb.dry_run():
-        run = mb.profile(lambda: model.loss(x, y), module=model, modes=("checkpoint",), policy=policy).runs[0]
+        run = mb.profile(model, step=lambda: model.loss(x, y), modes=("checkpoint",), policy=policy).runs[0]
     return float(run.recomputed_flops / (3 * run.flops))
 
 
@@ -141,7 +141,7 @@ def _memory(workload: Workload) -> dict[str, int]:
         state.observer = None
     model.zero_grad()
     x, y = workload.sample()
-    run = mb.profile(lambda: model.loss(x, y), module=model, modes=("full",)).runs[0]
+    run = mb.profile(model, step=lambda: model.loss(x, y), modes=("full",)).runs[0]
     gradients = sum(p.data.nbytes for p in model.parameters())
     return {
         "measured": int(run.measured_peak_bytes or 0),

@@ -111,7 +111,7 @@ def memback_step(
         model = mb.models.GPT(layers, width, heads, VOCABULARY, length, dtype="float16")
         x = mb.ShapeArray((batch, length), "int64")
         began = clock()
-        mb.profile(lambda: model.loss(x, x), module=model, modes=("full",)).to_dict()
+        mb.profile(model, step=lambda: model.loss(x, x), modes=("full",)).to_dict()
         return clock() - began
 
 
@@ -139,7 +139,7 @@ import memback as mb
 with mb.dry_run():
     model = mb.models.GPT(*{sizes}, dtype="float16")
     x = mb.ShapeArray({shape}, "int64")
-    mb.profile(lambda: model.loss(x, x), module=model, modes=("full",)).to_dict()
+    mb.profile(model, step=lambda: model.loss(x, x), modes=("full",)).to_dict()
 print(1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]))
 """
 """Linux alone tells the peak of a process without that of its parent, from which it was forked."""

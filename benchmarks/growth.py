@@ -52,7 +52,7 @@ def _peaks(depth: int, batch: int) -> dict[str, int]:
         y = mb.ShapeArray.argument((batch, WIDTH))
         peaks = {}
         for name, (mode, policy) in MODES.items():
-            run = mb.profile(lambda: model.loss(x, y), module=model, modes=(mode,), policy=policy).runs[0]
+            run = mb.profile(model, step=lambda: model.loss(x, y), modes=(mode,), policy=policy).runs[0]
             peaks[name] = int(run.predicted_peak_bytes or 0)
     return peaks | {"revolve": _revolve(depth, batch)}
 

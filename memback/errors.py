@@ -1,8 +1,15 @@
-"""What memback raises: messages that name the cause, the value and the remedy."""
+"""What memback raises and warns of: messages that name the cause, the value and the remedy."""
 
 from __future__ import annotations
 
-__all__ = ["MembackError", "OutOfMemoryError", "UsageError", "shorten"]
+import os
+import sys
+import warnings
+from types import FrameType
+
+__all__ = ["MembackError", "OutOfMemoryError", "UsageError", "shorten", "warn_deprecated"]
+
+_PACKAGE = os.path.join(os.path.dirname(__file__), "")
 
 
 def shorten(value: object, most: int = 200) -> str:
@@ -28,3 +35,12 @@ class OutOfMemoryError(MembackError, MemoryError):
 
 class UsageError(MembackError):
     """The request was wrong; the command line ends with exit code 2."""
+
+
+def warn_deprecated(message: str) -> None:
+    """Give a DeprecationWarning at the innermost line outside of memback, where Python shows it by default."""
+    frame: FrameType | None = sys._getframe(1)
+    level = 2
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, DeprecationWarning, level)

@@ -5,7 +5,7 @@
 @pytest.mark.limit_peak("40MiB")
 def test_the_step_fits(profile_step):
     model, x, y = ...
-    profile_step(lambda: ops.cross_entropy(model(mb.Tensor(x)), y), module=model)
+    profile_step(model, step=lambda: ops.cross_entropy(model(mb.Tensor(x)), y))
 ```
 
 Predictions are exact and the same on every machine, so a limit can be tight. A failure names the layers to blame.
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from memback.engine.tensor import Tensor
     from memback.profiling.report import Report, Run
 
 __all__ = ["profile_step"]
@@ -49,15 +48,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def profile_step(request: pytest.FixtureRequest) -> Iterator[Callable[..., Report]]:
-    """A function that profiles a step as :func:`memback.profile` does, checks the test's limits, and gives the report.
+    """A function that takes what :func:`memback.profile` does, checks the test's limits, and gives the report.
 
     By default it is a dry run of mode ``full``, and of the modes that the limits name: nothing is allocated for the
     step, and the figures are exact. ``dry=False`` runs it for real besides.
     """
     profiled: list[Report] = []
 
-    def run(step: Callable[[], Tensor], module: Any = None, *, dry: bool = True, **options: Any) -> Report:
-        report = _profile(step, module, dry, {"modes": _modes(request.node), **options})
+    def run(*args: Any, dry: bool = True, **options: Any) -> Report:
+        report = _profile(args, dry, {"modes": _modes(request.node), **options})
         profiled.append(report)
         for marker in _markers(request.node):
             _check(report, marker)
@@ -65,16 +64,18 @@ def profile_step(request: pytest.FixtureRequest) -> Iterator[Callable[..., Repor
 
     yield run
     if not profiled and _markers(request.node):
-        pytest.fail("this test has a memory limit, but has profiled nothing: call profile_step(step)", pytrace=False)
+        pytest.fail(
+            "this test has a memory limit, but has profiled nothing: call profile_step(model, step=step)", pytrace=False
+        )
 
 
-def _profile(step: Callable[[], Tensor], module: Any, dry: bool, options: dict[str, Any]) -> Report:
+def _profile(args: tuple[Any, ...], dry: bool, options: dict[str, Any]) -> Report:
     import memback
 
     if not dry:
-        return memback.profile(step, module, **options)
+        return memback.profile(*args, **options)
     with memback.dry_run():
-        return memback.profile(step, module, **options)
+        return memback.profile(*args, **options)
 
 
 def _markers(item: pytest.Item) -> list[pytest.Mark]:

@@ -116,6 +116,6 @@ def test_the_check_for_anomalies_takes_the_memory_on_a_dry_run_that_it_takes_for
     model = mb.nn.Sequential(mb.nn.Linear(64, 64), mb.nn.Tanh(), mb.nn.Linear(64, 64))
     data = np.ones((512, 64), np.float32)
     with mb.detect_anomaly():
-        report = mb.profile(lambda: ops.sum(model(mb.Tensor(data))), module=model, rounds=0)
+        report = mb.profile(model, step=lambda: ops.sum(model(mb.Tensor(data))), rounds=0)
     for run in report.runs:
         assert run.predicted_peak_bytes == pytest.approx(run.measured_peak_bytes, rel=0.01)

@@ -137,7 +137,7 @@ def test_a_gpt_holds_what_was_predicted_and_has_the_same_gradients_checkpointed(
     model = mb.models.GPT(layers=2, width=64, heads=2, vocabulary=50, context=32)
     x = np.random.default_rng(0).integers(0, 50, (8, 33))
     modes = ("full",) if policy is None else ("full", "checkpoint")
-    report = mb.profile(lambda: model.loss(x), module=model, modes=modes, policy=policy)
+    report = mb.profile(model, step=lambda: model.loss(x), modes=modes, policy=policy)
     runs = report.runs
     assert report.machine["compiled_kernels"]
     assert len({run.gradient_sha256 for run in runs}) == 1

@@ -75,7 +75,7 @@ def test_backward_sees_that_a_saved_value_was_changed_in_place() -> None:
     out = ops.sum(ops.multiply(x, y))
     y *= 2.0
     with pytest.raises(
-        mb.TapeError, match=r"'y', saved by multiply .* was changed in place by \*= at test_in_place.py"
+        mb.TapeError, match=r"'other', saved by multiply .* was changed in place by \*= at test_in_place.py"
     ):
         out.backward()
 

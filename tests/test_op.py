@@ -128,6 +128,13 @@ def test_a_vjp_that_takes_a_value_which_is_never_saved_is_refused(value, vjp):
     refused(declaration, rf"the vjp of op 'test_double' takes \['{value}'\], which it saves for no input")
 
 
+@pytest.mark.parametrize("renamed", [{"a": "b"}, {"x": "x"}])
+def test_an_old_name_that_leads_to_no_parameter_or_is_one_is_refused(renamed):
+    declaration = type("Wrong", (Double,), {"renamed": renamed})
+    ((old, new),) = renamed.items()
+    refused(declaration, rf"op 'test_double' renames '{old}' to '{new}'; it has \['x'\]")
+
+
 def test_saving_what_the_vjp_does_not_take_is_refused():
     class Wrong(Double):
         saves = {"x": ("x", "out")}

@@ -174,7 +174,7 @@ def test_backward_over_a_parameter_that_a_step_has_changed_is_an_error():
     loss = ops.sum(layer(x))
     loss.backward(retain_graph=True)
     SGD(layer.parameters(), 0.1).step()
-    with pytest.raises(mb.TapeError, match="'W', saved by linear .* was changed in place by a step of SGD"):
+    with pytest.raises(mb.TapeError, match="'weight', saved by linear .* was changed in place by a step of SGD"):
         loss.backward()
 
 

@@ -18,7 +18,7 @@ from memback import nn, ops
 def step(profile_step, **options):
     model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
     x, y = np.ones((128, 64), np.float32), np.zeros((128, 10), np.float32)
-    return profile_step(lambda: ops.sqerr(model(mb.Tensor(x)), y), module=model, **options)
+    return profile_step(model, step=lambda: ops.sqerr(model(mb.Tensor(x)), y), **options)
 """
 
 

@@ -27,7 +27,13 @@ def test_the_python_of_the_readme_runs(capsys):
 def test_the_figures_of_the_readme_and_of_its_picture_are_those_of_a_run():
     work = Workload.build(load("deep-mlp"), dry=True)
     with dry_run():
-        report = profile(work.step(), work.model, MODES, work.profile.checkpoint.policy, optimizer=work.optimizer)
+        report = profile(
+            work.model,
+            step=work.step(),
+            modes=MODES,
+            policy=work.profile.checkpoint.policy,
+            optimizer=work.optimizer,
+        )
     picture = (Path(__file__).parents[1] / "docs" / "images" / "session.svg").read_text(encoding="utf-8")
     drawn = html.unescape(re.sub(r"<[^>]*>", "", picture))
     for run in report.runs:

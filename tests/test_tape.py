@@ -568,7 +568,7 @@ def test_a_saved_value_that_was_changed_in_place_is_an_error(what):
     with pytest.raises(mb.TapeError) as caught:
         ops.sum(out).backward()
     message = str(caught.value)
-    assert f"'y', saved by multiply (layer 'head', called at {where})" in message
+    assert f"'other', saved by multiply (layer 'head', called at {where})" in message
     assert f"was changed in place by {what.partition(' (')[0]} at test_tape.py:" in message
     assert "Use an out-of-place operation" in message
 
@@ -602,7 +602,7 @@ def test_a_parameter_that_is_updated_between_two_backward_passes_is_an_error():
     loss = ops.sum(layer(x))
     loss.backward(retain_graph=True)
     optimizer.step()
-    with pytest.raises(mb.TapeError, match="'W', saved by linear .* was changed in place by a step of SGD"):
+    with pytest.raises(mb.TapeError, match="'weight', saved by linear .* was changed in place by a step of SGD"):
         loss.backward()
 
 
@@ -656,7 +656,7 @@ def test_an_op_that_fails_names_itself_its_layer_the_line_and_what_it_was_given(
         ops.linear(x, W)
     message = str(caught.value)
     assert message.startswith(f"linear (layer 'encoder.2', called at {where}): ")
-    assert message.endswith("it was given h float32[2, 3], W float64[4, 5]")
+    assert message.endswith("it was given input float32[2, 3], weight float64[4, 5]")
 
 
 def test_an_op_inside_of_a_layer_names_the_layer_and_the_line_that_called_the_model():
@@ -670,7 +670,7 @@ def test_an_op_inside_of_a_layer_names_the_layer_and_the_line_that_called_the_mo
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
-        (lambda x: ops.exp(), r"exp\(\) misses x"),
+        (lambda x: ops.exp(), r"exp\(\) misses input"),
         (lambda x: ops.exp(x, 1), r"exp\(\) takes 1 arguments"),
         (lambda x: ops.exp(x, y=1), r"exp\(\) has no argument 'y'"),
         (lambda x: ops.where(x, 1.0, 2.0), r"where has no derivative by `condition`"),

@@ -94,7 +94,13 @@ def _report(
     if dry:
         with progress_bar(output) as progress, dry_run():
             return run(
-                work.step(), work.model, wanted, policy, optimizer=work.optimizer, about=work.about(), progress=progress
+                work.model,
+                step=work.step(),
+                modes=wanted,
+                policy=policy,
+                optimizer=work.optimizer,
+                about=work.about(),
+                progress=progress,
             )
     if not output.force:
         copies = work.state_bytes  # from which every run starts anew
@@ -102,10 +108,10 @@ def _report(
     work = Workload.build(profile)
     with progress_bar(output) as progress:
         return run(
-            work.step(),
             work.model,
-            wanted,
-            policy,
+            step=work.step(),
+            modes=wanted,
+            policy=policy,
             optimizer=work.optimizer,
             rounds=rounds,
             about=work.about(),

@@ -15,9 +15,11 @@ An op is a subclass of :class:`Op` and one instance of it. It declares
     the vector-Jacobian product (Eq. 26 on what was saved): one gradient an input, in the order of the inputs, ``None``
     for one that is not needed; a bare array where there is one input. Its parameters name what it wants: saved values
     (``None`` where the inputs to be differentiated don't need them), attributes, ``needs`` (which inputs are to be
-    differentiated, by name: ``needs.h``) and ``shapes`` (of the inputs, in order).
+    differentiated, by name: ``needs.input``) and ``shapes`` (of the inputs, in order).
 ``flops(self, ...)``
     floating-point operations of one forward, a multiply-add counting 2; parameters by name, as in ``vjp``, and ``out``.
+``renamed``
+    names that parameters had in earlier versions, each with its present one; a call by an old name is warned.
 ``makes_residuals(self, ...)``
     whether a call makes any of the declared residuals, where that depends on attributes (a dropout that is off makes
     none); parameters by name, as in ``flops``. By default every call does.
@@ -31,7 +33,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections import namedtuple
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple
@@ -39,7 +41,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from memback.engine.arrays import Array, is_array
-from memback.errors import MembackError
+from memback.errors import MembackError, warn_deprecated
 
 __all__ = ["REGISTRY", "Op", "OpDefinitionError", "OpError", "Saving"]
 
@@ -83,6 +85,7 @@ class Op:
     saves: ClassVar[Mapping[str, Sequence[str]]] = {}
     saves_if: ClassVar[Mapping[str, Mapping[str, Sequence[str]]]] = {}
     residuals: ClassVar[tuple[str, ...]] = ()
+    renamed: ClassVar[Mapping[str, str]] = {}
     matrix_product: ClassVar[bool] = False
     """Whether this is a product with weights: dear to recompute for the bytes that its output takes."""
     multiple: ClassVar[bool] = False
@@ -138,6 +141,11 @@ class Op:
             raise OpDefinitionError(f"op {self.name!r}: {sorted(reserved)} can't be a parameter of forward")
         extra = ("out", *self.residuals, None, "needs", "shapes")
         self._places = {name: i for i, name in enumerate((*self.parameters, *extra))}
+        for old, new in self.renamed.items():
+            if new not in self.parameters or old in self.parameters:
+                raise OpDefinitionError(
+                    f"op {self.name!r} renames {old!r} to {new!r}; it has {sorted(self.parameters)}"
+                )
 
     def _check_saves(self) -> None:
         known = {*self.parameters, "out", *self.residuals}
@@ -194,14 +202,24 @@ class Op:
         for name, value in kwargs.items():
             place = self._places.get(name, len(values))
             if place >= len(values):
-                raise OpError(f"{self.name}() has no argument {name!r}; it takes {', '.join(self.parameters)}")
+                place = self._place_of_old(name, kwargs)
             if place < len(args):
-                raise OpError(f"{self.name}() got {name!r} twice, by place and by name")
+                raise OpError(f"{self.name}() got {self.parameters[place]!r} twice, by place and by name")
             values[place] = value
         if any(value is _REQUIRED for value in values):
             missing = [name for name, value in zip(self.parameters, values, strict=True) if value is _REQUIRED]
             raise OpError(f"{self.name}() misses {', '.join(missing)}")
         return values
+
+    def _place_of_old(self, name: str, given: Collection[str]) -> int:
+        """The place of the parameter that ``name`` was the name of."""
+        new = self.renamed.get(name)
+        if new is None:
+            raise OpError(f"{self.name}() has no argument {name!r}; it takes {', '.join(self.parameters)}")
+        if new in given:
+            raise OpError(f"{self.name}() got {new!r} twice, once by its old name {name!r}")
+        warn_deprecated(f"{self.name}(): the argument {name!r} is called {new!r} now")
+        return self._places[new]
 
     def run(self, values: list[Any], keep: bool) -> tuple[Any, tuple[Any, ...]]:
         """Run forward on bound plain values: its output (a tuple of outputs where ``multiple``) and residuals."""

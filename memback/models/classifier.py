@@ -22,6 +22,7 @@ class Classifier(nn.Module):
     """A model whose output holds a score for each class along ``class_dim``; trained by cross-entropy."""
 
     class_dim = -1
+    renamed = {"x": "input"}
 
     def loss(self, x: Any, y: Any) -> Tensor:
         """Mean cross-entropy of the classes ``y``, whole numbers of the output's shape without ``class_dim``."""

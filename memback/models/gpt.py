@@ -26,14 +26,16 @@ class FeedForward(nn.Module):
         self.activation = nn.SiLU() if self.gated else activation_of(activation)
         self.outer = nn.Linear(inner, width, bias, dtype=dtype)
 
-    def forward(self, x: Any) -> Tensor:
+    def forward(self, input: Any) -> Tensor:
         if self.gated:
-            return self.outer(ops.multiply(self.activation(self.gate(x)), self.inner(x)))
-        return self.outer(self.activation(self.inner(x)))
+            return self.outer(ops.multiply(self.activation(self.gate(input)), self.inner(input)))
+        return self.outer(self.activation(self.inner(input)))
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x)), with dropout on both branches."""
+
+    renamed = {"x": "input"}
 
     def __init__(
         self, width: int, attention: nn.Module, feed_forward: nn.Module, norm: Any, dropout: nn.Module
@@ -45,9 +47,9 @@ class Block(nn.Module):
         self.mlp = feed_forward
         self.dropout = dropout
 
-    def forward(self, x: Any) -> Tensor:
-        x = ops.add(x, self.dropout(self.attention(self.norm1(x))))
-        return ops.add(x, self.dropout(self.mlp(self.norm2(x))))
+    def forward(self, input: Any) -> Tensor:
+        input = ops.add(input, self.dropout(self.attention(self.norm1(input))))
+        return ops.add(input, self.dropout(self.mlp(self.norm2(input))))
 
 
 class GPT(Classifier):
@@ -127,9 +129,9 @@ class GPT(Classifier):
         self.norm = normalise(width)
         self.head = None if tied else nn.Linear(width, vocabulary, bias=False, dtype=dtype)
 
-    def forward(self, x: Any) -> Tensor:
-        """Scores (n, length, vocabulary) for the token after each of ``x``, whole numbers of shape (n, length)."""
-        return self._scores(self.norm(self.blocks(self._embed(x))))
+    def forward(self, input: Any) -> Tensor:
+        """Scores (n, length, vocabulary) for the token after each of ``input``, whole numbers of shape (n, length)."""
+        return self._scores(self.norm(self.blocks(self._embed(input))))
 
     def _embed(self, x: Any) -> Tensor:
         length = x.shape[-1]

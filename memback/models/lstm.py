@@ -30,8 +30,8 @@ class LSTMModel(Classifier):
         self.lstm = nn.LSTM(width, width, layers, dtype=dtype)
         self.head = nn.Linear(width, vocabulary, dtype=dtype)
 
-    def forward(self, x: Any) -> Tensor:
-        """Scores (n, length, vocabulary) for the token after each of ``x``, whole numbers of shape (n, length)."""
-        if x.shape[1] > _LONGEST:
-            raise ValueError(f"a sequence of {x.shape[1]:,} tokens: at most {_LONGEST:,} steps are run one by one")
-        return self.head(self.lstm(self.tokens(x)))
+    def forward(self, input: Any) -> Tensor:
+        """Scores (n, length, vocabulary) for the token after each of ``input``, whole numbers of shape (n, length)."""
+        if input.shape[1] > _LONGEST:
+            raise ValueError(f"a sequence of {input.shape[1]:,} tokens: at most {_LONGEST:,} steps are run one by one")
+        return self.head(self.lstm(self.tokens(input)))

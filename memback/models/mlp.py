@@ -72,10 +72,10 @@ class MLP(Classifier):
         self.objective = objective
         self.reduction = "sum" if objective == "sqerr" else "mean"
 
-    def forward(self, x: Any) -> Tensor:
-        if x.ndim > 2:
-            x = ops.reshape(x, (x.shape[0], -1))
-        return self.layers(x)
+    def forward(self, input: Any) -> Tensor:
+        if input.ndim > 2:
+            input = ops.reshape(input, (input.shape[0], -1))
+        return self.layers(input)
 
     def loss(self, x: Any, y: Any) -> Tensor:
         return ops.sqerr(self(x), y) if self.objective == "sqerr" else super().loss(x, y)

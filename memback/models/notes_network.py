@@ -14,6 +14,7 @@ class NotesNetwork(nn.Module):
     """The notes' network: three linear layers, relu in between, half the summed squared error (Eq. 11)."""
 
     reduction = "sum"
+    renamed = {"x": "input"}
 
     def __init__(self, inputs: int, hidden: int, outputs: int, *, dtype: str = "float32") -> None:
         super().__init__()
@@ -25,9 +26,9 @@ class NotesNetwork(nn.Module):
             nn.Linear(hidden, outputs, dtype=dtype),
         )
 
-    def forward(self, x: Any) -> Tensor:
+    def forward(self, input: Any) -> Tensor:
         """Eqs. 11a to 11e."""
-        return self.layers(x)
+        return self.layers(input)
 
     def loss(self, x: Any, y: Any) -> Tensor:
         """Eq. 11f."""

@@ -21,8 +21,8 @@ class _Residual(nn.Module):
         self.branch = branch
         self.shortcut = shortcut
 
-    def forward(self, x: Any) -> Tensor:
-        return ops.relu(ops.add(self.branch(x), x if self.shortcut is None else self.shortcut(x)))
+    def forward(self, input: Any) -> Tensor:
+        return ops.relu(ops.add(self.branch(input), input if self.shortcut is None else self.shortcut(input)))
 
 
 def _convolution(inputs: int, outputs: int, size: int, stride: int, dtype: str) -> list[nn.Module]:
@@ -87,6 +87,6 @@ class ResNet(Classifier):
         self.layers = nn.Sequential(*units)
         self.head = nn.Linear(features, classes, dtype=dtype)
 
-    def forward(self, x: Any) -> Tensor:
+    def forward(self, input: Any) -> Tensor:
         """Scores (n, classes) for images (n, channels, height, width)."""
-        return self.head(ops.mean(self.layers(x), (2, 3)))
+        return self.head(ops.mean(self.layers(input), (2, 3)))

@@ -43,17 +43,19 @@ class UNet(Classifier):
         self.up = nn.ModuleList([_double(3 * w, w, dtype) for w in reversed(widths[:-1])])
         self.head = nn.Conv2d(width, classes, 1, dtype=dtype)
 
-    def forward(self, x: Any) -> Tensor:
+    def forward(self, input: Any) -> Tensor:
         """Scores (n, classes, height, width) for images (n, channels, height, width)."""
         divisor = 2 ** len(self.up)
-        if x.shape[2] % divisor or x.shape[3] % divisor:
-            raise ValueError(f"images of {x.shape[2]} x {x.shape[3]} pixels: both must be divisible by {divisor}")
+        if input.shape[2] % divisor or input.shape[3] % divisor:
+            raise ValueError(
+                f"images of {input.shape[2]} x {input.shape[3]} pixels: both must be divisible by {divisor}"
+            )
         skips: list[Any] = []
         for level, block in enumerate(self.down):
-            x = block(x if level == 0 else ops.max_pool2d(x, 2))
-            skips.append(x)
+            input = block(input if level == 0 else ops.max_pool2d(input, 2))
+            skips.append(input)
         skips.pop()
         for block in self.up:
-            x = ops.concatenate([skips.pop(), ops.upsample(x, 2)], dim=1)
-            x = block(x)
-        return self.head(x)
+            input = ops.concatenate([skips.pop(), ops.upsample(input, 2)], dim=1)
+            input = block(input)
+        return self.head(input)

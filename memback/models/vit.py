@@ -64,9 +64,9 @@ class ViT(Classifier):
         self.norm = normalise(width)
         self.head = nn.Linear(width, classes, dtype=dtype)
 
-    def forward(self, x: Any) -> Tensor:
+    def forward(self, input: Any) -> Tensor:
         """Scores (n, classes) for images (n, channels, image, image)."""
-        return self.head(ops.mean(self.norm(self.blocks(self._embed(x))), 1))
+        return self.head(ops.mean(self.norm(self.blocks(self._embed(input))), 1))
 
     def _embed(self, x: Any) -> Tensor:
         patches = self.patches(x)

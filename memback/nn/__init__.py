@@ -29,6 +29,7 @@ from memback.nn.layers import (
 )
 from memback.nn.lstm import LSTM, LSTMLayer
 from memback.nn.module import Module, Parameter
+from memback.nn.policy import Policy
 
 __all__ = [
     "GELU",
@@ -51,6 +52,7 @@ __all__ = [
     "ModuleList",
     "MultiHeadAttention",
     "Parameter",
+    "Policy",
     "RMSNorm",
     "ReLU",
     "Sequential",

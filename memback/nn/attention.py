@@ -31,6 +31,8 @@ class AttentionCore(Module):
         ValueError: another form; dropout in the tiled one.
     """
 
+    renamed = {"q": "query", "k": "key", "v": "value"}
+
     def __init__(self, form: Form, causal: bool, dropout: float, mask: Literal["bool", "bits", "seed"]) -> None:
         super().__init__()
         if form not in ("plain", "fused", "tiled"):
@@ -39,13 +41,15 @@ class AttentionCore(Module):
             raise ValueError("tiled attention has no dropout: set `dropout` to 0, or `attention` to 'plain'")
         self.form, self.causal, self.p, self.mask = form, causal, dropout, mask
 
-    def forward(self, q: Any, k: Any, v: Any) -> Tensor:
+    def forward(self, query: Any, key: Any, value: Any) -> Tensor:
         p = self.p if self.training else 0.0
         if self.form == "tiled":
-            return ops.tiled_attention(q, k, v, is_causal=self.causal)
+            return ops.tiled_attention(query, key, value, is_causal=self.causal)
         if self.form == "fused":
-            return ops.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=self.causal, mask=self.mask)
-        return self._plain(q, k, v, p)
+            return ops.scaled_dot_product_attention(
+                query, key, value, dropout_p=p, is_causal=self.causal, mask=self.mask
+            )
+        return self._plain(query, key, value, p)
 
     def _plain(self, q: Any, k: Any, v: Any, p: float) -> Any:
         n, heads, length, size = q.shape
@@ -67,6 +71,8 @@ class MultiHeadAttention(Module):
     Raises:
         ValueError: ``width`` is not divisible by ``heads``, or ``heads`` by ``kv_heads``.
     """
+
+    renamed = {"x": "input"}
 
     def __init__(
         self,
@@ -95,8 +101,8 @@ class MultiHeadAttention(Module):
         self.core = AttentionCore(attention, causal, dropout, mask)
         self.out = Linear(width, width, bias, dtype=dtype)
 
-    def forward(self, x: Any) -> Tensor:
-        return self.out(self._merge(self.core(*self._heads(x))))
+    def forward(self, input: Any) -> Tensor:
+        return self.out(self._merge(self.core(*self._heads(input))))
 
     def _heads(self, x: Any) -> tuple[Any, Any, Any]:
         """Queries, keys and values of (n, heads, length, size). Three products and not one, so that what rotation

@@ -46,6 +46,7 @@ class Sequential(_Indexed):
     """
 
     is_chain = True
+    renamed = {"x": "input"}
 
     def __init__(self, *layers: Module, checkpoint: str | Policy | Planned = "none") -> None:
         super().__init__(layers)
@@ -55,15 +56,15 @@ class Sequential(_Indexed):
         if self.plan is not None:
             self.plan.check(self)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, input: Any) -> Any:
         """The last layer's output."""
         if self.plan is not None:
-            return self.plan.run(self._chain, x)
+            return self.plan.run(self._chain, input)
         if self.policy.length is not None:
-            return self._chain(x)
+            return self._chain(input)
         for layer in self._modules.values():  # run_chain, without its calls in between
-            x = layer(*x) if isinstance(x, tuple) else layer(x)
-        return x[0] if isinstance(x, tuple) and len(x) == 1 else x
+            input = layer(*input) if isinstance(input, tuple) else layer(input)
+        return input[0] if isinstance(input, tuple) and len(input) == 1 else input
 
     def _chain(self, x: Any) -> Any:
         return run_chain(list(self), x, self.policy)

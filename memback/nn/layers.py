@@ -35,11 +35,17 @@ __all__ = [
 ]
 
 
-class Linear(Module):
+class _Layer(Module):
+    renamed = {"x": "input"}
+
+
+class Linear(_Layer):
     """h W + b (Eq. 10a): (..., in_features) to (..., out_features). The weight has shape (in, out), as in the notes.
 
     With a ``fill`` of :mod:`memback.nn.init` the weight begins with its values, and the bias with zeros.
     """
+
+    renamed = {"h": "input"}
 
     def __init__(
         self,
@@ -55,11 +61,11 @@ class Linear(Module):
         self.weight = init.parameter((in_features, out_features), dtype, fill or uniform)
         self.bias = init.parameter((out_features,), dtype, init.constant(0) if fill else uniform) if bias else None
 
-    def forward(self, h: Any) -> Tensor:
-        return ops.linear(h, self.weight, self.bias)
+    def forward(self, input: Any) -> Tensor:
+        return ops.linear(input, self.weight, self.bias)
 
 
-class Conv2d(Module):
+class Conv2d(_Layer):
     """Convolution of (n, in_channels, height, width)."""
 
     def __init__(
@@ -88,12 +94,14 @@ class Conv2d(Module):
         self.bias = init.parameter((out_channels,), dtype, fill) if bias else None
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
 
-    def forward(self, x: Any) -> Tensor:
-        return ops.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+    def forward(self, input: Any) -> Tensor:
+        return ops.conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
-class Embedding(Module):
+class Embedding(_Layer):
     """A row of ``embedding_dim`` numbers for each of ``num_embeddings`` integers."""
+
+    renamed = {"indices": "input"}
 
     def __init__(
         self, num_embeddings: int, embedding_dim: int, *, dtype: Any = "float32", deviation: float = 1.0
@@ -101,11 +109,11 @@ class Embedding(Module):
         super().__init__()
         self.weight = init.parameter((num_embeddings, embedding_dim), dtype, init.normal(deviation))
 
-    def forward(self, indices: Any) -> Tensor:
-        return ops.embedding(indices, self.weight)
+    def forward(self, input: Any) -> Tensor:
+        return ops.embedding(input, self.weight)
 
 
-class LayerNorm(Module):
+class LayerNorm(_Layer):
     """Normalisation over the last dimensions (Ba et al. 2016, arXiv 1607.06450)."""
 
     def __init__(self, normalized_shape: int | Sequence[int], eps: float = 1e-5, *, dtype: Any = "float32") -> None:
@@ -115,11 +123,11 @@ class LayerNorm(Module):
         self.weight = init.parameter(self.shape, dtype, init.constant(1))
         self.bias = init.parameter(self.shape, dtype, init.constant(0))
 
-    def forward(self, x: Any) -> Tensor:
-        return ops.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+    def forward(self, input: Any) -> Tensor:
+        return ops.layer_norm(input, self.shape, self.weight, self.bias, self.eps)
 
 
-class RMSNorm(Module):
+class RMSNorm(_Layer):
     """Division by the root mean square over the last dimensions (Zhang & Sennrich 2019, arXiv 1910.07467)."""
 
     def __init__(self, normalized_shape: int | Sequence[int], eps: float = 1e-5, *, dtype: Any = "float32") -> None:
@@ -128,11 +136,11 @@ class RMSNorm(Module):
         self.eps = eps
         self.weight = init.parameter(self.shape, dtype, init.constant(1))
 
-    def forward(self, x: Any) -> Tensor:
-        return ops.rms_norm(x, self.shape, self.weight, self.eps)
+    def forward(self, input: Any) -> Tensor:
+        return ops.rms_norm(input, self.shape, self.weight, self.eps)
 
 
-class GroupNorm(Module):
+class GroupNorm(_Layer):
     """Normalisation over groups of channels (Wu & He 2018, arXiv 1803.08494)."""
 
     def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, *, dtype: Any = "float32") -> None:
@@ -143,11 +151,11 @@ class GroupNorm(Module):
         self.weight = init.parameter((num_channels,), dtype, init.constant(1))
         self.bias = init.parameter((num_channels,), dtype, init.constant(0))
 
-    def forward(self, x: Any) -> Tensor:
-        return ops.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+    def forward(self, input: Any) -> Tensor:
+        return ops.group_norm(input, self.groups, self.weight, self.bias, self.eps)
 
 
-class BatchNorm2d(Module):
+class BatchNorm2d(_Layer):
     """Normalisation over the batch (Ioffe & Szegedy 2015, arXiv 1502.03167), with running statistics for evaluation."""
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, *, dtype: Any = "float32") -> None:
@@ -160,9 +168,9 @@ class BatchNorm2d(Module):
         self.running_mean: Any
         self.running_var: Any
 
-    def forward(self, x: Any) -> Tensor:
+    def forward(self, input: Any) -> Tensor:
         return ops.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+            input, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
         )
 
 
@@ -170,120 +178,120 @@ class BatchNorm1d(BatchNorm2d):
     """The same for (n, features) and (n, features, length)."""
 
 
-class Dropout(Module):
+class Dropout(_Layer):
     """Zeroes elements with probability ``p`` in training; ``mask`` says how it remembers which: bool, bits or seed."""
 
     def __init__(self, p: float = 0.5, mask: Literal["bool", "bits", "seed"] = "bool") -> None:
         super().__init__()
         self.p, self.mask = p, mask
 
-    def forward(self, x: Any) -> Tensor:
-        return ops.dropout(x, self.p, self.training, self.mask)
+    def forward(self, input: Any) -> Tensor:
+        return ops.dropout(input, self.p, self.training, self.mask)
 
 
-class ReLU(Module):
+class ReLU(_Layer):
     """max(x, 0)."""
 
-    def forward(self, x: Any) -> Tensor:
-        return ops.relu(x)
+    def forward(self, input: Any) -> Tensor:
+        return ops.relu(input)
 
 
-class LeakyReLU(Module):
+class LeakyReLU(_Layer):
     """x where it is positive, else a fraction of it."""
 
     def __init__(self, negative_slope: float = 0.01) -> None:
         super().__init__()
         self.negative_slope = negative_slope
 
-    def forward(self, x: Any) -> Tensor:
-        return ops.leaky_relu(x, self.negative_slope)
+    def forward(self, input: Any) -> Tensor:
+        return ops.leaky_relu(input, self.negative_slope)
 
 
-class GELU(Module):
+class GELU(_Layer):
     """x Phi(x)."""
 
     def __init__(self, approximate: Literal["none", "tanh"] = "none") -> None:
         super().__init__()
         self.approximate = approximate
 
-    def forward(self, x: Any) -> Tensor:
-        return ops.gelu(x, self.approximate)
+    def forward(self, input: Any) -> Tensor:
+        return ops.gelu(input, self.approximate)
 
 
-class SiLU(Module):
+class SiLU(_Layer):
     """x sigma(x)."""
 
-    def forward(self, x: Any) -> Tensor:
-        return ops.silu(x)
+    def forward(self, input: Any) -> Tensor:
+        return ops.silu(input)
 
 
-class Sigmoid(Module):
+class Sigmoid(_Layer):
     """1 / (1 + e^-x)."""
 
-    def forward(self, x: Any) -> Tensor:
-        return ops.sigmoid(x)
+    def forward(self, input: Any) -> Tensor:
+        return ops.sigmoid(input)
 
 
-class Tanh(Module):
+class Tanh(_Layer):
     """Hyperbolic tangent."""
 
-    def forward(self, x: Any) -> Tensor:
-        return ops.tanh(x)
+    def forward(self, input: Any) -> Tensor:
+        return ops.tanh(input)
 
 
-class Softplus(Module):
+class Softplus(_Layer):
     """log(1 + e^x)."""
 
-    def forward(self, x: Any) -> Tensor:
-        return ops.softplus(x)
+    def forward(self, input: Any) -> Tensor:
+        return ops.softplus(input)
 
 
-class Softmax(Module):
+class Softmax(_Layer):
     """Softmax over ``dim``."""
 
     def __init__(self, dim: int = -1) -> None:
         super().__init__()
         self.dim = dim
 
-    def forward(self, x: Any) -> Tensor:
-        return ops.softmax(x, self.dim)
+    def forward(self, input: Any) -> Tensor:
+        return ops.softmax(input, self.dim)
 
 
-class MaxPool2d(Module):
+class MaxPool2d(_Layer):
     """The maximum of each window."""
 
     def __init__(self, kernel_size: int, stride: int | None = None, padding: int = 0) -> None:
         super().__init__()
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
 
-    def forward(self, x: Any) -> Tensor:
-        return ops.max_pool2d(x, self.kernel_size, self.stride, self.padding)
+    def forward(self, input: Any) -> Tensor:
+        return ops.max_pool2d(input, self.kernel_size, self.stride, self.padding)
 
 
-class AvgPool2d(Module):
+class AvgPool2d(_Layer):
     """The mean of each window."""
 
     def __init__(self, kernel_size: int, stride: int | None = None, padding: int = 0) -> None:
         super().__init__()
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
 
-    def forward(self, x: Any) -> Tensor:
-        return ops.avg_pool2d(x, self.kernel_size, self.stride, self.padding)
+    def forward(self, input: Any) -> Tensor:
+        return ops.avg_pool2d(input, self.kernel_size, self.stride, self.padding)
 
 
-class Upsample(Module):
+class Upsample(_Layer):
     """A larger image."""
 
     def __init__(self, scale_factor: int, mode: Literal["nearest", "bilinear"] = "nearest") -> None:
         super().__init__()
         self.scale_factor, self.mode = scale_factor, mode
 
-    def forward(self, x: Any) -> Tensor:
-        return ops.upsample(x, self.scale_factor, self.mode)
+    def forward(self, input: Any) -> Tensor:
+        return ops.upsample(input, self.scale_factor, self.mode)
 
 
-class Flatten(Module):
+class Flatten(_Layer):
     """(n, ...) to (n, the rest): a view."""
 
-    def forward(self, x: Any) -> Tensor:
-        return ops.reshape(x, (x.shape[0], -1))
+    def forward(self, input: Any) -> Tensor:
+        return ops.reshape(input, (input.shape[0], -1))

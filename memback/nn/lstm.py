@@ -68,6 +68,8 @@ class LSTM(Module):
         UsageError: an unknown policy.
     """
 
+    renamed = {"x": "input"}
+
     def __init__(
         self,
         input_size: int,
@@ -85,9 +87,9 @@ class LSTM(Module):
             self.add_module(f"layers.{number}", layer)
             self.layers.append(layer)
 
-    def forward(self, x: Any) -> Tensor:
-        n, _, size = x.shape
-        steps: Sequence[Any] = [ops.reshape(step, (n, size)) for step in ops.split(x, 1, dim=1)]
+    def forward(self, input: Any) -> Tensor:
+        n, _, size = input.shape
+        steps: Sequence[Any] = [ops.reshape(step, (n, size)) for step in ops.split(input, 1, dim=1)]
         for layer in self.layers:
             steps = layer(steps)
         return ops.stack(steps, dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ from memback.engine.arrays import is_array
 from memback.engine.changes import changes
 from memback.engine.state import current
 from memback.engine.tensor import Tensor
-from memback.errors import MembackError
+from memback.errors import MembackError, warn_deprecated
 
 __all__ = ["Module", "Parameter", "check_state"]
 
@@ -40,6 +41,8 @@ class Module:
     """Whether the children (or steps) run one after the other, so that a policy may cut them into segments."""
     is_collection: ClassVar[bool] = False
     """Whether the children are units that a policy may checkpoint one by one."""
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Names that parameters of ``forward`` had in earlier versions, each with its present one."""
 
     def __init__(self) -> None:
         self._parameters: dict[str, Parameter] = {}
@@ -55,6 +58,8 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} defines no forward")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs and self.renamed:
+            self._rename(kwargs)
         state = current()
         before = state.path
         path = self._path
@@ -65,6 +70,14 @@ class Module:
             return self._runner(self.forward, args, kwargs)
         finally:
             state.path = before
+
+    def _rename(self, kwargs: dict[str, Any]) -> None:
+        """Give arguments their present names, but where the forward of a subclass has the old ones."""
+        parameters = inspect.signature(self.forward).parameters
+        for old, new in self.renamed.items():
+            if old in kwargs and new not in kwargs and new in parameters and old not in parameters:
+                warn_deprecated(f"{type(self).__name__}: the argument {old!r} is called {new!r} now")
+                kwargs[new] = kwargs.pop(old)
 
     # -- the tree
 

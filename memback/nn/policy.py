@@ -1,9 +1,14 @@
 """Checkpoint policies: which segments of a model are recomputed instead of kept.
 
-A policy is applied to *units*: the layers of an ``nn.Sequential`` (or the time steps of an ``nn.LSTM``), which form a
-chain, so that neighbours can share a segment; or the members of an ``nn.ModuleList``, which are checkpointed one by
-one, since only the model knows how they are connected. Only outermost containers count: a policy that cuts a chain of
-blocks leaves the inside of a block alone.
+``policy.apply(model)`` applies one to any model, for the duration of a ``with`` block. It cuts *units* into segments:
+
+- the layers of an ``nn.Sequential`` (or the time steps of an ``nn.LSTM``) are a chain, in which neighbours share a
+  segment;
+- the members of an ``nn.ModuleList`` are segments of their own, because only the model knows how they are connected;
+- blocks that are named, ``Policy.parse("sqrt", blocks="layers.*")``, are a chain that the model calls itself.
+
+Only outermost containers count: a policy that cuts a chain of blocks leaves the inside of a block alone. A model with
+no container needs names.
 """
 
 from __future__ import annotations
@@ -11,13 +16,14 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from memback.engine.checkpoint import run_segment
 from memback.engine.op import REGISTRY
 from memback.errors import UsageError, shorten
+from memback.nn.blocks import CalledBlocks, find_blocks
 from memback.units import parse_count
 
 if TYPE_CHECKING:
@@ -50,7 +56,7 @@ class Policy:
     ``name`` is how it is written. ``length`` gives the units of a segment for a chain of n (None: nothing of a chain is
     checkpointed), ``whole`` says that the last segment is checkpointed too (it need not be: its recomputation would
     follow at once). ``keep_products`` keeps the outputs of matrix products inside segments. ``pattern`` selects
-    modules by path instead of units.
+    modules by path instead of units. ``blocks`` are the names of the units, as patterns, in the order of their calls.
     """
 
     name: str
@@ -58,22 +64,39 @@ class Policy:
     whole: bool = False
     keep_products: bool = False
     pattern: str | None = None
+    blocks: tuple[str, ...] = ()
 
     @staticmethod
-    def parse(text: str | Policy) -> Policy:
+    def parse(text: str | Policy, blocks: str | Sequence[str] = ()) -> Policy:
         """Read a policy's name.
 
+        Args:
+            text: such as ``"sqrt"`` or ``"every:2"``.
+            blocks: names of the modules that a model calls one after the other, each on the output of the one before:
+                shell patterns such as ``"layers.*"``, in the order of the calls. A module that is called twice is
+                named twice. Without any, containers are looked for.
+
         Raises:
-            UsageError: there is no such policy, or its argument is missing or wrong.
+            UsageError: there is no such policy, its argument is missing or wrong, or it selects modules itself and
+                blocks are named too.
         """
-        if isinstance(text, Policy):
-            return text
-        name, _, argument = text.partition(":")
-        if name not in POLICIES:
-            raise UsageError(
-                f"unknown checkpoint policy {shorten(repr(text))}; there are {', '.join(map(_usage, POLICIES))}"
-            )
-        return POLICIES[name](argument)
+        policy = text if isinstance(text, Policy) else _parsed(text)
+        if not blocks:
+            return policy
+        if policy.pattern is not None:
+            raise UsageError(f"policy {policy.name!r} selects modules by their names: it takes no blocks")
+        return replace(policy, blocks=(blocks,) if isinstance(blocks, str) else tuple(blocks))
+
+    def apply(self, model: Module) -> AbstractContextManager[None]:
+        """In a ``with`` block, calls of ``model`` run under the policy; afterwards the model is as it was.
+
+        Gradients are bit-identical to those without a policy.
+
+        Raises:
+            UsageError: when the block is entered, the model has nothing that the policy could apply to; when the model
+                is called, it does not call the named blocks one after the other.
+        """
+        return _applied(model, self)
 
     def segments(self, units: int) -> Iterator[tuple[int, int, bool]]:
         """(first unit, one past the last, whether it is checkpointed) of each segment of a chain."""
@@ -195,38 +218,53 @@ def run_chain(units: Sequence[Callable[..., Any]], x: Any, policy: Policy) -> An
     return policy.run(units, x)
 
 
-@contextmanager
-def applied(module: Module, policy: str | Policy | Planned | None) -> Iterator[None]:
-    """Apply a policy or a plan to a model for the duration of a block; afterwards the model is as it was.
+def _parsed(text: str) -> Policy:
+    name, _, argument = text.partition(":")
+    if name not in POLICIES:
+        raise UsageError(
+            f"unknown checkpoint policy {shorten(repr(text))}; there are {', '.join(map(_usage, POLICIES))}"
+        )
+    return POLICIES[name](argument)
+
+
+def applied(module: Module, policy: str | Policy | Planned | None) -> AbstractContextManager[None]:
+    """Apply a policy, by name or not, or a plan to a model in a ``with`` block; None applies nothing.
 
     Raises:
         UsageError: the model has nothing that the policy could apply to, or the plan is not for it.
     """
     if policy is None:
+        return nullcontext()
+    return (Policy.parse(policy) if isinstance(policy, str) else policy).apply(module)
+
+
+@contextmanager
+def _applied(module: Module, policy: Policy) -> Iterator[None]:
+    before: list[tuple[Module, str, Any]] = []
+    try:
+        for target, attribute, value in _changes(module, policy):
+            before.append((target, attribute, getattr(target, attribute)))
+            setattr(target, attribute, value)
         yield
-        return
-    if not isinstance(policy, (str, Policy)):
-        with policy.apply(module):
-            yield
-        return
-    policy = Policy.parse(policy)
+    finally:
+        for target, attribute, value in reversed(before):
+            setattr(target, attribute, value)
+
+
+def _changes(module: Module, policy: Policy) -> list[tuple[Module, str, Any]]:
+    """Which attribute of which module is to be what under a policy."""
+    if policy.blocks:
+        called = CalledBlocks(find_blocks(module, policy.blocks), policy)
+        return [(block, "_runner", called.runner(block)) for block in dict.fromkeys(called.blocks)]
     chains, runners = _targets(module, policy)
     if policy.name != "none" and not chains and not runners:
-        raise UsageError(f"policy {policy.name!r} finds nothing to checkpoint in {type(module).__name__}")
+        hint = "" if policy.pattern is not None else ", no Sequential or ModuleList: name its blocks (Policy.parse)"
+        raise UsageError(f"policy {policy.name!r} finds nothing to checkpoint in {type(module).__name__}{hint}")
 
     def runner(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return run_segment(forward, args, kwargs, policy.keep, warn=False)
 
-    before = [(chain, "policy", chain.policy) for chain in chains] + [(m, "_runner", m._runner) for m in runners]
-    try:
-        for chain in chains:
-            chain.policy = policy
-        for target in runners:
-            target._runner = runner
-        yield
-    finally:
-        for target, attribute, value in before:
-            setattr(target, attribute, value)
+    return [(chain, "policy", policy) for chain in chains] + [(target, "_runner", runner) for target in runners]
 
 
 def _targets(module: Module, policy: Policy) -> tuple[list[Any], list[Module]]:

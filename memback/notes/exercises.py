@@ -72,7 +72,7 @@ class _Layer:
     def a(self, **changed: Array) -> Array:
         """The output, with some inputs changed (Eq. 31)."""
         inputs = {"h": self.h, "W": self.W, "b": self.b} | changed
-        return np.asarray(REGISTRY["linear"](**inputs))
+        return np.asarray(REGISTRY["linear"](inputs["h"], inputs["W"], inputs["b"]))
 
     def loss(self, **changed: Array) -> Array:
         """What the output leads to (Eq. 10b)."""

@@ -47,7 +47,7 @@ def section(seed: int) -> Memory:
     """Section 4.3 on the network that ``seed`` makes."""
     problem = Problem.make(seed)
     x = Tensor(problem.x)
-    report = profile(lambda: problem.model.loss(x, problem.y), problem.model, MODES, rounds=0, predict=False)
+    report = profile(problem.model, step=lambda: problem.model.loss(x, problem.y), modes=MODES, rounds=0, predict=False)
     ways = tuple(
         Held(
             run.mode,

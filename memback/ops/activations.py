@@ -16,36 +16,38 @@ __all__ = ["gelu", "leaky_relu", "relu", "relu_bits", "sigmoid", "silu", "softpl
 
 
 class Relu(Elementwise):
-    """max(a, 0), whose derivative at 0 is 0 (Eqs. 17, 18). Keeps its output, which the next layer keeps anyway."""
+    """max(input, 0), whose derivative at 0 is 0 (Eqs. 17, 18). Keeps its output, which the next layer keeps anyway."""
 
     name = "relu"
     source = "Eqs. 17-23, 27"
-    saves = {"a": ("out",)}
+    saves = {"input": ("out",)}
+    renamed = {"a": "input"}
 
-    def forward(self, a: Array) -> Array:
-        return np.maximum(a, 0)
+    def forward(self, input: Array) -> Array:
+        return np.maximum(input, 0)
 
     def vjp(self, d_out: Array, out: Array) -> Array:
         """Eq. 23. The step function is written as numbers: a mask of booleans would have to be converted."""
         step = np.greater(out, 0, out=np.empty_like(d_out))
         return np.multiply(step, d_out, out=step)
 
-    def closed_jacobian(self, a: Array) -> tuple[Array]:
+    def closed_jacobian(self, input: Array) -> tuple[Array]:
         """delta_{j alpha} Theta(a_j) (Eq. 20)."""
-        step = np.greater(a, 0).astype(a.dtype)
-        return (np.diag(step.reshape(-1)).reshape(a.shape + a.shape),)
+        step = np.greater(input, 0).astype(input.dtype)
+        return (np.diag(step.reshape(-1)).reshape(input.shape + input.shape),)
 
 
 class ReluBits(Elementwise):
-    """max(a, 0) that keeps one bit an element instead of its output: for where nobody else keeps that output."""
+    """max(input, 0) that keeps one bit an element instead of its output: for where nobody else keeps that output."""
 
     name = "relu_bits"
     source = "Eqs. 17-23, 27"
-    saves = {"a": ("bits",)}
+    saves = {"input": ("bits",)}
+    renamed = {"a": "input"}
     residuals = ("bits",)
 
-    def forward(self, a: Array, keep: bool) -> tuple[Array, Array | None]:
-        return np.maximum(a, 0), np.packbits(np.greater(a, 0)) if keep else None
+    def forward(self, input: Array, keep: bool) -> tuple[Array, Array | None]:
+        return np.maximum(input, 0), np.packbits(np.greater(input, 0)) if keep else None
 
     def vjp(self, d_out: Array, bits: Array) -> Array:
         return np.multiply(d_out, np.reshape(np.unpackbits(bits, count=d_out.size), d_out.shape), dtype=d_out.dtype)

@@ -36,75 +36,83 @@ class Elementwise(Op):
 
 
 class Add(Elementwise):
-    """x + y. Keeps nothing."""
+    """input + other. Keeps nothing."""
 
     name = "add"
     source = "d(x + y)/dx = d(x + y)/dy = 1"
-    saves = {"x": (), "y": ()}
+    saves = {"input": (), "other": ()}
+    renamed = {"x": "input", "y": "other"}
 
-    def forward(self, x: Array, y: Array) -> Array:
-        return np.add(x, y)
+    def forward(self, input: Array, other: Array) -> Array:
+        return np.add(input, other)
 
     def vjp(self, d_out: Array, needs: Any, shapes: Any) -> tuple[Array | None, Array | None]:
         return (
-            unbroadcast(d_out, shapes[0]) if needs.x else None,
-            unbroadcast(d_out, shapes[1]) if needs.y else None,
+            unbroadcast(d_out, shapes[0]) if needs.input else None,
+            unbroadcast(d_out, shapes[1]) if needs.other else None,
         )
 
 
 class Subtract(Elementwise):
-    """x - y. Keeps nothing."""
+    """input - other. Keeps nothing."""
 
     name = "subtract"
     source = "d(x - y)/dx = 1, d(x - y)/dy = -1"
-    saves = {"x": (), "y": ()}
+    saves = {"input": (), "other": ()}
+    renamed = {"x": "input", "y": "other"}
 
-    def forward(self, x: Array, y: Array) -> Array:
-        return np.subtract(x, y)
+    def forward(self, input: Array, other: Array) -> Array:
+        return np.subtract(input, other)
 
     def vjp(self, d_out: Array, needs: Any, shapes: Any) -> tuple[Array | None, Array | None]:
         return (
-            unbroadcast(d_out, shapes[0]) if needs.x else None,
-            np.negative(unbroadcast(d_out, shapes[1])) if needs.y else None,
+            unbroadcast(d_out, shapes[0]) if needs.input else None,
+            np.negative(unbroadcast(d_out, shapes[1])) if needs.other else None,
         )
 
 
 class Multiply(Elementwise):
-    """x y: to differentiate by one factor, the other one is kept."""
+    """input * other. Keeps each factor for the gradient by the other one."""
 
     name = "multiply"
     source = "d(xy)/dx = y"
-    saves = {"x": ("y",), "y": ("x",)}
+    saves = {"input": ("other",), "other": ("input",)}
+    renamed = {"x": "input", "y": "other"}
 
-    def forward(self, x: Array, y: Array) -> Array:
-        return np.multiply(x, y)
+    def forward(self, input: Array, other: Array) -> Array:
+        return np.multiply(input, other)
 
-    def vjp(self, d_out: Array, needs: Any, shapes: Any, x: Array, y: Array) -> tuple[Array | None, Array | None]:
+    def vjp(
+        self, d_out: Array, needs: Any, shapes: Any, input: Array, other: Array
+    ) -> tuple[Array | None, Array | None]:
         return (
-            unbroadcast(np.multiply(d_out, y), shapes[0]) if needs.x else None,
-            unbroadcast(np.multiply(d_out, x), shapes[1]) if needs.y else None,
+            unbroadcast(np.multiply(d_out, other), shapes[0]) if needs.input else None,
+            unbroadcast(np.multiply(d_out, input), shapes[1]) if needs.other else None,
         )
 
 
 class Divide(Elementwise):
-    """x / y: by x it keeps y, by y both."""
+    """input / other. Keeps the divisor for the gradient by the dividend, and both for that by the divisor."""
 
     name = "divide"
     source = "d(x/y)/dx = 1/y, d(x/y)/dy = -(x/y)/y"
-    saves = {"x": ("y",), "y": ("x", "y")}
+    saves = {"input": ("other",), "other": ("input", "other")}
+    renamed = {"x": "input", "y": "other"}
 
-    def forward(self, x: Array, y: Array) -> Array:
-        return np.divide(x, y)
+    def forward(self, input: Array, other: Array) -> Array:
+        return np.divide(input, other)
 
-    def vjp(self, d_out: Array, needs: Any, shapes: Any, x: Array, y: Array) -> tuple[Array | None, Array | None]:
-        quotient = np.divide(d_out, y)
-        d_x = unbroadcast(quotient, shapes[0]) if needs.x else None
-        if not needs.y:
-            return d_x, None
-        d_y = np.divide(x, y, out=np.empty_like(d_out))
-        np.multiply(quotient, d_y, out=d_y)
-        np.negative(d_y, out=d_y)
-        return d_x, unbroadcast(d_y, shapes[1])
+    def vjp(
+        self, d_out: Array, needs: Any, shapes: Any, input: Array, other: Array
+    ) -> tuple[Array | None, Array | None]:
+        quotient = np.divide(d_out, other)
+        d_input = unbroadcast(quotient, shapes[0]) if needs.input else None
+        if not needs.other:
+            return d_input, None
+        d_other = np.divide(input, other, out=np.empty_like(d_out))
+        np.multiply(quotient, d_other, out=d_other)
+        np.negative(d_other, out=d_other)
+        return d_input, unbroadcast(d_other, shapes[1])
 
 
 class Negative(Elementwise):
@@ -112,39 +120,41 @@ class Negative(Elementwise):
 
     name = "negative"
     source = "d(-x)/dx = -1"
-    saves = {"x": ()}
+    saves = {"input": ()}
+    renamed = {"x": "input"}
 
-    def forward(self, x: Array) -> Array:
-        return np.negative(x)
+    def forward(self, input: Array) -> Array:
+        return np.negative(input)
 
     def vjp(self, d_out: Array) -> Array:
         return np.negative(d_out)
 
 
 class Power(Elementwise):
-    """x ** exponent. By a base whose exponent is a number it keeps the base alone; by the exponent also its output."""
+    """input ** exponent. Keeps the base and an exponent that is an array; for the gradient by that, the output too."""
 
     name = "power"
     source = "d(x^p)/dx = p x^(p-1) (0 where p = 0), d(x^p)/dp = x^p log x (0 where x = 0)"
-    saves = {"x": ("x", "exponent"), "exponent": ("x", "out")}
+    saves = {"input": ("input", "exponent"), "exponent": ("input", "out")}
+    renamed = {"x": "input"}
 
-    def forward(self, x: Array, exponent: Array) -> Array:
-        return np.power(x, exponent)
+    def forward(self, input: Array, exponent: Array) -> Array:
+        return np.power(input, exponent)
 
     def vjp(
-        self, d_out: Array, needs: Any, shapes: Any, x: Array, exponent: Array, out: Array
+        self, d_out: Array, needs: Any, shapes: Any, input: Array, exponent: Array, out: Array
     ) -> tuple[Array | None, Array | None]:
-        d_x = d_exponent = None
-        if needs.x:
-            slope = np.power(x, _lowered(exponent))
+        d_input = d_exponent = None
+        if needs.input:
+            slope = np.power(input, _lowered(exponent))
             slope = np.multiply(slope, exponent)
-            d_x = unbroadcast(np.multiply(slope, d_out), shapes[0])
+            d_input = unbroadcast(np.multiply(slope, d_out), shapes[0])
         if needs.exponent:
             with np.errstate(invalid="ignore"):  # negative numbers have no derivative by the exponent: NaN says so
-                slope = np.log(np.where(np.equal(x, 0), 1, x))  # the limit of x^p log x at 0 is 0
+                slope = np.log(np.where(np.equal(input, 0), 1, input))  # the limit of x^p log x at 0 is 0
             slope = np.multiply(slope, out)
             d_exponent = unbroadcast(np.multiply(slope, d_out), shapes[1])
-        return d_x, d_exponent
+        return d_input, d_exponent
 
 
 def _lowered(exponent: Any) -> Any:
@@ -162,10 +172,11 @@ class Exp(Elementwise):
 
     name = "exp"
     source = "d(e^x)/dx = e^x"
-    saves = {"x": ("out",)}
+    saves = {"input": ("out",)}
+    renamed = {"x": "input"}
 
-    def forward(self, x: Array) -> Array:
-        return np.exp(x)
+    def forward(self, input: Array) -> Array:
+        return np.exp(input)
 
     def vjp(self, d_out: Array, out: Array) -> Array:
         return np.multiply(d_out, out)
@@ -176,13 +187,14 @@ class Log(Elementwise):
 
     name = "log"
     source = "d(log x)/dx = 1/x"
-    saves = {"x": ("x",)}
+    saves = {"input": ("input",)}
+    renamed = {"x": "input"}
 
-    def forward(self, x: Array) -> Array:
-        return np.log(x)
+    def forward(self, input: Array) -> Array:
+        return np.log(input)
 
-    def vjp(self, d_out: Array, x: Array) -> Array:
-        return np.divide(d_out, x)
+    def vjp(self, d_out: Array, input: Array) -> Array:
+        return np.divide(d_out, input)
 
 
 class Sqrt(Elementwise):
@@ -190,14 +202,15 @@ class Sqrt(Elementwise):
 
     name = "sqrt"
     source = "d(sqrt x)/dx = 1 / (2 sqrt x)"
-    saves = {"x": ("out",)}
+    saves = {"input": ("out",)}
+    renamed = {"x": "input"}
 
-    def forward(self, x: Array) -> Array:
-        return np.sqrt(x)
+    def forward(self, input: Array) -> Array:
+        return np.sqrt(input)
 
     def vjp(self, d_out: Array, out: Array) -> Array:
-        d_x = np.divide(d_out, out)
-        return np.multiply(d_x, 0.5)
+        d_input = np.divide(d_out, out)
+        return np.multiply(d_input, 0.5)
 
 
 class Absolute(Elementwise):
@@ -205,46 +218,48 @@ class Absolute(Elementwise):
 
     name = "absolute"
     source = "d|x|/dx = sign x"
-    saves = {"x": ("x",)}
+    saves = {"input": ("input",)}
+    renamed = {"x": "input"}
 
-    def forward(self, x: Array) -> Array:
-        return np.absolute(x)
+    def forward(self, input: Array) -> Array:
+        return np.absolute(input)
 
-    def vjp(self, d_out: Array, x: Array) -> Array:
-        sign = np.sign(x)
+    def vjp(self, d_out: Array, input: Array) -> Array:
+        sign = np.sign(input)
         return np.multiply(d_out, sign)
 
 
 class Maximum(Elementwise):
-    """The greater of x and y; where they are equal, each gets half of the gradient, as in PyTorch.
+    """The greater of input and other; where they are equal, each gets half of the gradient, as in PyTorch.
 
-    Keeps two bits an element: whether x is greater, and whether they are equal.
+    Keeps two bits an element: whether the input is greater, and whether they are equal.
     """
 
     name = "maximum"
     source = "d max(x, y)/dx = 1 where x > y, 1/2 where x = y"
-    saves = {"x": ("greater", "equal"), "y": ("greater", "equal")}
+    saves = {"input": ("greater", "equal"), "other": ("greater", "equal")}
+    renamed = {"x": "input", "y": "other"}
     residuals = ("greater", "equal")
 
-    def forward(self, x: Array, y: Array, keep: bool) -> tuple[Array, Array | None, Array | None]:
-        out = np.maximum(x, y)
+    def forward(self, input: Array, other: Array, keep: bool) -> tuple[Array, Array | None, Array | None]:
+        out = np.maximum(input, other)
         if not keep:
             return out, None, None
-        return out, np.packbits(np.greater(x, y)), np.packbits(np.equal(x, y))
+        return out, np.packbits(np.greater(input, other)), np.packbits(np.equal(input, other))
 
     def vjp(
         self, d_out: Array, needs: Any, shapes: Any, greater: Array, equal: Array
     ) -> tuple[Array | None, Array | None]:
         share = np.multiply(_unpack(equal, d_out), 0.5, out=np.empty_like(d_out))
-        np.add(share, _unpack(greater, d_out), out=share)  # the part of the gradient that goes to x
-        to_x = np.multiply(d_out, share) if needs.x else None
-        to_y = None
-        if needs.y:
-            to_y = np.subtract(1, share, out=share)
-            to_y = np.multiply(d_out, to_y)
+        np.add(share, _unpack(greater, d_out), out=share)  # the part of the gradient that goes to the input
+        to_input = np.multiply(d_out, share) if needs.input else None
+        to_other = None
+        if needs.other:
+            to_other = np.subtract(1, share, out=share)
+            to_other = np.multiply(d_out, to_other)
         return (
-            unbroadcast(to_x, shapes[0]) if to_x is not None else None,
-            unbroadcast(to_y, shapes[1]) if to_y is not None else None,
+            unbroadcast(to_input, shapes[0]) if to_input is not None else None,
+            unbroadcast(to_other, shapes[1]) if to_other is not None else None,
         )
 
 
@@ -253,23 +268,24 @@ def _unpack(bits: Array, like: Array) -> Array:
 
 
 class Where(Elementwise):
-    """x where the condition holds, else y. Keeps the condition."""
+    """input where the condition holds, else other. Keeps the condition."""
 
     name = "where"
     source = "out = c x + (1 - c) y with c 1 or 0: d out/dx = c, d out/dy = 1 - c"
-    saves = {"x": ("condition",), "y": ("condition",)}
+    saves = {"input": ("condition",), "other": ("condition",)}
+    renamed = {"x": "input", "y": "other"}
 
-    def forward(self, condition: Array, x: Array, y: Array) -> Array:
-        return np.where(condition, x, y)
+    def forward(self, condition: Array, input: Array, other: Array) -> Array:
+        return np.where(condition, input, other)
 
     def vjp(self, d_out: Array, needs: Any, shapes: Any, condition: Array) -> tuple[None, Array | None, Array | None]:
-        d_x = d_y = None
-        if needs.x:
-            d_x = unbroadcast(np.multiply(d_out, condition), shapes[1])
-        if needs.y:
-            other = np.logical_not(condition)
-            d_y = unbroadcast(np.multiply(d_out, other), shapes[2])
-        return None, d_x, d_y
+        d_input = d_other = None
+        if needs.input:
+            d_input = unbroadcast(np.multiply(d_out, condition), shapes[1])
+        if needs.other:
+            opposite = np.logical_not(condition)
+            d_other = unbroadcast(np.multiply(d_out, opposite), shapes[2])
+        return None, d_input, d_other
 
 
 absolute = Absolute()

@@ -16,7 +16,7 @@ __all__ = ["linear", "matmul"]
 
 
 class Linear(Op):
-    """a = h W + b, for h of shape (..., in), W (in, out), b (out,) or None.
+    """a = h W + b, for an input h of shape (..., in), a weight W (in, out), and a bias b (out,) or None.
 
     Backward (answers 4 to 6 of the notes): dL/dh = dL/da W^T (Eq. 49), dL/dW = h^T dL/da (Eq. 53), dL/db = dL/da
     (Eq. 57), the latter two summed over the leading dimensions.
@@ -24,49 +24,56 @@ class Linear(Op):
 
     name = "linear"
     source = "Eqs. 10a, 28, 49, 53, 57"
-    saves = {"h": ("W",), "W": ("h",), "b": ()}
+    saves = {"input": ("weight",), "weight": ("input",), "bias": ()}
+    renamed = {"h": "input", "W": "weight", "b": "bias"}
     matrix_product = True
 
-    def forward(self, h: Array, W: Array, b: Array | None = None) -> Array:
-        _check_linear(h.shape, W.shape, b)
-        out = np.matmul(h if h.ndim == 2 else _rows(h), W)  # one product of many rows is faster than many of few
-        if b is not None:
-            np.add(out, b, out=out)
-        return out if out.ndim == h.ndim else out.reshape(*h.shape[:-1], W.shape[-1])
+    def forward(self, input: Array, weight: Array, bias: Array | None = None) -> Array:
+        _check_linear(input.shape, weight.shape, bias)
+        # one product of many rows is faster than many of few
+        out = np.matmul(input if input.ndim == 2 else _rows(input), weight)
+        if bias is not None:
+            np.add(out, bias, out=out)
+        return out if out.ndim == input.ndim else out.reshape(*input.shape[:-1], weight.shape[-1])
 
-    def vjp(self, d_out: Array, needs: Any, h: Array, W: Array) -> tuple[Array | None, ...]:
+    def vjp(self, d_out: Array, needs: Any, input: Array, weight: Array) -> tuple[Array | None, ...]:
         flat = d_out if d_out.ndim == 2 else _rows(d_out)
-        d_h = None
-        if needs.h:
-            d_h = np.matmul(flat, W.T)
-            d_h = d_h if flat is d_out else d_h.reshape(*d_out.shape[:-1], W.shape[0])
+        d_input = None
+        if needs.input:
+            d_input = np.matmul(flat, weight.T)
+            d_input = d_input if flat is d_out else d_input.reshape(*d_out.shape[:-1], weight.shape[0])
         return (
-            d_h,
-            np.matmul((h if h.ndim == 2 else _rows(h)).T, flat) if needs.W else None,
-            _sum_of_rows(flat) if needs.b else None,
+            d_input,
+            np.matmul((input if input.ndim == 2 else _rows(input)).T, flat) if needs.weight else None,
+            _sum_of_rows(flat) if needs.bias else None,
         )
 
-    def flops(self, h: Array, W: Array, b: Array | None, out: Array) -> int:
-        return 2 * h.size * W.shape[-1] + (0 if b is None else out.size)
+    def flops(self, input: Array, weight: Array, bias: Array | None, out: Array) -> int:
+        return 2 * input.size * weight.shape[-1] + (0 if bias is None else out.size)
 
-    def closed_jacobian(self, h: Array, W: Array, b: Array | None = None) -> tuple[Array | None, ...]:
+    def closed_jacobian(self, input: Array, weight: Array, bias: Array | None = None) -> tuple[Array | None, ...]:
         """W_{alpha j} (Eq. 39), h_alpha delta_{j beta} (Eq. 43) and delta_{j alpha} (Eq. 46), for each row of h."""
-        n_out, rows = W.shape[1], h.reshape(-1, h.shape[-1])
-        a_shape = (*h.shape[:-1], n_out)
-        same_row, same_out = np.eye(len(rows), dtype=W.dtype), np.eye(n_out, dtype=W.dtype)
-        by_h = np.einsum("ij,rs->rjsi", W, same_row).reshape(a_shape + h.shape)
-        by_W = np.einsum("ra,jb->rjab", rows, same_out).reshape(a_shape + W.shape)
-        by_b = None if b is None else np.broadcast_to(same_out, (len(rows), n_out, n_out)).reshape(a_shape + b.shape)
-        return by_h, by_W, by_b
+        n_out, rows = weight.shape[1], input.reshape(-1, input.shape[-1])
+        a_shape = (*input.shape[:-1], n_out)
+        same_row, same_out = np.eye(len(rows), dtype=weight.dtype), np.eye(n_out, dtype=weight.dtype)
+        by_input = np.einsum("ij,rs->rjsi", weight, same_row).reshape(a_shape + input.shape)
+        by_weight = np.einsum("ra,jb->rjab", rows, same_out).reshape(a_shape + weight.shape)
+        if bias is None:
+            return by_input, by_weight, None
+        by_bias = np.broadcast_to(same_out, (len(rows), n_out, n_out)).reshape(a_shape + bias.shape)
+        return by_input, by_weight, by_bias
 
 
-def _check_linear(h: tuple[int, ...], W: tuple[int, ...], b: Array | None) -> None:
-    if len(W) != 2:
-        raise ValueError(f"`W` must have shape (in, out), it has {W}")
-    if h[-1:] != W[:1]:
-        raise ValueError(f"`h` of shape {h} has {h[-1] if h else 'no'} features, `W` of shape {W} takes {W[0]}")
-    if b is not None and b.shape != W[1:]:
-        raise ValueError(f"`b` has shape {b.shape}, it must have {W[1:]}")
+def _check_linear(input: tuple[int, ...], weight: tuple[int, ...], bias: Array | None) -> None:
+    if len(weight) != 2:
+        raise ValueError(f"`weight` must have shape (in, out), it has {weight}")
+    if input[-1:] != weight[:1]:
+        raise ValueError(
+            f"`input` of shape {input} has {input[-1] if input else 'no'} features, `weight` of shape {weight} takes"
+            f" {weight[0]}"
+        )
+    if bias is not None and bias.shape != weight[1:]:
+        raise ValueError(f"`bias` has shape {bias.shape}, it must have {weight[1:]}")
 
 
 def _sum_of_rows(x: Array) -> Array:

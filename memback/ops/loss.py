@@ -15,31 +15,32 @@ __all__ = ["binary_cross_entropy_with_logits", "cross_entropy", "mse", "sqerr"]
 
 
 class Sqerr(Op):
-    """Half the summed squared error, L = 1/2 sum_i (f_i - y_i)^2, with gradients for both f and y."""
+    """Half the summed squared error, L = 1/2 sum_i (f_i - y_i)^2, for the input f and the target y."""
 
     name = "sqerr"
     source = "Eqs. 10b, 29"
-    saves = {"f": ("f", "y"), "y": ("f", "y")}
+    saves = {"input": ("input", "target"), "target": ("input", "target")}
+    renamed = {"f": "input", "y": "target"}
 
-    def forward(self, f: Array, y: Array) -> Array:
-        _same_shape(f, y)
-        difference = np.subtract(f, y)
+    def forward(self, input: Array, target: Array) -> Array:
+        _same_shape(input, target)
+        difference = np.subtract(input, target)
         difference *= difference
         dtype = accumulator(difference.dtype)
         half = np.multiply(np.sum(difference, dtype=dtype), 0.5)
         return half if dtype is None else half.astype(difference.dtype)
 
-    def vjp(self, d_out: Array, needs: Any, f: Array, y: Array) -> tuple[Array | None, Array | None]:
-        d_f = np.subtract(f, y)
-        d_f *= d_out
-        return (d_f if needs.f else None), (np.negative(d_f) if needs.y else None)
+    def vjp(self, d_out: Array, needs: Any, input: Array, target: Array) -> tuple[Array | None, Array | None]:
+        d_input = np.subtract(input, target)
+        d_input *= d_out
+        return (d_input if needs.input else None), (np.negative(d_input) if needs.target else None)
 
-    def flops(self, f: Array) -> int:
-        return 3 * f.size + 1
+    def flops(self, input: Array) -> int:
+        return 3 * input.size + 1
 
-    def closed_jacobian(self, f: Array, y: Array) -> tuple[Array, Array]:
+    def closed_jacobian(self, input: Array, target: Array) -> tuple[Array, Array]:
         """dL/df_i = f_i - y_i and dL/dy_i = y_i - f_i, from Eq. 10b."""
-        return np.subtract(f, y), np.subtract(y, f)
+        return np.subtract(input, target), np.subtract(target, input)
 
 
 class Mse(Op):

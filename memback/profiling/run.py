@@ -21,6 +21,7 @@ from memback.nn.policy import Planned
 from memback.ops import compiled
 from memback.profiling import report as plain
 from memback.profiling.accounts import Accounts, Row
+from memback.profiling.calling import module_first, step_of
 from memback.profiling.measuring import Observation, Peak, Prediction, Seconds, median
 from memback.profiling.mode import Mode
 from memback.profiling.precision import floating_dtypes, warn_of_wider_values
@@ -34,12 +35,13 @@ if TYPE_CHECKING:
 __all__ = ["machine", "modes_of", "profile", "run_of"]
 
 
+@module_first
 def profile(
-    step: Callable[[], Tensor],
     module: Module | None = None,
+    *inputs: Any,
+    step: Callable[[], Tensor] | None = None,
     modes: Sequence[str] = ("retain-all", "full", "inference"),
     policy: str | Planned | None = None,
-    *,
     optimizer: Optimizer | None = None,
     rounds: int = 3,
     predict: bool = True,
@@ -49,9 +51,10 @@ def profile(
     """Run a training step in several modes and report the memory of each, layer by layer.
 
     Args:
-        step: runs forward and returns the scalar loss as a Tensor; the profile runs backward. It must do the same
-            each time; memback's own random stream is set back for it.
         module: the model, whose gradients, buffers and random stream are afterwards as they were before.
+        *inputs: what it is called with, where there is no step.
+        step: runs forward and returns the scalar loss as a Tensor; the profile runs backward. It must do the same
+            each time; memback's own random stream is set back for it. By default it is the sum of the module's output.
         modes: of ``retain-all``, ``full``, ``checkpoint``, ``inference``; a policy adds ``checkpoint``.
         policy: the checkpoint policy, such as ``"sqrt"``, or a plan that :func:`memback.plan` made. Without one, mode
             ``checkpoint`` leaves the checkpoints as the model itself has them (its report says ``"own"``). The other
@@ -73,14 +76,16 @@ def profile(
         the :class:`~memback.profiling.report.Report`; all sizes in bytes, times in seconds.
 
     Raises:
-        UsageError: an unknown mode or policy, or a step that returns no scalar loss.
+        UsageError: an unknown mode or policy; a step that returns no scalar loss; both inputs and a step, or nothing
+            to run.
         MembackError: tracemalloc is in use already.
     """
     chosen = modes_of(modes, policy)
+    step = step_of(module, inputs, step)
     repeatable = Step(step, module, optimizer)
     work = _Dry(repeatable) if current().dry else _Real(repeatable, rounds, predict)
     runs = work.runs(chosen, progress)
-    warn_of_wider_values(work.rows, () if module is None else module.parameters())
+    warn_of_wider_values(work.rows, () if module is None else module.parameters(), stacklevel=3)
     report = Report(
         memback=__version__,
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

@@ -246,7 +246,7 @@ class Step:
         parameters = {} if self.module is None else dict(self.module.named_parameters())
         if not self._gradients_looked_at:
             self._gradients_looked_at = True
-            warn_of_subnormal_gradients(parameters.items(), stacklevel=5)
+            warn_of_subnormal_gradients(parameters.items(), stacklevel=6)
         for name in sorted(parameters):
             grad = parameters[name].grad
             if grad is not None:

@@ -205,7 +205,7 @@ class Twin(nn.Module):
 
 
 def both(model: Any, twin: Twin, x: Any, y: Any) -> tuple[Any, Any]:
-    ours = mb.profile(lambda: model.loss(x, y), model, modes=("full",), rounds=1)
+    ours = mb.profile(model, step=lambda: model.loss(x, y), modes=("full",), rounds=1)
     theirs = bridge.profile(twin, torch.tensor(x), torch.tensor(y), modes=("full",), rounds=1)
     return ours.runs[0], theirs.runs[0]
 

@@ -31,7 +31,7 @@ def layer_rows(width, heads, policy=None, mask="bool"):
         )
         tokens = mb.ShapeArray((BATCH, SEQUENCE), "int64")
         modes = ("full",) if policy is None else ("checkpoint",)
-        report = mb.profile(lambda: model.loss(tokens, tokens), module=model, modes=modes, policy=policy)
+        report = mb.profile(model, step=lambda: model.loss(tokens, tokens), modes=modes, policy=policy)
     return [layer for layer in report.runs[0].layers if layer.path.startswith("blocks.1")]
 
 
@@ -99,7 +99,7 @@ def test_other_forms_of_attention_keep_what_the_documentation_says(attention):
         sizes = {"layers": 3, "width": width, "heads": heads, "vocabulary": 512, "context": SEQUENCE}
         model = mb.models.GPT(**sizes, dropout=dropout, attention=attention, dtype="float16")
         tokens = mb.ShapeArray((BATCH, SEQUENCE), "int64")
-        report = mb.profile(lambda: model.loss(tokens, tokens), module=model, modes=("full",))
+        report = mb.profile(model, step=lambda: model.loss(tokens, tokens), modes=("full",))
     kept = saved([layer for layer in report.runs[0].layers if layer.path.startswith("blocks.1")])
     sbh, as2b = SEQUENCE * BATCH * width, heads * SEQUENCE**2 * BATCH
     log_sums = heads * SEQUENCE * BATCH * 4

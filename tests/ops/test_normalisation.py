@@ -231,9 +231,9 @@ def test_a_frozen_batch_norm_in_evaluation_saves_no_activation_dry_or_real(rng):
     def step():
         return mb.ops.sum(model(Tensor(x)))
 
-    report = mb.profile(step, module=model, modes=("full",), rounds=0)
+    report = mb.profile(model, step=step, modes=("full",), rounds=0)
     with mb.dry_run():
-        dry = mb.profile(step, module=model, modes=("full",))
+        dry = mb.profile(model, step=step, modes=("full",))
     (run,) = report.runs
     assert run.saved_bytes == dry.runs[0].saved_bytes == 2 * 4 * 7 * 7 * 4  # what the last layer needs
     assert run.predicted_peak_bytes == pytest.approx(run.measured_peak_bytes, abs=4096)

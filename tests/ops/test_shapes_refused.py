@@ -14,11 +14,11 @@ ROWS = np.ones((4, 3))
 @pytest.mark.parametrize(
     ("W", "b", "message"),
     [
-        ((3,), None, r"`W` must have shape \(in, out\), it has \(3,\)"),
-        ((2, 3, 5), None, r"`W` must have shape \(in, out\), it has \(2, 3, 5\)"),
-        ((4, 2), None, r"`h` of shape \(4, 3\) has 3 features, `W` of shape \(4, 2\) takes 4"),
-        ((3, 2), (1,), r"`b` has shape \(1,\), it must have \(2,\)"),
-        ((3, 2), (4, 2), r"`b` has shape \(4, 2\), it must have \(2,\)"),
+        ((3,), None, r"`weight` must have shape \(in, out\), it has \(3,\)"),
+        ((2, 3, 5), None, r"`weight` must have shape \(in, out\), it has \(2, 3, 5\)"),
+        ((4, 2), None, r"`input` of shape \(4, 3\) has 3 features, `weight` of shape \(4, 2\) takes 4"),
+        ((3, 2), (1,), r"`bias` has shape \(1,\), it must have \(2,\)"),
+        ((3, 2), (4, 2), r"`bias` has shape \(4, 2\), it must have \(2,\)"),
     ],
 )
 def test_linear_refuses_what_its_gradients_would_not_fit(W, b, message):

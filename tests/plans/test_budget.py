@@ -54,7 +54,7 @@ def test_what_is_no_share_is_refused_with_the_remedy(text: str) -> None:
 def test_plans_in_python_take_shares() -> None:
     model = nn.Sequential(*(layer for _ in range(6) for layer in (nn.Linear(64, 64), nn.Tanh())))
     x = np.ones((256, 64), np.float32)
-    full = mb.profile(lambda: mb.ops.sum(model(mb.Tensor(x))), module=model, modes=("full",), rounds=1).runs[0]
+    full = mb.profile(model, step=lambda: mb.ops.sum(model(mb.Tensor(x))), modes=("full",), rounds=1).runs[0]
     assert full.predicted_peak_bytes is not None
     plan = mb.plan(model, x, budget="80%")
     assert plan.peak_bytes < plan.budget == full.predicted_peak_bytes * 8 // 10

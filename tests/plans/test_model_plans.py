@@ -242,7 +242,7 @@ def test_a_sequential_runs_a_plan_as_its_checkpoint():
 def test_profile_shows_a_plan_beside_the_other_modes():
     planning = planning_of("gpt")
     plan, step, model = planning.leanest(), planning.step, planning.step.module
-    report = mb.profile(step.function, model, policy=plan, rounds=1)
+    report = mb.profile(model, step=step.function, policy=plan, rounds=1)
     checkpoint = next(run for run in report.runs if run.mode == "checkpoint")
     full = next(run for run in report.runs if run.mode == "full")
     assert checkpoint.policy == plan.name

@@ -65,7 +65,7 @@ def test_a_report_can_be_made_of_a_step_that_computes_an_accuracy(mode: str) -> 
         loss: mb.Tensor = ops.sqerr(out, y)
         return loss
 
-    (run,) = mb.profile(step, module=model, modes=(mode,), rounds=0).runs
+    (run,) = mb.profile(model, step=step, modes=(mode,), rounds=0).runs
     # what the loss needs; with every variable also the loss and the softmax that is not used
     assert run.saved_bytes == {"retain-all": 1280 + 4 + 1280, "inference": 0}.get(mode, 1280)
 

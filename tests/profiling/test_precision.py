@@ -91,7 +91,9 @@ def test_a_training_looks_again_every_hundred_steps(monkeypatch: pytest.MonkeyPa
 
 def test_a_profile_names_weights_with_subnormal_gradients_once() -> None:
     work = Workload.build(load("deep-mlp").with_overrides(DEEP))
-    (message,) = warned(lambda: mb.profile(work.step(), work.model, ["full", "inference", "retain-all"], rounds=1))
+    (message,) = warned(
+        lambda: mb.profile(work.model, step=work.step(), modes=["full", "inference", "retain-all"], rounds=1)
+    )
     assert "the gradients of layers.0.0.weight" in message
 
 
@@ -135,7 +137,7 @@ def test_values_wider_than_the_parameters_are_named_once_and_the_report_says_the
 
     def act() -> None:
         with mb.dry_run() if dry else nullcontext():
-            reports.append(mb.profile(lambda: step(model), model, about={"dtype": "float32"}, rounds=1))
+            reports.append(mb.profile(model, step=lambda: step(model), about={"dtype": "float32"}, rounds=1))
 
     (message,) = warned(act)
     assert message.startswith(f"parameters are float32, but {where} (")
@@ -148,13 +150,16 @@ def test_a_step_in_one_dtype_is_reported_in_it_without_a_warning(dtype: str) -> 
     model = network(dtype)
     x, y = X.astype(dtype), Y.astype(dtype)
     reports: list[Any] = []
-    assert warned(lambda: reports.append(mb.profile(lambda: ops.sqerr(model(mb.Tensor(x)), y), model, rounds=1))) == []
+    assert (
+        warned(lambda: reports.append(mb.profile(model, step=lambda: ops.sqerr(model(mb.Tensor(x)), y), rounds=1)))
+        == []
+    )
     assert reports[0].profile.dtype == dtype
 
 
 def test_a_step_without_a_module_is_reported_in_the_dtype_that_ran() -> None:
     w = mb.Tensor(np.ones((64, 3)), requires_grad=True)
-    report = mb.profile(lambda: ops.sum(ops.matmul(mb.Tensor(X), w)), modes=["full"], rounds=1)
+    report = mb.profile(step=lambda: ops.sum(ops.matmul(mb.Tensor(X), w)), modes=["full"], rounds=1)
     assert report.profile.dtype == "float64"
 
 

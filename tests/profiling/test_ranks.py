@@ -47,7 +47,7 @@ def test_the_rank_that_needs_the_most_leads_in_whatever_order_they_come(report, 
 def one():
     x, y = np.ones((4, 8), np.float32), np.zeros((4, 2), np.float32)
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
-    return mb.profile(lambda: ops.sqerr(model(mb.Tensor(x)), y), module=model, rounds=1)
+    return mb.profile(model, step=lambda: ops.sqerr(model(mb.Tensor(x)), y), rounds=1)
 
 
 def test_missing_and_stopped_ranks_are_named_at_the_top_of_every_format(one):

@@ -82,10 +82,10 @@ def step(name: str) -> Step:
 def watched(name: str, mode: Mode) -> Watched:
     work, repeatable = workload(name), step(name)
     report = profile(
-        repeatable.function,
         work.model,
-        [mode.name],
-        mode.policy,
+        step=repeatable.function,
+        modes=[mode.name],
+        policy=mode.policy,
         optimizer=work.optimizer,
         rounds=0,
         about=work.about(),
@@ -204,7 +204,7 @@ def test_a_profile_in_another_dtype_keeps_it_throughout_and_is_predicted(name: s
     smaller = {"data.batch": "2", **({} if name == "digits" else {"data.sequence": "16"})}
     work = Workload.build(load(name).with_overrides({"dtype": dtype, **smaller}))
     x, y = work.batch(0)
-    run = profile(lambda: work.loss(x, y), work.model, ["full"], rounds=0).runs[0]
+    run = profile(work.model, step=lambda: work.loss(x, y), modes=["full"], rounds=0).runs[0]
     assert {layer.dtype for layer in run.layers} == {dtype}
     repeatable = Step(lambda: work.loss(x, y), work.model)
     assert repeatable.predict(Mode("full")).ledger.saved_at_end_of_forward == run.saved_bytes

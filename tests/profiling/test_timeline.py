@@ -20,7 +20,11 @@ def run(request: pytest.FixtureRequest) -> Run:
         optimizer = AdamW(model.parameters(), lr=0.1)
         tokens = mb.ShapeArray.argument((2, 16), "int64")
         report = mb.profile(
-            lambda: model.loss(tokens, tokens), model, (request.param,), policy=policy, optimizer=optimizer
+            model,
+            step=lambda: model.loss(tokens, tokens),
+            modes=(request.param,),
+            policy=policy,
+            optimizer=optimizer,
         )
     return report.runs[0]
 
@@ -87,6 +91,6 @@ def test_the_update_is_part_of_the_step_where_there_is_an_optimiser(optimized: b
         model = mb.models.MLP(8, 4, width=300, depth=2)
         optimizer = AdamW(model.parameters(), lr=0.1) if optimized else None
         x, y = mb.ShapeArray.argument((1, 8)), mb.ShapeArray.argument((1,), "int64")
-        report = mb.profile(lambda: model.loss(x, y), model, ("full",), optimizer=optimizer)
+        report = mb.profile(model, step=lambda: model.loss(x, y), modes=("full",), optimizer=optimizer)
     assert (report.runs[0].peak.phase == "update") == optimized
     assert report.arguments.optimizer_bytes == (2 * report.arguments.parameter_bytes if optimized else 0)

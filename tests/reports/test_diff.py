@@ -18,7 +18,7 @@ def predicted(policy: str = "sqrt", **settings: str) -> Report:
     work = Workload.build(loaded, dry=True)
     x, y = work.batch(0)
     with dry_run():
-        return profile(lambda: work.loss(x, y), work.model, ("full", "inference"), policy)
+        return profile(work.model, step=lambda: work.loss(x, y), modes=("full", "inference"), policy=policy)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,13 @@ def predicted(name: str) -> Report:
     x, y = work.batch(0)
     modes = ("retain-all", "full", "checkpoint", "inference")
     with dry_run():
-        return profile(lambda: work.loss(x, y), work.model, modes, loaded.checkpoint.policy, optimizer=work.optimizer)
+        return profile(
+            work.model,
+            step=lambda: work.loss(x, y),
+            modes=modes,
+            policy=loaded.checkpoint.policy,
+            optimizer=work.optimizer,
+        )
 
 
 @pytest.fixture(scope="module", params=["digits", "digits-resnet", "lstm", "source-gpt"])

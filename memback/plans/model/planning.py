@@ -30,6 +30,7 @@ from memback.plans.saved import SavedPlan, check_parameters
 from memback.plans.segments import recorded
 from memback.plans.simulate import BudgetError, Chain, finish
 from memback.plans.stage import Stage
+from memback.profiling.calling import step_of
 from memback.profiling.mode import Mode
 from memback.profiling.step import Step
 from memback.units import format_bytes, format_bytes_short
@@ -207,22 +208,13 @@ def plan(
 
     Raises:
         NoPlanError: nothing fits; it says what would, and what memory is made of there.
-        UsageError: an unknown planner or a malformed budget; a step that does not call the module once.
+        UsageError: an unknown planner or a malformed budget; a step that does not call the module once; both
+            inputs and a step.
         NoValuesError: the step takes decisions on values, so it can't be predicted.
     """
     wanted = Budget.read(budget)
-    planning = Planning(Step(step or _summed(module, inputs), module, optimizer))
+    planning = Planning(Step(step_of(module, inputs, step), module, optimizer))
     return planning.plan(wanted.bytes(planning.full_peak_bytes), planner, time_limit)
-
-
-def _summed(module: Module, inputs: tuple[Any, ...]) -> Callable[[], Tensor]:
-    def step() -> Tensor:
-        from memback import ops
-
-        total: Tensor = ops.sum(module(*inputs))
-        return total
-
-    return step
 
 
 def _parameters(module: Module) -> dict[str, tuple[int, ...]]:
