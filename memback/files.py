@@ -16,7 +16,10 @@ from typing import Any, BinaryIO
 
 from memback.errors import MembackError, UsageError, shorten
 
-__all__ = ["check_regular", "check_target", "explained", "read_regular", "write_atomically"]
+__all__ = ["PACKAGE", "check_regular", "check_target", "explained", "read_regular", "write_atomically"]
+
+PACKAGE = Path(__file__).parent
+"""The folder that memback itself is in."""
 
 _LEAST_STEP = 2**16
 

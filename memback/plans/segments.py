@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
 from memback.plans.actions import Action, Backward, Forward, Keep
-from memback.plans.chain.links import Links
+from memback.plans.links import Links
 
 __all__ = [
     "Choices",

@@ -36,11 +36,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
-import memback
 from memback.data import LAYOUTS, Dataset, Layout
 from memback.data import REGISTRY as DATA
 from memback.errors import UsageError, shorten
-from memback.files import read_regular
+from memback.files import PACKAGE, read_regular
 from memback.profiling.schema import arguments_schema, check, choose, read_value
 
 __all__ = [
@@ -182,10 +181,9 @@ def load(name_or_path: str | Path) -> Profile:
 
 def shipped() -> dict[str, Path]:
     """The files of the profiles that come with memback, by name."""
-    package = Path(memback.__file__).parent
-    folder = package / "profiles"
+    folder = PACKAGE / "profiles"
     if not folder.is_dir():
-        folder = package.parent / "profiles"
+        folder = PACKAGE.parent / "profiles"
     return {path.stem: path for path in sorted(folder.glob("*.toml"), key=lambda path: path.stem)}
 
 

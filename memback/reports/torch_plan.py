@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from memback.plans.actions import Forward, Keep
+from memback.plans.actions import Action, Forward, Keep
 from memback.reports.folding import span
 from memback.reports.plan import drawn, sweeps
 from memback.reports.tables import NONE, Cell, Column, Row, Table
-
-if TYPE_CHECKING:
-    from memback.bridges.torch.planning.plan import TorchPlan
 
 __all__ = ["blocks", "picture"]
 
 _MOST_ROWS = 24
 _LEGEND = "■ all kept  ▪ input kept  · nothing kept  ◂ reversed"
+
+
+class LayerCall(Protocol):
+    """A call, as far as it is drawn: the path of the layer that made it."""
+
+    @property
+    def path(self) -> str: ...
+
+
+class TorchPlan(Protocol):
+    """A plan for a PyTorch module, as far as it is drawn (it is a :class:`memback.bridges.torch.TorchPlan`)."""
+
+    @property
+    def actions(self) -> Sequence[Action]: ...
+    @property
+    def stages(self) -> Sequence[object]: ...
+    @property
+    def calls(self) -> Sequence[LayerCall]: ...
+    @property
+    def bounds(self) -> Sequence[int]: ...
+    @property
+    def units(self) -> Sequence[int | None]: ...
+    @property
+    def runs(self) -> Mapping[int, int]: ...
+    @property
+    def saved_bytes(self) -> int: ...
+    @property
+    def unit_saved_bytes(self) -> Sequence[int]: ...
 
 
 def blocks(plan: TorchPlan) -> Table:

@@ -13,16 +13,15 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
-from pathlib import Path
 from typing import IO, Any
 
-import memback
+from memback.files import PACKAGE
 from memback.sweeps import point as work
 from memback.sweeps.point import Done, Task
 
 __all__ = ["COMMAND", "Children", "main"]
 
-_ROOT = str(Path(memback.__file__).parents[1])
+_ROOT = str(PACKAGE.parent)
 COMMAND = f"import sys; sys.path.append({_ROOT!r}); from memback.sweeps import children; children.main()"
 """What a process runs: the memback that asks, wherever that is."""
 

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import memback
 from memback.errors import UsageError, shorten
+from memback.files import PACKAGE
 
 __all__ = ["main", "read"]
 
-_ROOT = str(Path(memback.__file__).parents[1])
+_ROOT = str(PACKAGE.parent)
 _COMMAND = f"import sys; sys.path.append({_ROOT!r}); from memback.sweeps import parquet; parquet.main()"
 
 

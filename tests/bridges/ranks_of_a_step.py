@@ -17,7 +17,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.checkpoint import checkpoint
 
 import memback.bridges.torch as bridge
-from memback.bridges.torch.ranks.sharding import wrap
+from memback.bridges.torch.recording.sharding import wrap
 
 BATCH = 6
 MODES = ("retain-all", "full", "inference")

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 import memback.bridges.torch as bridge
 from memback.bridges.torch.profile import WatchingWarning
-from memback.bridges.torch.ranks.allocator import allocated
+from memback.bridges.torch.recording.allocator import allocated
 from memback.bridges.torch.recording.storages import storages, tensors
 from memback.bridges.torch.recording.tracking import Tracker
 from memback.errors import MembackError

@@ -13,11 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from memback._version import __version__
 from memback.bridges.torch.planning.plan import TorchPlan, planned_by
-from memback.bridges.torch.ranks.allocator import Allocated
-from memback.bridges.torch.ranks.sharding import bucket_bytes, fsdp_params
+from memback.bridges.torch.recording.allocator import Allocated
 from memback.bridges.torch.recording.calls import check_all_visible
 from memback.bridges.torch.recording.losses import with_name
 from memback.bridges.torch.recording.paths import described
+from memback.bridges.torch.recording.sharding import bucket_bytes, fsdp_params
 from memback.bridges.torch.recording.step import DryRunError, Loss, Step, sum_of_outputs
 from memback.bridges.torch.recording.storages import distinct_bytes
 from memback.bridges.torch.recording.tracking import Tracker

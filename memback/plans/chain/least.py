@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from memback.plans.chain.links import Floats, Ints, Links
+from memback.plans.links import Floats, Ints, Links
 from memback.plans.segments import Choices
 
 __all__ = ["Least"]

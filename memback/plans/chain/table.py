@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from memback.plans.chain.least import Least
-from memback.plans.chain.links import Floats, Ints
+from memback.plans.links import Floats, Ints
 from memback.plans.segments import Choices, Segment
 
 __all__ = ["Table"]

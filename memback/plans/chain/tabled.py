@@ -9,8 +9,8 @@ import numpy as np
 
 from memback.plans.actions import Action, Plan
 from memback.plans.chain.least import Least
-from memback.plans.chain.links import Figures, Ints, Links
 from memback.plans.chain.table import Table
+from memback.plans.links import Figures, Ints, Links
 from memback.plans.segments import Segment, unfold
 from memback.plans.simulate import Chain, finish
 from memback.units import format_bytes_short

@@ -20,11 +20,11 @@ from msgspec.structs import replace
 
 from memback.bridges.torch.loading import Loaded, without_memory
 from memback.bridges.torch.profile import MODES, profile
-from memback.bridges.torch.ranks.sharding import wrap
 from memback.bridges.torch.recording.calls import check_all_visible
 from memback.bridges.torch.recording.fake import DryRunError
 from memback.bridges.torch.recording.guard import check_fits
 from memback.bridges.torch.recording.paths import described
+from memback.bridges.torch.recording.sharding import wrap
 from memback.bridges.torch.recording.step import Loss, Step, sum_of_outputs
 from memback.errors import MembackError, UsageError
 from memback.files import check_target
@@ -64,7 +64,7 @@ def predict(
         strategy: ``ddp`` or ``fsdp2``.
         ranks: how many there are.
         shard: for ``fsdp2``, patterns of the paths of submodules that are gathered each by itself; see
-            :func:`~memback.bridges.torch.ranks.sharding.wrap`.
+            :func:`~memback.bridges.torch.recording.sharding.wrap`.
         options: for ``DistributedDataParallel`` or ``fully_shard``.
         loss: gives the loss, a tensor of one number, from what the module gives; by default the sum of its numbers.
         kwargs: what each rank's module is called with by name.
@@ -76,7 +76,7 @@ def predict(
         the merged :class:`~memback.profiling.report.Report`: the rank that needs the most memory leads.
 
     Raises:
-        UsageError: as :func:`~memback.bridges.torch.ranks.sharding.wrap`, or this process is one of several ranks
+        UsageError: as :func:`~memback.bridges.torch.recording.sharding.wrap`, or this process is one of several ranks
         already.
         MembackError: the step can't be run dry.
     """
@@ -158,7 +158,7 @@ def run_rank(
         on rank 0 the merged report of the ranks that left one, on the others None.
 
     Raises:
-        UsageError: this is not under torchrun, or as :func:`~memback.bridges.torch.ranks.sharding.wrap`.
+        UsageError: this is not under torchrun, or as :func:`~memback.bridges.torch.recording.sharding.wrap`.
         MembackError: this rank failed. Rank 0 raises it only if there is no report at all.
     """
     at = place()

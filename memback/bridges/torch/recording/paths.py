@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-import memback
 from memback.engine.site import Site
+from memback.files import PACKAGE
 
 __all__ = ["ModulePaths", "call_site", "called_from", "described", "directly_from", "in_file", "matches"]
 
 _INTERNAL = (
-    *(f"{Path(package.__file__ or '').parent}{os.sep}" for package in (torch, memback)),
+    *(f"{package}{os.sep}" for package in (Path(torch.__file__ or "").parent, PACKAGE)),
     "<frozen ",
     "<eval_with_key>",
 )

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from memback.bridges.torch.ranks.sharding import fsdp_params, strategy_of
 from memback.bridges.torch.recording.fake import DryRunError, fake_mode, faked
+from memback.bridges.torch.recording.sharding import fsdp_params, strategy_of
 
 __all__ = ["standing_in"]
 

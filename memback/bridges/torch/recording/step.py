@@ -17,13 +17,13 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_map
 
-from memback.bridges.torch.ranks.allocator import Allocated, allocated
-from memback.bridges.torch.ranks.exchanges import exchanges_told
-from memback.bridges.torch.ranks.sharding import reshard, strategy_of
+from memback.bridges.torch.recording.allocator import Allocated, allocated
 from memback.bridges.torch.recording.dry_mode import in_dry_run
+from memback.bridges.torch.recording.exchanges import exchanges_told
 from memback.bridges.torch.recording.fake import DryRunError, is_dry
 from memback.bridges.torch.recording.paths import described
 from memback.bridges.torch.recording.restoring import leaves_below, other_streams_kept, weights_kept
+from memback.bridges.torch.recording.sharding import reshard, strategy_of
 from memback.bridges.torch.recording.standing_in import standing_in
 from memback.bridges.torch.recording.storages import tensors, unwrapped
 from memback.bridges.torch.recording.tracking import Tracker
