@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +21,7 @@ __all__ = [
     "argument_like",
     "buffer_bytes",
     "distinct_bytes",
+    "dtype_name",
     "forgotten",
     "is_array",
     "is_whole",
@@ -97,6 +98,17 @@ def argument_like(array: Any) -> ShapeArray:
         arguments[key] = gone, ShapeArray.argument(buffer.shape, buffer.dtype, buffer.strides)
     like = arguments[key][1]
     return like if array is buffer else ShapeArray(array.shape, array.dtype, array.strides, like)
+
+
+@lru_cache
+def dtype_name(dtype: Any) -> str:
+    """What NumPy calls a type, asked once.
+
+    NumPy looks its naming function up by a new string each time, some of which stay in Python's cache of attributes:
+    in a measurement they are bytes that come and go by chance.
+    """
+    name: str = dtype.name
+    return name
 
 
 def buffer_bytes(buffer: Buffer) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from memback.arrays import leaves, stand_in
+from memback.arrays import dtype_name, leaves, stand_in
 from memback.op import Op
 from memback.state import State
 from memback.tape import Edge, MultiNode, Node, changes
@@ -179,7 +179,7 @@ class CallShape(NamedTuple):
     @classmethod
     def of(cls, op: Op, path: str, out: Any) -> CallShape:
         """The shape of a call that has run."""
-        return cls(op.name, path, tuple((o.shape, o.dtype.name) for o in (out if op.multiple else (out,))))
+        return cls(op.name, path, tuple((o.shape, dtype_name(o.dtype)) for o in (out if op.multiple else (out,))))
 
     def matches(self, other: CallShape) -> bool:
         """Whether another call is the same, whatever its layer is called where the model is a part of another one."""
