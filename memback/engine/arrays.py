@@ -18,6 +18,7 @@ __all__ = [
     "DryArray",
     "buffer_bytes",
     "distinct_bytes",
+    "dtype_name",
     "forgotten",
     "is_array",
     "is_floating",
@@ -134,6 +135,17 @@ def forgotten(known: dict[int, Any], key: int) -> Callable[[object], object]:
 def without_values(value: Any, dry: type[DryArray]) -> Any:
     """On a dry run, what stands for a value: for a real array one without memory."""
     return dry.argument_like(value) if isinstance(value, np.ndarray) else value
+
+
+@lru_cache
+def dtype_name(dtype: Any) -> str:
+    """What NumPy calls a type, asked once.
+
+    NumPy looks its naming function up by a new string each time, some of which stay in Python's cache of attributes:
+    in a measurement they are bytes that come and go by chance.
+    """
+    name: str = dtype.name
+    return name
 
 
 def buffer_bytes(buffer: Buffer) -> int:

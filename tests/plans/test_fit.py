@@ -26,7 +26,7 @@ def profile(name="source-gpt", **changes):
 
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory):
-    """Those of a profile, shared by all tests: what has been tried is known."""
+    """Gives the trials of a profile, which all tests share: what has been tried is known."""
     machine = Machine(50e9, 1e9, 2e9, str(tmp_path_factory.mktemp("disk")))
     return cache(lambda name="source-gpt", **changes: Trials(profile(name, **changes), machine))
 

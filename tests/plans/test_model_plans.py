@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import tracemalloc
 import weakref
 from itertools import pairwise
 
@@ -260,6 +261,23 @@ def test_the_frontier_is_monotone_and_each_of_its_points_can_be_planned():
     assert knee(points) in points
     for point in points[:: max(1, len(points) // 5)]:
         assert planning.plan(point.budget, "chain").extra_flops <= point.extra_flops
+
+
+def test_a_planned_step_leaves_no_objects_behind_that_a_later_measurement_would_count():
+    model = mlp(depth=60)
+    plan = mb.plan(model, X, budget="1GiB", planner="chain")
+    with plan.apply(model):
+        trained(model)  # whatever is made once
+        gc.collect()
+        tracemalloc.start()
+        try:
+            trained(model)
+            gc.collect()  # which empties Python's lists of free objects, too
+            left = tracemalloc.take_snapshot()
+        finally:
+            tracemalloc.stop()
+    ours = left.filter_traces([tracemalloc.Filter(True, "*/memback/plans/*")])
+    assert [str(trace) for trace in ours.traces] == []
 
 
 def test_outside_of_training_a_plan_does_nothing():

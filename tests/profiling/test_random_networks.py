@@ -58,10 +58,7 @@ def rows(ledger: Ledger) -> list[tuple[object, ...]]:
     ]
 
 
-@pytest.mark.filterwarnings("ignore::memback.engine.checkpoint.CheckpointWarning")
-@settings(max_examples=50, suppress_health_check=list(HealthCheck))
-@given(network=networks, other=st.sampled_from(OTHERS))
-def test_what_is_predicted_is_what_a_real_run_holds(network: Network, other: Mode) -> None:
+def is_as_predicted(network: Network, other: Mode) -> None:
     """Each network in full retention, with the checkpoints that it has itself, and in another mode.
 
     The last two are measured; where a network has no checkpoints, its own are full retention.
@@ -81,6 +78,21 @@ def test_what_is_predicted_is_what_a_real_run_holds(network: Network, other: Mod
         if mode in (OWN, other):
             measured, _ = made.measure(mode, real.ledger)
             assert abs(measured.bytes - predicted.peak.bytes) <= measured.bytes / 100 + 64 * 1024
+
+
+@pytest.mark.filterwarnings("ignore::memback.engine.checkpoint.CheckpointWarning")
+@settings(max_examples=50, suppress_health_check=list(HealthCheck))
+@given(network=networks, other=st.sampled_from(OTHERS))
+def test_what_is_predicted_is_what_a_real_run_holds(network: Network, other: Mode) -> None:
+    is_as_predicted(network, other)
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::memback.engine.checkpoint.CheckpointWarning")
+@settings(max_examples=400, suppress_health_check=list(HealthCheck))
+@given(network=networks, other=st.sampled_from(OTHERS))
+def test_what_is_predicted_is_what_a_real_run_holds_for_many_networks(network: Network, other: Mode) -> None:
+    is_as_predicted(network, other)
 
 
 def test_the_networks_are_large_enough_for_the_bound_to_mean_something() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from memback.engine.arrays import dtype_name
 from memback.engine.op import Op
 from memback.engine.program import Program
 from memback.engine.replay import Replay, replayed
@@ -24,7 +25,7 @@ class CallShape(NamedTuple):
     @classmethod
     def of(cls, op: Op, path: str, out: Any) -> CallShape:
         """The shape of a call that has run."""
-        return cls(op.name, path, tuple((o.shape, o.dtype.name) for o in (out if op.multiple else (out,))))
+        return cls(op.name, path, tuple((o.shape, dtype_name(o.dtype)) for o in (out if op.multiple else (out,))))
 
     def matches(self, other: CallShape) -> bool:
         """Whether another call is the same, whatever its layer is called where the model is a part of another one."""
