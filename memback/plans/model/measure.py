@@ -299,8 +299,9 @@ def _beyond(
     event = next(events, None)
     for action in actions:
         key = (type(action), action.stage)
-        stored = base + chain.during(state, action).total
-        state = chain.after(state, action)
+        outcome = chain.do(state, action)
+        assert not isinstance(outcome, str), outcome
+        stored, state = base + outcome[0], outcome[1]
         # what a reversal computes again belongs to it, unless the plan says so in an action of its own
         while event is not None and (event[:2] == key or (isinstance(action, Backward) and event[1] == action.stage)):
             beyond[key] = max(beyond.get(key, 0), event[2] - stored)
