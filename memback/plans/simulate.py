@@ -126,8 +126,11 @@ class BudgetError(MembackError):
 class State(NamedTuple):
     """What is stored between two actions: bit 2 i stands for the saves of node i, bit 2 i + 1 for its output.
 
-    Nodes from ``remaining`` on have been reversed. ``ran`` nodes of a graph's forward pass have run; it is one more
-    than there are once something has followed the pass. ``size`` is of what is stored, in bytes.
+    Attributes:
+        stored: these bits.
+        size: of what is stored, in bytes.
+        remaining: nodes from this one on have been reversed.
+        ran: how many nodes of a graph's forward pass have run, and one more once something has followed the pass.
     """
 
     stored: int
@@ -148,12 +151,12 @@ class Memory(ABC, Generic[_A]):
     """A memory model as a machine that takes actions.
 
     Attributes, by node:
-        output_bytes, saved_bytes: sizes of what it makes.
+        output_bytes, saved_bytes: sizes of its output and of its saves.
         costs: of running it, and of its backward.
-        uses, needs: bits of what running it reads, and its backward.
-        before, during: bytes besides values that are live while nodes run before its backward, and during it.
-        moments: of the forward pass, where the model itself makes it, and under the number of nodes of what follows
-            it: the outputs that are there whether they are stored or not, and the bytes besides.
+        uses, needs: what running it reads, and what its backward reads, as bits of :class:`State`.
+        before, during: bytes besides values that are live while nodes run before its backward, and during that.
+        moments: of the forward pass, where the model itself makes it: the outputs that are there whether they are
+            stored or not, and the bytes besides. Those of what follows the pass are under the number of nodes.
     """
 
     node, whole, held, drop = "node", "graph", "stored", "discard"
@@ -224,7 +227,7 @@ class Memory(ABC, Generic[_A]):
         return f"the output of {self.node} {i} is" if output else f"the saves of {self.node} {i} are"
 
     def _lacks(self, i: int, v: int, output: bool, why: str) -> str:
-        """What is said where the output, or the saves, of node v are not stored that node i uses, or needs."""
+        """The message that node i uses, or needs, the output or the saves of node v, which are not stored."""
         return (
             f"the output of node {v}, which it {why}, is not stored"
             if output

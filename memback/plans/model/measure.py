@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from msgspec import structs
+
 from memback.engine.checkpoint import tensors_in
 from memback.engine.state import current
 from memback.engine.tape import Call, Edge, Node
@@ -235,7 +237,7 @@ class _Measurement:
             for key, size in _beyond(Chain(stages), actions, ledger.actions, self.base).items():
                 most[key] = max(most.get(key, 0), size)
         return tuple(
-            replace(
+            structs.replace(
                 stage,
                 forward_workspace=most.get((Forward, i), 0),
                 backward_workspace=most.get((Backward, i), 0),
