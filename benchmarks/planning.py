@@ -15,7 +15,8 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from memback.plans import Stage, chain
 from memback.plans.chain.tabled import Tabled

@@ -11,11 +11,13 @@ Of a graph, nodes are computed, values discarded, and nodes reversed: :mod:`memb
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+import re
+from typing import Any, TypeAlias
+
+import msgspec
 
 from memback.errors import UsageError
+from memback.plans.data import Data
 
 __all__ = [
     "Action",
@@ -31,9 +33,6 @@ __all__ = [
     "Reverse",
     "Stored",
 ]
-
-
-_E = TypeVar("_E", bound=enum.StrEnum)
 
 
 class Keep(enum.StrEnum):
@@ -54,8 +53,11 @@ class Stored(enum.StrEnum):
     SAVES = "saves"
 
 
-@dataclass(frozen=True, slots=True)
-class Forward:
+class _Tagged(Data, frozen=True, tag_field="do", tag=str.lower, omit_defaults=False):
+    """An action; its name is what it does."""
+
+
+class Forward(_Tagged, frozen=True):
     """Run a stage forward."""
 
     stage: int
@@ -65,8 +67,7 @@ class Forward:
         return f"forward of stage {self.stage}, keeping {'its ' * (self.keep is Keep.INPUT)}{self.keep}"
 
 
-@dataclass(frozen=True, slots=True)
-class Backward:
+class Backward(_Tagged, frozen=True):
     """Run a stage's backward from its input, saves, output and dL/d(output), which it uses up."""
 
     stage: int
@@ -75,8 +76,7 @@ class Backward:
         return f"backward of stage {self.stage}"
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
+class Drop(_Tagged, frozen=True):
     """Drop a stored value of a stage before its backward."""
 
     stage: int
@@ -89,8 +89,7 @@ class Drop:
 Action: TypeAlias = Forward | Backward | Drop
 
 
-@dataclass(frozen=True, slots=True)
-class Compute:
+class Compute(_Tagged, frozen=True):
     """Run a node of a graph; with ``saves`` it also leaves the residuals that its own backward needs."""
 
     node: int
@@ -100,8 +99,7 @@ class Compute:
         return f"computation of node {self.node}{', with its saves' * self.saves}"
 
 
-@dataclass(frozen=True, slots=True)
-class Reverse:
+class Reverse(_Tagged, frozen=True):
     """Run a node's backward from the values that it needs; its own output and saves are dropped with it."""
 
     node: int
@@ -110,8 +108,7 @@ class Reverse:
         return f"backward of node {self.node}"
 
 
-@dataclass(frozen=True, slots=True)
-class Discard:
+class Discard(_Tagged, frozen=True):
     """Store a value of a node no longer."""
 
     node: int
@@ -124,8 +121,7 @@ class Discard:
 GraphAction: TypeAlias = Compute | Reverse | Discard
 
 
-@dataclass(frozen=True, slots=True)
-class GraphPlan:
+class GraphPlan(Data, frozen=True):
     """A schedule of a graph and what it takes, as a chain's :class:`Plan` has them.
 
     ``gap`` is by how much, at most, the cost is above the least one over the graph's fixed order, as a share of that;
@@ -133,14 +129,13 @@ class GraphPlan:
     """
 
     actions: tuple[GraphAction, ...]
-    cost: float
+    cost: int | float
     peak_bytes: int
     optimality: str
     gap: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Data, frozen=True):
     """A schedule and what it takes.
 
     ``cost`` is that of every forward and backward, in the stages' unit; ``peak_bytes`` is the largest number of live
@@ -148,66 +143,36 @@ class Plan:
     """
 
     actions: tuple[Action, ...]
-    cost: float
+    cost: int | float
     peak_bytes: int
     optimality: str
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data, for JSON."""
-        return {
-            "actions": [_to_dict(action) for action in self.actions],
-            "cost": self.cost,
-            "peak_bytes": self.peak_bytes,
-            "optimality": self.optimality,
-        }
+        return {**msgspec.to_builtins(self), "actions": msgspec.to_builtins([*self.actions])}
 
     @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> Plan:
+    def from_dict(data: Any) -> Plan:
         """Read what :meth:`to_dict` wrote. Whether its numbers hold for a chain, ``simulate`` says.
 
         Raises:
             UsageError: it is not the data of a plan; the message names the first entry that is wrong.
         """
-        _check("the plan", data, {"actions": list, "cost": (int, float), "peak_bytes": int, "optimality": str})
-        actions = tuple(_from_dict(index, action) for index, action in enumerate(data["actions"]))
-        return Plan(actions, data["cost"], data["peak_bytes"], data["optimality"])
+        try:
+            return msgspec.convert(data, Plan)
+        except msgspec.ValidationError as error:
+            raise UsageError(_wrong(data, str(error))) from None
 
 
-def _to_dict(action: Action) -> dict[str, Any]:
-    match action:
-        case Forward(stage, keep):
-            return {"do": "forward", "stage": stage, "keep": keep.value}
-        case Backward(stage):
-            return {"do": "backward", "stage": stage}
-        case Drop(stage, stored):
-            return {"do": "drop", "stage": stage, "stored": stored.value}
-
-
-def _from_dict(index: int, data: Any) -> Action:
-    where = f"action {index} of the plan"
-    match data:
-        case {"do": "forward"}:
-            _check(where, data, {"do": str, "stage": int, "keep": str})
-            return Forward(data["stage"], _member(where, "keep", data["keep"], Keep))
-        case {"do": "backward"}:
-            _check(where, data, {"do": str, "stage": int})
-            return Backward(data["stage"])
-        case {"do": "drop"}:
-            _check(where, data, {"do": str, "stage": int, "stored": str})
-            return Drop(data["stage"], _member(where, "stored", data["stored"], Stored))
-    raise UsageError(f"{where} must be an object whose 'do' is forward, backward or drop, not {data!r}")
-
-
-def _check(where: str, data: Any, kinds: Mapping[str, type | tuple[type, ...]]) -> None:
-    if not isinstance(data, Mapping) or set(data) != set(kinds):
-        raise UsageError(f"{where} must be an object with exactly {', '.join(kinds)}, not {data!r:.200}")
-    for name, kind in kinds.items():
-        if not isinstance(data[name], kind) or isinstance(data[name], bool):
-            raise UsageError(f"{name!r} of {where} has a value of the wrong kind: {data[name]!r:.200}")
-
-
-def _member(where: str, name: str, value: str, kind: type[_E]) -> _E:
-    try:
-        return kind(value)
-    except ValueError:
-        raise UsageError(f"{name!r} of {where} must be one of {', '.join(kind)}, not {value!r}") from None
+def _wrong(data: Any, error: str) -> str:
+    """What msgspec says is wrong with the data of a plan."""
+    found = re.search(r"`\$\.actions\[(\d+)\](?:\.(\w+))?`$", error)
+    if found is None:
+        return f"the plan must be an object with exactly {', '.join(Plan.__struct_fields__)}: {error}"
+    index, name = int(found[1]), found[2]
+    where, action = f"action {index} of the plan", data["actions"][index]
+    kinds = {"stage": "a whole number", "keep": f"one of {', '.join(Keep)}", "stored": f"one of {', '.join(Stored)}"}
+    if name in kinds:
+        return f"{name!r} of {where} must be {kinds[name]}, not {action[name]!r:.200}"
+    forms = "do, stage, keep (forward), do, stage (backward) or do, stage, stored (drop)"
+    return f"{where} must be an object with exactly {forms}, not {action!r:.200}"

@@ -1,6 +1,8 @@
 """The judge of every plan: its cost, its peak, and whether each of its actions can be done at all.
 
-The memory model, used by every planner. Stage i reads activation i and makes activation i + 1; there are n stages.
+:class:`Memory` judges plans for chains and for graphs: a chain is a graph in a line, whose node i is stage i. Graphs'
+memory model is in :mod:`memback.plans.graph.search`; that of chains, used by all their planners, is this. Stage i reads
+activation i and makes activation i + 1; there are n stages.
 
 Live between actions:
     - activations: each that has been made and not dropped;
@@ -29,14 +31,16 @@ in it, summed exactly and rounded once, so that it does not depend on the order 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from itertools import accumulate
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from memback.errors import MembackError, UsageError
-from memback.plans.actions import Action, Backward, Drop, Forward, Keep, Plan, Stored
+from memback.plans.actions import Action, Backward, Compute, Forward, GraphAction, Keep, Plan, Stored
 from memback.plans.stage import Stage
 from memback.units import format_bytes
 
@@ -45,13 +49,18 @@ __all__ = [
     "Chain",
     "IllegalActionError",
     "Live",
+    "Memory",
     "Moment",
+    "Outcome",
     "State",
     "finish",
+    "judge",
     "replay",
     "simulate",
     "within",
 ]
+
+_A = TypeVar("_A", bound=Action | GraphAction)
 
 
 class Live(NamedTuple):
@@ -94,7 +103,7 @@ class IllegalActionError(MembackError):
     ``index`` is that of the first such action; ``action`` is None where the plan ends too early.
     """
 
-    def __init__(self, index: int, action: Action | None, reason: str) -> None:
+    def __init__(self, index: int, action: Action | GraphAction | None, reason: str) -> None:
         super().__init__(f"action {index} of the plan ({action or 'its end'}) is not possible: {reason}")
         self.index = index
         self.action = action
@@ -115,32 +124,138 @@ class BudgetError(MembackError):
 
 
 class State(NamedTuple):
-    """What is held between two actions: bit i of ``outputs`` is activation i, bit i of ``saves`` the saves of stage i.
+    """What is stored between two actions: bit 2 i stands for the saves of node i, bit 2 i + 1 for its output.
 
-    Stages from ``remaining`` on have been reversed. The byte counts follow from the rest.
+    Attributes:
+        stored: these bits.
+        size: of what is stored, in bytes.
+        remaining: nodes from this one on have been reversed.
+        ran: how many nodes of a graph's forward pass have run, and one more once something has followed the pass.
     """
 
-    outputs: int
-    saves: int
+    stored: int
+    size: int
     remaining: int
-    output_bytes: int
-    save_bytes: int
+    ran: int
 
-    def holds(self, activation: int) -> bool:
-        """Whether an activation is live."""
-        return bool(self.outputs >> activation & 1)
-
-    def saved(self, stage: int) -> bool:
-        """Whether a stage's saves are live."""
-        return stage >= 0 and bool(self.saves >> stage & 1)
+    def saved(self, node: int) -> bool:
+        """Whether a node's saves are stored."""
+        return bool(self.stored >> 2 * node & 1)
 
 
-class Chain:
-    """Stages with the sizes of everything around them: the memory model as a machine that takes actions.
+Outcome: TypeAlias = tuple[int, State]
+"""An action that can be done: the most bytes that are live during it, and what is stored after it."""
+
+
+class Memory(ABC, Generic[_A]):
+    """A memory model as a machine that takes actions.
+
+    Attributes, by node:
+        output_bytes, saved_bytes: sizes of its output and of its saves.
+        costs: of running it, and of its backward.
+        uses, needs: what running it reads, and what its backward reads, as bits of :class:`State`.
+        before, during: bytes besides values that are live while nodes run before its backward, and during that.
+        moments: of the forward pass, where the model itself makes it: the outputs that are there whether they are
+            stored or not, and the bytes besides. Those of what follows the pass are under the number of nodes.
+    """
+
+    node, whole, held, drop = "node", "graph", "stored", "discard"
+
+    output_bytes: Sequence[int]
+    saved_bytes: Sequence[int]
+    costs: Sequence[tuple[float, float]]
+    uses: Sequence[int]
+    needs: Sequence[int]
+    before: Sequence[int]
+    during: Sequence[int]
+    moments: Mapping[int, Sequence[tuple[Iterable[int], int]]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.costs)
+
+    def start(self) -> State:
+        """Nothing has run."""
+        return State(0, 0, len(self), len(self) + 1 if self.moments is None else 0)
+
+    @abstractmethod
+    def do(self, state: State, action: _A) -> Outcome | str:
+        """What an action takes and leaves, or why it can't be done."""
+
+    def _run(self, state: State, i: int, saves: bool, workspace: int) -> Outcome | str:
+        stored, size, remaining, ran = state
+        n, made = len(self.costs), (2 | saves) << 2 * i
+        if ran < n and i != ran:
+            return f"the forward pass comes to {self.node} {ran} first"
+        if i >= remaining:
+            return f"{self.node} {i} has been reversed already"
+        if ran >= n and (lacking := self.uses[i] & ~stored):
+            return self._lacks(i, *_lowest(lacking), "uses")
+        if stored & made:
+            output = stored & made > 1 << 2 * i
+            return f"{self._value(i, output)} {self.held} already; {self.drop} {'it' if output else 'them'} first"
+        kept = self.saved_bytes[i] if saves else 0
+        after = State(stored | made, size + self.output_bytes[i] + kept, remaining, min(ran, n) + 1)
+        if ran < n:
+            return self._passing(state, kept), after
+        live = self.before[remaining - 1] + after.size + workspace
+        return (live if ran > n else max(live, self._passing(state))), after
+
+    def _reverse(self, state: State, i: int) -> Outcome | str:
+        stored, size, remaining, ran = state
+        n = len(self.costs)
+        if ran < n:
+            return f"the forward pass has not come to {self.node} {ran} yet"
+        if i >= remaining:
+            return f"{self.node} {i} has been reversed already"
+        if i < remaining - 1:
+            return f"{self.node} {remaining - 1} has to be reversed first"
+        if lacking := self.needs[i] & ~stored:
+            return self._lacks(i, *_lowest(lacking), "needs")
+        live = self.during[i] + size
+        size -= self.output_bytes[i] * (stored >> 2 * i + 1 & 1) + self.saved_bytes[i] * (stored >> 2 * i & 1)
+        after = State(stored & ~(3 << 2 * i), size, i, n + 1)
+        return (live if ran > n else max(live, self._passing(state))), after
+
+    def _drop(self, state: State, i: int, what: Stored) -> Outcome | str:
+        output = what is Stored.OUTPUT
+        if not state.stored >> 2 * i + output & 1:
+            return f"{self._value(i, output)} not {self.held}"
+        size = state.size - (self.output_bytes if output else self.saved_bytes)[i]
+        return 0, State(state.stored ^ 1 << 2 * i + output, size, state.remaining, state.ran)
+
+    def _value(self, i: int, output: bool) -> str:
+        return f"the output of {self.node} {i} is" if output else f"the saves of {self.node} {i} are"
+
+    def _lacks(self, i: int, v: int, output: bool, why: str) -> str:
+        """The message that node i uses, or needs, the output or the saves of node v, which are not stored."""
+        return (
+            f"the output of node {v}, which it {why}, is not stored"
+            if output
+            else f"{self._value(v, False)} not stored"
+        )
+
+    def _passing(self, state: State, saves: int = 0) -> int:
+        """The most that is live in the moments that come next, with ``saves`` bytes in the making."""
+        sizes, stored, held = self.output_bytes, state.stored, state.size + saves
+        moments = self.moments.get(state.ran, ()) if self.moments is not None else ()
+        lives = (besides + sum(sizes[v] for v in alive if not stored >> 2 * v + 1 & 1) for alive, besides in moments)
+        return max((held + live for live in lives), default=0)
+
+
+def _lowest(bits: int) -> tuple[int, bool]:
+    """The node of the lowest bit, and whether it stands for its output."""
+    node, output = divmod((bits & -bits).bit_length() - 1, 2)
+    return node, bool(output)
+
+
+class Chain(Memory[Action]):
+    """The memory model of stages, with the sizes of everything around them.
 
     Raises:
         UsageError: there is no stage, or ``input_bytes`` is negative.
     """
+
+    node, whole, held, drop = "stage", "chain", "held", "drop"
 
     def __init__(self, stages: Sequence[Stage], input_bytes: int = 0) -> None:
         if not stages:
@@ -149,150 +264,112 @@ class Chain:
             raise UsageError(f"input_bytes must be from 0 up, not {input_bytes}")
         self.stages = tuple(stages)
         self.input_bytes = int(input_bytes)
-        self.activation_bytes = (0, *(stage.output_bytes for stage in stages))
+        self.output_bytes = [stage.output_bytes for stage in stages]
+        self.saved_bytes = [stage.saved_bytes for stage in stages]
+        self.costs = [(stage.forward_cost, stage.backward_cost) for stage in stages]
+        self.uses = [1 << 2 * i >> 1 for i in range(len(stages))]
+        self.needs = [used | 3 << 2 * i for i, used in enumerate(self.uses)]
+        self.activation_bytes = (0, *self.output_bytes)
         """Bytes of activation 0 … n; the input is counted apart."""
         self.gradient_bytes = (self.input_bytes, *(stage.output_gradient_bytes for stage in stages))
         """Bytes of dL/d(activation 0 … n)."""
-        made = [0]
-        for stage in reversed(stages):
-            made.append(made[-1] + stage.parameter_gradient_bytes)
-        self.parameter_gradient_bytes = tuple(reversed(made))
+        made = accumulate((stage.parameter_gradient_bytes for stage in reversed(stages)), initial=0)
+        self.parameter_gradient_bytes = tuple(made)[::-1]
         """Bytes of the parameter gradients of the stages from 0 … n on."""
+        beside = zip((*self.gradient_bytes[1:-1], 0), self.parameter_gradient_bytes[1:], strict=True)
+        self.before = [input_bytes + gradient + parameters for gradient, parameters in beside]
+        self.during = [
+            input_bytes + sum(self._reversal(i)) + stage.backward_workspace for i, stage in enumerate(stages)
+        ]
 
-    def __len__(self) -> int:
-        return len(self.stages)
+    def _reversal(self, i: int) -> tuple[int, int]:
+        """Bytes of gradients of activations, and of parameters, during the backward of stage i."""
+        return self.gradient_bytes[i] + self.gradient_bytes[i + 1], self.parameter_gradient_bytes[i]
 
-    def start(self) -> State:
-        """Nothing has run; only the chain's input is there."""
-        return State(1, 0, len(self), 0, 0)
-
-    def why_not(self, state: State, action: Action) -> str | None:
-        """Why an action can't be done, or None if it can."""
+    def do(self, state: State, action: Action) -> Outcome | str:
         i = action.stage
-        if not 0 <= i < len(self):
+        if not 0 <= i < len(self.stages):
             return f"there is no stage {i} in a chain of {len(self)}"
-        match action:
-            case Forward():
-                return self._why_not_forward(state, i, action.keep)
-            case Backward():
-                return self._why_not_backward(state, i)
-            case Drop(_, Stored.OUTPUT):
-                return None if state.holds(i + 1) else f"the output of stage {i} is not held"
-            case Drop():
-                return None if state.saved(i) else f"the saves of stage {i} are not held"
+        if isinstance(action, Backward):
+            done = self._reverse(state, i)
+            frees_input = i > 0 and not state.saved(i - 1)
+        elif isinstance(action, Forward):
+            whole, stage = action.keep is Keep.EVERYTHING, self.stages[i]
+            done = self._run(state, i, whole, stage.forward_workspace if whole else stage.workspace_of_sweep)
+            frees_input = action.keep is Keep.NOTHING
+            if not isinstance(done, str) and not whole and not stage.sweeps:
+                return f"stage {i} can't be run again, so it has to keep everything"
+            if not isinstance(done, str) and frees_input and i == 0:
+                return "the chain's input belongs to its caller and can't be dropped; keep it"
+        else:
+            return self._drop(state, i, action.stored)
+        if frees_input and not isinstance(done, str):
+            live, (stored, size, remaining, ran) = done
+            return live, State(stored ^ 1 << 2 * i - 1, size - self.output_bytes[i - 1], remaining, ran)
+        return done
 
-    def _why_not_forward(self, state: State, i: int, keep: Keep) -> str | None:
-        if i >= state.remaining:
-            return f"stage {i} has been reversed already"
-        if not state.holds(i):
-            return f"the input of stage {i} is not held"
-        if state.holds(i + 1):
-            return f"the output of stage {i} is held already; drop it first"
-        if keep is Keep.EVERYTHING and state.saved(i):
-            return f"the saves of stage {i} are held already; drop them first"
-        if keep is not Keep.EVERYTHING and not self.stages[i].sweeps:
-            return f"stage {i} can't be run again, so it has to keep everything"
-        if keep is Keep.NOTHING and i == 0:
-            return "the chain's input belongs to its caller and can't be dropped; keep it"
-        return None
+    def _lacks(self, i: int, v: int, output: bool, why: str) -> str:
+        return f"{self._value(i, output)} not held" if v == i else f"the input of stage {i} is not held"
 
-    def _why_not_backward(self, state: State, i: int) -> str | None:
-        if i >= state.remaining:
-            return f"stage {i} has been reversed already"
-        if i < state.remaining - 1:
-            return f"stage {state.remaining - 1} has to be reversed first"
-        for held, what in (
-            (state.holds(i), "input"),
-            (state.saved(i), "saves"),
-            (state.holds(i + 1), "output"),
-        ):
-            if not held:
-                return f"the {what} of stage {i} {'are' if what == 'saves' else 'is'} not held"
-        return None
+    def live(self, size: int, state: State, action: Action) -> Live:
+        """What the ``size`` bytes are that are live during an action."""
+        i, r, made = action.stage, state.remaining, state.stored
+        gradients, parameters = self.gradient_bytes[r] if r < len(self) else 0, self.parameter_gradient_bytes[r]
+        if isinstance(action, Backward):
+            gradients, parameters = self._reversal(i)
+        elif isinstance(action, Forward):
+            made |= (2 | (action.keep is Keep.EVERYTHING)) << 2 * i
+        activations = sum(output for v, output in enumerate(self.output_bytes) if made >> 2 * v + 1 & 1)
+        saves = sum(saved for v, saved in enumerate(self.saved_bytes) if made >> 2 * v & 1)
+        workspace = size - self.input_bytes - activations - saves - gradients - parameters
+        return Live(self.input_bytes, activations, saves, gradients, parameters, workspace)
 
-    def during(self, state: State, action: Action) -> Live:
-        """What is live during an action that can be done."""
-        i, r = action.stage, state.remaining
-        activations, saves, workspace = state.output_bytes, state.save_bytes, 0
-        gradients = self.gradient_bytes[r] if r < len(self) else 0
-        made = self.parameter_gradient_bytes[r]
-        if isinstance(action, Forward):
-            activations += self.activation_bytes[i + 1]
-            saves += self.stages[i].saved_bytes if action.keep is Keep.EVERYTHING else 0
-            whole = action.keep is Keep.EVERYTHING
-            workspace = self.stages[i].forward_workspace if whole else self.stages[i].workspace_of_sweep
-        elif isinstance(action, Backward):
-            gradients = self.gradient_bytes[r] + self.gradient_bytes[i]
-            made = self.parameter_gradient_bytes[i]
-            workspace = self.stages[i].backward_workspace
-        return Live(self.input_bytes, activations, saves, gradients, made, workspace)
 
-    def after(self, state: State, action: Action) -> State:
-        """What is held after an action that can be done."""
-        i = action.stage
-        outputs, saves, remaining, output_bytes, save_bytes = state
-        if isinstance(action, Forward):
-            outputs |= 1 << i + 1
-            output_bytes += self.activation_bytes[i + 1]
-            if action.keep is Keep.EVERYTHING:
-                saves |= 1 << i
-                save_bytes += self.stages[i].saved_bytes
-            elif action.keep is Keep.NOTHING:
-                outputs ^= 1 << i
-                output_bytes -= self.activation_bytes[i]
-            return State(outputs, saves, remaining, output_bytes, save_bytes)
-        backward = isinstance(action, Backward)
-        if backward or action == Drop(i, Stored.OUTPUT):
-            outputs ^= 1 << i + 1
-            output_bytes -= self.activation_bytes[i + 1]
-        if backward or action == Drop(i, Stored.SAVES):
-            saves ^= 1 << i
-            save_bytes -= self.stages[i].saved_bytes
-        if backward:
-            remaining = i
-            if i > 0 and not state.saved(i - 1):
-                outputs ^= 1 << i
-                output_bytes -= self.activation_bytes[i]
-        return State(outputs, saves, remaining, output_bytes, save_bytes)
+def judge(memory: Memory[_A], actions: Iterable[_A]) -> tuple[float, int, tuple[int, _A, State]]:
+    """Do the actions one by one; give their cost, their peak in bytes, and the first action that has it.
+
+    Raises:
+        IllegalActionError: an action can't be done, or something is left to be reversed.
+    """
+    state, most, where, index = memory.start(), -1, None, -1
+    runs = [0] * len(memory)
+    for index, action in enumerate(actions):
+        done = memory.do(state, action)
+        if isinstance(done, str):
+            raise IllegalActionError(index, action, done)
+        if done[0] > most:
+            most, where = done[0], (index, action, state)
+        if isinstance(action, (Forward, Compute)):
+            runs[getattr(action, memory.node)] += 1
+        state = done[1]
+    if state.remaining or where is None:
+        raise IllegalActionError(index + 1, None, f"{memory.node} {state.remaining - 1} has not been reversed")
+    return _cost(memory.costs, runs), most, where
+
+
+def _cost(costs: Sequence[tuple[float, float]], runs: Sequence[int]) -> float:
+    """Cost of running each node as often as ``runs`` says and backward once; whole if all costs are."""
+    terms: Counter[float] = Counter()
+    for (forward, backward), times in zip(costs, runs, strict=True):
+        terms[forward] += times
+        terms[backward] += 1
+    total = sum((cost if isinstance(cost, int) else Fraction(cost)) * times for cost, times in terms.items())
+    return total if isinstance(total, int) else float(total)
 
 
 def replay(chain: Chain, actions: Iterable[Action]) -> tuple[float, Moment]:
-    """Do the actions one by one; give their cost and the first of the moments at which most is live.
+    """Cost of the actions, and the first of the moments at which most is live.
 
     Raises:
         IllegalActionError: an action can't be done, or a stage is left to be reversed.
     """
-    state, peak, most, index = chain.start(), None, -1, -1
-    runs: Counter[int] = Counter()
-    for index, action in enumerate(actions):
-        reason = chain.why_not(state, action)
-        if reason is not None:
-            raise IllegalActionError(index, action, reason)
-        live = chain.during(state, action)
-        if live.total > most:
-            peak, most = Moment(index, action, live), live.total
-        if isinstance(action, Forward):
-            runs[action.stage] += 1
-        state = chain.after(state, action)
-    if state.remaining or peak is None:
-        raise IllegalActionError(index + 1, None, f"stage {state.remaining - 1} has not been reversed")
-    return total_cost(chain.stages, runs), peak
-
-
-def total_cost(stages: Sequence[Stage], runs: Counter[int]) -> float:
-    """Cost of running each stage forward as often as ``runs`` says and backward once; whole if all costs are."""
-    terms: Counter[float] = Counter()
-    for index, stage in enumerate(stages):
-        terms[stage.forward_cost] += runs[index]
-        terms[stage.backward_cost] += 1
-    total = sum((Fraction(cost) * times for cost, times in terms.items()), Fraction())
-    return int(total) if all(isinstance(cost, int) for cost in terms) else float(total)
+    cost, size, (index, action, state) = judge(chain, actions)
+    return cost, Moment(index, action, chain.live(size, state, action))
 
 
 def finish(chain: Chain, actions: Sequence[Action], optimality: str) -> Plan:
     """A plan of these actions, with the cost and the peak that a replay finds."""
-    cost, peak = replay(chain, actions)
-    return Plan(tuple(actions), cost, peak.live.total, optimality)
+    return Plan(tuple(actions), *judge(chain, actions)[:2], optimality)
 
 
 def within(chain: Chain, actions: Sequence[Action], budget: int, what: str, optimality: str) -> Plan:
@@ -314,5 +391,4 @@ def simulate(stages: Sequence[Stage], plan: Plan | Iterable[Action], input_bytes
         IllegalActionError: an action can't be done, or the plan leaves a stage unreversed; it names the first one.
         UsageError: there is no stage, or ``input_bytes`` is negative.
     """
-    cost, peak = replay(Chain(stages, input_bytes), plan.actions if isinstance(plan, Plan) else plan)
-    return cost, peak.live.total
+    return judge(Chain(stages, input_bytes), plan.actions if isinstance(plan, Plan) else plan)[:2]

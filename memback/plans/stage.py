@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from numbers import Integral, Real
 
+from msgspec.structs import force_setattr
+
 from memback.errors import UsageError
+from memback.plans.data import Data, always
 
 __all__ = ["Stage"]
 
@@ -21,8 +23,7 @@ _SIZES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(Data, frozen=True):
     """One stage of a chain; :mod:`memback.plans.simulate` says when each of its sizes is live.
 
     Args:
@@ -43,14 +44,14 @@ class Stage:
         UsageError: a cost is not a finite number from 0 up, or a size is not a whole number from 0 up.
     """
 
-    forward_cost: float
-    backward_cost: float
+    forward_cost: int | float
+    backward_cost: int | float
     output_bytes: int
-    saved_bytes: int = 0
+    saved_bytes: int = always(0)
     gradient_bytes: int | None = None
-    forward_workspace: int = 0
-    backward_workspace: int = 0
-    parameter_gradient_bytes: int = 0
+    forward_workspace: int = always(0)
+    backward_workspace: int = always(0)
+    parameter_gradient_bytes: int = always(0)
     sweep_workspace: int | None = None
     sweeps: bool = True
 
@@ -59,14 +60,14 @@ class Stage:
             cost = getattr(self, name)
             if not isinstance(cost, Real) or not math.isfinite(cost) or cost < 0:
                 raise UsageError(f"{name} of a stage must be a finite number from 0 up, not {cost!r}")
-            object.__setattr__(self, name, int(cost) if isinstance(cost, Integral) else float(cost))
+            force_setattr(self, name, int(cost) if isinstance(cost, Integral) else float(cost))
         for name in _SIZES:
             size = getattr(self, name)
             if name in ("gradient_bytes", "sweep_workspace") and size is None:
                 continue
             if not isinstance(size, Integral) or size < 0:
                 raise UsageError(f"{name} of a stage must be a whole number of bytes from 0 up, not {size!r}")
-            object.__setattr__(self, name, int(size))
+            force_setattr(self, name, int(size))
 
     @property
     def output_gradient_bytes(self) -> int:

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import dataclasses
 import random
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from memback.plans import BudgetError, Forward, Keep, Stage, chain, exact, simulate
 from memback.plans.chain.tabled import Tabled
@@ -61,7 +61,7 @@ def test_it_is_the_best_of_those_that_keep_everything_of_stages_that_cannot_be_r
         r = random.Random(seed)
         stages, input_bytes = random_chain(seed)
         stages = [
-            dataclasses.replace(stage, sweeps=r.random() < 0.6, sweep_workspace=r.choice([None, 0, r.randint(0, 9)]))
+            replace(stage, sweeps=r.random() < 0.6, sweep_workspace=r.choice([None, 0, r.randint(0, 9)]))
             for stage in stages
         ]
         points = set()

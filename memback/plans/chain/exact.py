@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from memback.errors import UsageError
 from memback.plans.actions import Action, Backward, Drop, Forward, Keep, Plan, Stored
-from memback.plans.simulate import BudgetError, Chain, State, finish, replay
+from memback.plans.simulate import BudgetError, Chain, Outcome, State, finish, replay
 from memback.plans.stage import Stage
 
 __all__ = ["LONGEST", "solve"]
@@ -23,7 +23,8 @@ __all__ = ["LONGEST", "solve"]
 LONGEST = 8
 """Stages of the longest chain that is searched."""
 
-_Length: TypeAlias = Callable[[float, State, Action], float | None]
+_Length: TypeAlias = Callable[[float, int, Action], float | None]
+"""From the length of a path, and the bytes that are live during one more action, to the length with that."""
 _Rest: TypeAlias = Callable[[State], float]
 _ACTIONS: list[list[Action]] = [
     [Backward(stage), *(Forward(stage, keep) for keep in Keep), *(Drop(stage, stored) for stored in Stored)]
@@ -53,8 +54,8 @@ def solve(stages: Sequence[Stage], budget: int, input_bytes: int = 0) -> Plan:
 def _cheapest(chain: Chain, budget: int) -> list[Action] | None:
     """The actions of least cost whose peak is within the budget."""
 
-    def length(before: float, state: State, action: Action) -> float | None:
-        if chain.during(state, action).total > budget:
+    def length(before: float, live: int, action: Action) -> float | None:
+        if live > budget:
             return None
         return before + (chain.stages[action.stage].forward_cost if isinstance(action, Forward) else 0)
 
@@ -66,11 +67,7 @@ def _cheapest(chain: Chain, budget: int) -> list[Action] | None:
 
 def _leanest(chain: Chain) -> list[Action]:
     """The actions whose peak is least."""
-
-    def length(before: float, state: State, action: Action) -> float:
-        return max(before, chain.during(state, action).total)
-
-    actions = _path(chain, length, lambda state: 0)
+    actions = _path(chain, lambda before, live, action: max(before, live), lambda state: 0)
     if actions is None:
         raise AssertionError("keeping everything is always possible")
     return actions
@@ -90,9 +87,8 @@ def _path(chain: Chain, length: _Length, rest: _Rest) -> list[Action] | None:
         if state.remaining == 0:
             return _back(came, state)
         done.add(state)
-        for action in _possible(chain, state):
-            so_far = length(best[state], state, action)
-            after = chain.after(state, action)
+        for action, (live, after) in _possible(chain, state):
+            so_far = length(best[state], live, action)
             if so_far is not None and (after not in best or so_far < best[after]):
                 best[after], came[after] = so_far, (state, action)
                 # Of equals the youngest goes first: it is the furthest along.
@@ -108,8 +104,9 @@ def _back(came: dict[State, tuple[State, Action]], state: State) -> list[Action]
     return actions[::-1]
 
 
-def _possible(chain: Chain, state: State) -> Iterator[Action]:
+def _possible(chain: Chain, state: State) -> Iterator[tuple[Action, Outcome]]:
     for stage in range(state.remaining):
         for action in _ACTIONS[stage]:
-            if chain.why_not(state, action) is None:
-                yield action
+            done = chain.do(state, action)
+            if not isinstance(done, str):
+                yield action, done

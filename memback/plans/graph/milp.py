@@ -197,12 +197,10 @@ class _Model:
         nodes = self.graph.nodes
         outputs, saves = self.outputs[self.n - 1], self.saves[self.n - 1]
         for moment in self.graph.running:
-            alive = sum(nodes[v].output_bytes for v in moment.alive)
-            terms = [(ONE, float(moment.besides + alive))]
+            alive = frozenset(moment.alive)
+            terms = [(ONE, float(moment.besides + sum(nodes[v].output_bytes for v in alive)))]
             terms += [
-                (s, float(nodes[v].output_bytes))
-                for v, s in outputs.items()
-                if v < moment.node and v not in moment.alive
+                (s, float(nodes[v].output_bytes)) for v, s in outputs.items() if v < moment.node and v not in alive
             ]
             terms += [(s, float(nodes[v].saved_bytes)) for v, s in saves.items() if v <= moment.node]
             self._memory.append(terms)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
-from typing import NamedTuple
+
+from msgspec.structs import force_setattr
 
 from memback.errors import UsageError
+from memback.plans.data import Data, always
 
 __all__ = ["Graph", "Node", "Running"]
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(Data, frozen=True):
     """One node of a graph.
 
     Args:
@@ -31,13 +31,13 @@ class Node:
         parameter_gradient_bytes: of the parameter gradients that its backward makes; they live on to the end.
     """
 
-    cost: float
+    cost: int | float
     output_bytes: int
-    uses: tuple[int, ...] = ()
-    needs: tuple[int, ...] = ()
-    saved_bytes: int = 0
-    workspace: int = 0
-    backward_cost: float = 0
+    uses: tuple[int, ...] = always(())
+    needs: tuple[int, ...] = always(())
+    saved_bytes: int = always(0)
+    workspace: int = always(0)
+    backward_cost: int | float = always(0)
     gradient_bytes: int | None = None
     backward_workspace: int = 0
     parameter_gradient_bytes: int = 0
@@ -48,7 +48,7 @@ class Node:
         return self.output_bytes if self.gradient_bytes is None else self.gradient_bytes
 
 
-class Running(NamedTuple):
+class Running(Data, frozen=True):
     """A moment of the forward pass.
 
     ``node`` is running then; the number of nodes stands for what comes after all of them, up to backward. ``alive`` are
@@ -57,12 +57,11 @@ class Running(NamedTuple):
     """
 
     node: int
-    alive: frozenset[int]
+    alive: tuple[int, ...]
     besides: int
 
 
-@dataclass(frozen=True)
-class Graph:
+class Graph(Data, frozen=True, dict=True):
     """Nodes in a fixed order, with what is live around them.
 
     Args:
@@ -87,11 +86,11 @@ class Graph:
             raise UsageError("a graph without nodes has nothing to plan; give at least one node")
         for number, node in enumerate(nodes):
             _check(number, node)
-        object.__setattr__(self, "nodes", nodes)
-        object.__setattr__(self, "running", tuple(self.running or _running(self)))
+        force_setattr(self, "nodes", nodes)
+        force_setattr(self, "running", tuple(self.running or _running(self)))
         before, during = _gradients(self)
-        object.__setattr__(self, "before", tuple(self.before or before))
-        object.__setattr__(self, "during", tuple(self.during or during))
+        force_setattr(self, "before", tuple(self.before or before))
+        force_setattr(self, "during", tuple(self.during or during))
         if not len(self.before) == len(self.during) == len(nodes):
             raise UsageError(f"`before` and `during` must have an entry for each of the {len(nodes)} nodes")
 
@@ -137,7 +136,7 @@ def _running(graph: Graph) -> Iterator[Running]:
     n = len(graph.nodes)
     last = [users[-1] if users else n for users in graph.users]
     for number, node in enumerate(graph.nodes):
-        yield Running(number, frozenset(v for v in range(number + 1) if last[v] >= number), node.workspace)
+        yield Running(number, tuple(v for v in range(number + 1) if last[v] >= number), node.workspace)
 
 
 def _gradients(graph: Graph) -> tuple[list[int], list[int]]:

@@ -16,6 +16,8 @@ from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from msgspec import structs
+
 from memback.engine.arrays import root
 from memback.engine.node import Edge
 from memback.engine.node import Node as TapeNode
@@ -266,7 +268,7 @@ def _measured(step: Step, layout: _Layout) -> Graph:
     full = _run(step, layout, bare, everything(bare))
     lean = _run(step, layout, bare, nothing(bare))
     workspace = _workspace(layout, full.forward, lean.forward)
-    nodes = tuple(replace(node, workspace=workspace[i]) for i, node in enumerate(layout.nodes))
+    nodes = tuple(structs.replace(node, workspace=workspace[i]) for i, node in enumerate(layout.nodes))
     before, during = _around_backward(layout, full)
     return Graph(nodes, tuple(_moments(layout, full.forward, lean.forward)), tuple(before), tuple(during))
 
@@ -296,7 +298,7 @@ def _moments(layout: _Layout, full: Sequence[_Interval], lean: Sequence[_Interva
         kept = sum(size[v] for v in stored if v < node and v not in alive)
         kept += sum(layout.nodes[v].saved_bytes for v in saves if v <= node)
         level = here
-        yield Running(node, alive, max(here.peak - values, there.peak - values - kept))
+        yield Running(node, tuple(sorted(alive)), max(here.peak - values, there.peak - values - kept))
 
 
 def _workspace(layout: _Layout, *runs: Sequence[_Interval]) -> list[int]:

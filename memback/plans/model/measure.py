@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from msgspec import structs
+
 from memback.engine.checkpoint import tensors_in
 from memback.engine.node import Edge, Node
 from memback.engine.observer import Call
@@ -239,7 +241,7 @@ class _Measurement:
             for key, size in _beyond(Chain(stages), actions, ledger.actions, self.base).items():
                 most[key] = max(most.get(key, 0), size)
         return tuple(
-            replace(
+            structs.replace(
                 stage,
                 forward_workspace=most.get((Forward, i), 0),
                 backward_workspace=most.get((Backward, i), 0),
@@ -303,8 +305,9 @@ def _beyond(
     event = next(events, None)
     for action in actions:
         key = (type(action), action.stage)
-        stored = base + chain.during(state, action).total
-        state = chain.after(state, action)
+        outcome = chain.do(state, action)
+        assert not isinstance(outcome, str), outcome
+        stored, state = base + outcome[0], outcome[1]
         # what a reversal computes again belongs to it, unless the plan says so in an action of its own
         while event is not None and (event[:2] == key or (isinstance(action, Backward) and event[1] == action.stage)):
             beyond[key] = max(beyond.get(key, 0), event[2] - stored)

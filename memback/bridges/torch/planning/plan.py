@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+from msgspec import structs
 
 from memback.bridges.torch.planning.planned import running, submodule
 from memback.bridges.torch.planning.stages import Blocks, find_blocks, seconds, weighed
@@ -300,7 +301,7 @@ class Planning:
         if timed:
             progress("times of stages", 2, 3)
             times = seconds(step, self.blocks)
-            self.stages = [replace(s, forward_cost=t) for s, t in zip(self.stages, times, strict=True)]
+            self.stages = [structs.replace(s, forward_cost=t) for s, t in zip(self.stages, times, strict=True)]
         self._judged: dict[Body, _Judged] = {}
 
     def full_peak_bytes(self) -> int:

@@ -12,6 +12,7 @@ from memback.bridges.torch.recording.body import Body, actions_of, blocks_in
 from memback.bridges.torch.recording.calls import Call
 from memback.bridges.torch.recording.flow import checked
 from memback.errors import UsageError, shorten
+from memback.plans.data import Data, read
 from memback.plans.simulate import IllegalActionError, simulate
 from memback.plans.stage import Stage
 
@@ -20,18 +21,7 @@ __all__ = ["SCHEMA", "from_dict", "to_dict"]
 SCHEMA = "memback.torch-plan/1"
 
 
-class _Call(msgspec.Struct, forbid_unknown_fields=True):
-    path: str
-    number: int
-    linked: bool
-    single: bool
-    arguments: list[Any] | None
-    outer: tuple[tuple[int, int], ...]
-    changes: tuple[str, ...]
-    writes_to: int | None
-
-
-class _Stage(msgspec.Struct, forbid_unknown_fields=True):
+class _Stage(Data, frozen=True):
     unit: int | None
     forward_cost: int | float
     backward_cost: int | float
@@ -45,7 +35,7 @@ class _Stage(msgspec.Struct, forbid_unknown_fields=True):
     sweeps: bool
 
 
-class _File(msgspec.Struct, forbid_unknown_fields=True):
+class _File(Data, frozen=True):
     schema: str
     name: str
     budget: int
@@ -60,8 +50,8 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     optimality: str
     peak: dict[str, int | str]
     parameters: dict[str, tuple[int, ...]]
-    calls: tuple[_Call, ...]
-    body: list[Any]
+    calls: tuple[Call, ...]
+    body: tuple[Any, ...]
     bounds: tuple[int, ...]
     stages: tuple[_Stage, ...]
 
@@ -72,21 +62,14 @@ _SIZES = [name for name in _Stage.__struct_fields__ if name != "unit"]
 
 def to_dict(plan: TorchPlan) -> dict[str, Any]:
     """A plan as plain data."""
-    calls = tuple(
-        _Call(c.path, c.number, c.linked, c.single, c.flow, c.outer, c.changes, c.writes_to) for c in plan.calls
-    )
     stages = tuple(
         _Stage(unit=unit, **{name: getattr(stage, name) for name in _SIZES})
         for unit, stage in zip(plan.units, plan.stages, strict=True)
     )
     same = {name: getattr(plan, name) for name in _SAME}
-    content = _File(schema=SCHEMA, calls=calls, body=_listed(plan.body), stages=stages, **same)
+    content = _File(schema=SCHEMA, calls=plan.calls, body=plan.body, stages=stages, **same)
     data: dict[str, Any] = msgspec.to_builtins(content, str_keys=True)
     return data
-
-
-def _listed(body: Body) -> list[Any]:
-    return [item if isinstance(item, int) else _listed(item) for item in body]
 
 
 def from_dict(data: Any) -> TorchPlan:
@@ -101,25 +84,9 @@ def from_dict(data: Any) -> TorchPlan:
             f"this is no plan for a PyTorch module: its 'schema' is {shorten(repr(other))}, not {SCHEMA!r}"
             + ("; it is one for a profile of memback's" if other == "memback.plan/1" else "")
         )
-    try:
-        content = msgspec.convert(data, _File, str_keys=True)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"this plan is malformed: {shorten(error)}") from None
-    calls = tuple(
-        Call(
-            path=call.path,
-            number=call.number,
-            linked=call.linked and call.arguments is not None,
-            single=call.single,
-            flow=None if call.arguments is None else checked(call.arguments, f"{call.path} in this plan"),
-            outer=call.outer,
-            changes=call.changes,
-            writes_to=call.writes_to,
-        )
-        for call in content.calls
-    )
+    content = read(data, _File)
     plan = TorchPlan(
-        calls=calls,
+        calls=tuple(map(_call, content.calls)),
         body=_body(content.body),
         stages=tuple(Stage(**{name: getattr(stage, name) for name in _SIZES}) for stage in content.stages),
         units=tuple(stage.unit for stage in content.stages),
@@ -129,8 +96,14 @@ def from_dict(data: Any) -> TorchPlan:
     return plan
 
 
+def _call(call: Call) -> Call:
+    if call.flow is None:
+        return msgspec.structs.replace(call, linked=False)
+    return msgspec.structs.replace(call, flow=checked(call.flow, f"{call.path} in this plan"))
+
+
 def _body(items: Any) -> Body:
-    if not isinstance(items, list) or not items:
+    if not isinstance(items, (list, tuple)) or not items:
         raise UsageError(f"this plan is malformed: {items!r:.60} in its 'body' is neither a block nor a list of some")
     return tuple(item if type(item) is int else _body(item) for item in items)
 

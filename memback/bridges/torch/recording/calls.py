@@ -25,12 +25,12 @@ from memback.bridges.torch.recording.flow import Flow, NotPlainError, describe
 from memback.bridges.torch.recording.paths import matches
 from memback.bridges.torch.recording.storages import key, storages, tensors
 from memback.errors import UsageError
+from memback.plans.data import Data
 
 __all__ = ["Call", "Trace", "calling", "check_all_visible", "check_visible", "record"]
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(Data, frozen=True, omit_defaults=False, rename={"flow": "arguments"}):
     """One block of a step.
 
     Attributes:
