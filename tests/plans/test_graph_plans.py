@@ -210,7 +210,6 @@ def test_nothing_is_left_behind_after_backward():
         run = runs[-1]
         assert not run._store
         assert not run._saves
-        assert not run._made
         assert not run._untold
         nodes = [ref() for ref in run._nodes]
         assert nodes == [None] * len(nodes)

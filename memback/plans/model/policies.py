@@ -55,7 +55,8 @@ def _program(policy: str, trace: Trace) -> Program:
     n = len(layout.bounds) - 1
     # the last stage is kept, because its reversal follows at once
     keep = {layout.bounds.index(start): ops for start, stop, ops in trace.segments if stop < len(trace.calls)}
-    read = {used for i in keep for n in layout.calls_of(i) for used in layout.calls[n].uses}
+    used = {(u, i) for i in keep for n in layout.calls_of(i) for u in layout.calls[n].uses}
+    read = {u for u, i in used if u < layout.bounds[i]}
     lasting = {n: first for n, first in layout.lasting.items() if n in read}
     kept = tuple(_selection(layout, i, keep[i], lasting) if keep.get(i) else None for i in range(n))
     alone = {i for i, ops in keep.items() if not ops}
