@@ -25,7 +25,7 @@ TRACEBACK = "MEMBACK_TRACEBACK"
 REGISTRY = {
     "profile": "One training step in every mode: what each keeps in memory, layer by layer.",
     "train": "Train for real, with loss, accuracy, throughput and live memory.",
-    "plan": "The cheapest way to fit a training step into a budget of memory: what to keep, what to compute again.",
+    "plan": "The cheapest way to fit a training step into a budget of memory: what to keep, what to recompute.",
     "fit": "What to change so that a training step fits into a budget of memory, the fastest first.",
     "sweep": "Many variants at once: a grid over any keys, every point predicted, on all cores or on a cluster.",
     "notes": "The lecture notes on a real network: every step with its bytes, every claim checked.",
@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
         _complain(str(error), error if traced else None)
         return 2 if isinstance(error, UsageError) else 1
     except MemoryError as error:
-        _complain(f"Out of memory ({str(error) or 'no more to be had'}); use a smaller batch, or a dry run")
+        _complain(f"Out of memory ({str(error) or 'no memory left'}); use a smaller batch, or a dry run")
         return 1
     except (click.Abort, KeyboardInterrupt):
         _complain("Interrupted")
@@ -113,7 +113,7 @@ def _bug(error: Exception) -> str:
     last = next((frame for frame in reversed(frames) if frame.filename.startswith(mine)), frames[-1])
     return (
         f"This is a bug in memback {__version__}: {what} (in {last.filename.removeprefix(mine)}, line {last.lineno})."
-        " Please report it to where you have memback from, with the command and the traceback that it prints with"
+        " Please report it where you got memback, with the command and the traceback that it prints with"
         " --traceback"
     )
 

@@ -37,10 +37,10 @@ __all__ = ["command"]
 )
 @click.option("--policy", metavar="POLICY", help="The checkpoint policy of every point. [default: the profile's]")
 @click.option("--budget", metavar="BYTES", help="Make a plan for every point, within 512MiB, 1.5GB, 1000000.")
-@click.option("--planner", metavar="NAME", help="Makes the plans; `memback list` shows them. [default: chain]")
+@click.option("--planner", metavar="NAME", help="The planner; `memback list` shows them. [default: chain]")
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes on this machine. [default: one a core]")
 @click.option("--scheduler", metavar="ADDRESS", help="Run on a Dask cluster instead, as tcp://host:8786.")
-@click.option("--resume", is_flag=True, help="Go on with a sweep that was cut off; no point is run again.")
+@click.option("--resume", is_flag=True, help="Resume an interrupted sweep; no finished point is run again.")
 @click.option(
     "-o", "--output", "files", multiple=True, metavar="FILE", help="Write the rows (.parquet .csv), a heat-map (.html)."
 )
@@ -142,7 +142,7 @@ def _run(store: Store, workers: int | None, scheduler: str | None, output: Outpu
         store.close()
         if store.files and store.rows:
             kept = f"{len(store.rows):,} of {len(grid):,} points are in {store.files[0]}"
-            output.say(f"{kept}; --resume goes on with the others.", wrap=False)
+            output.say(f"{kept}; --resume runs the others.", wrap=False)
         raise
     store.close()
 

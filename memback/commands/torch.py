@@ -75,7 +75,7 @@ def command(
     cheapest within --budget, or a saved plan. The parts are its Sequential's and ModuleList's members, or --blocks.
 
     With --distributed, --input is one rank's share of the batch. --dry --ranks N predicts for N ranks in this process;
-    under torchrun each rank writes its own report beside the first -o FILE, and rank 0 merges them, the worst first.
+    under torchrun each rank writes its own report next to the first -o FILE, and rank 0 merges them, the worst first.
     """
     from memback.bridges import torch as bridge
     from memback.bridges.torch.loading import device_named, find, load
@@ -104,7 +104,9 @@ def command(
     options["about"] = {"name": factory, "model": {"arguments": named} if named else {}, "data": data}
     if distributed is not None:
         if again.asked:
-            raise UsageError("plans are made for one process: leave out --distributed, or what asks for a plan")
+            raise UsageError(
+                "plans are made for one process: leave out --distributed, or --budget, --policy and --plan"
+            )
         options["modes"] = [mode.name for mode in modes_of(modes or MODES, None)]
         with _explained(factory, given):
             return _on_ranks(loading, distributed, ranks, shard, dry, output, {**options, "rounds": rounds})
@@ -147,7 +149,7 @@ def _on_ranks(
     at = place()
     if dry:
         if ranks is None:
-            raise UsageError("for how many ranks? --distributed with --dry needs --ranks N")
+            raise UsageError("f--distributed with --dry needs the number of ranks: --ranks N")
         if at is not None:
             raise UsageError("--dry predicts for all ranks in one process: start it without torchrun")
         with progress_bar(output) as progress, _notes(output):
@@ -156,7 +158,7 @@ def _on_ranks(
         raise UsageError("--ranks belongs to --dry: a real run has as many ranks as torchrun starts processes")
     files = click.get_current_context().params["files"]  # type: ignore[union-attr]
     if not files:
-        raise UsageError("-o FILE is needed: each rank writes its own report beside it")
+        raise UsageError("-o FILE is needed: each rank writes its own report next to it")
     first = at is None or at[0] == 0
     with progress_bar(output if first else replace(output, quiet=True)) as progress, _notes(output):
         return run_rank(loading, strategy, files[0], output.force, shard, progress=progress, **options)

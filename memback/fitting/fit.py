@@ -4,7 +4,7 @@ The levers: settings of the model that cost next to nothing (dropout masks as bi
 tiles), recomputation by a policy or a plan, micro-batches, saved activations on disk, a narrower dtype. Every
 combination that is offered has run dry: its peak is that of its own dry run.
 
-Time lost is predicted as far as it can be known: FLOPs computed again, and bytes to and from disk, over rates that are
+Time lost is predicted as far as it can be known: recomputed FLOPs, and bytes to and from disk, over rates that are
 measured on this machine. What a dtype costs is not predicted: NumPy has fast products for float32 and float64 alone.
 """
 
@@ -48,7 +48,7 @@ class DoesNotFitError(MembackError):
         super().__init__(
             f"nothing fits {format_bytes(budget)}: the least peak is {format_bytes(leanest.peak_bytes)}, with"
             f" {leanest.setup.describe()}. It is made of {leanest.made_of()}. Raise the budget to that, or make the"
-            " step smaller (its batch, its model; --find says how much)"
+            " step smaller (its batch, its model; --find says by how much)"
         )
 
 
@@ -151,10 +151,10 @@ class Option:
 
     Attributes:
         seconds: predicted to be lost a step; None where that is not known.
-        recomputed: FLOPs computed again, as a share of a step's (three forward passes).
+        recomputed: recomputed FLOPs, as a share of a step's (three forward passes).
         disk_bytes: written and read in a step.
-        results: ``"same bits"``, ``"rounding"``, or what changes them: ``"other masks"`` (of dropout), ``"batch norm"``
-            (whose statistics are those of micro-batches), or the dtype.
+        results: ``"bit-identical"``, ``"rounding"``, or what changes them: ``"other masks"`` (of dropout),
+            ``"batch norm"`` (whose statistics are those of micro-batches), or the dtype.
         notes: what there is to know of the prediction.
     """
 
@@ -283,9 +283,9 @@ class Trials:
                 " and float64 alone, so narrower types are likely to be many times slower here"
             )
         if setup.micro_batches > 1:
-            notes.append("smaller products run less efficiently; that is not predicted")
+            notes.append("smaller products run less efficiently, which is not predicted")
         if setup.settings.get("model.mask") == "seed":
-            notes.append("drawing dropout masks again in backward takes time that is not counted in FLOPs")
+            notes.append("redrawing dropout masks in backward takes time that FLOPs do not count")
         return Option(
             setup,
             prediction.peak.bytes,
@@ -336,7 +336,7 @@ class Trials:
             if _dropout(self.work(setup).profile):
                 return "other masks"
             return "rounding"
-        return "rounding" if "model.attention" in setup.settings else "same bits"
+        return "rounding" if "model.attention" in setup.settings else "bit-identical"
 
 
 def _dropout(profile: Profile) -> bool:
@@ -453,7 +453,7 @@ def fit(trials: Trials, budget: int, start: Setup | None = None) -> list[Option]
 
 def _is_exact(option: Option) -> bool:
     """Whether results are the same up to rounding."""
-    return option.results in ("same bits", "rounding")
+    return option.results in ("bit-identical", "rounding")
 
 
 def _cost(option: Option) -> float:
@@ -462,7 +462,7 @@ def _cost(option: Option) -> float:
 
 def _rank(option: Option) -> tuple[Any, ...]:
     """By time lost; then what changes results least, then what changes least."""
-    changes = {"same bits": 0, "rounding": 1, "other masks": 2}.get(option.results, 3)
+    changes = {"bit-identical": 0, "rounding": 1, "other masks": 2}.get(option.results, 3)
     return _cost(option), changes, len(option.setup.flags()), option.peak_bytes
 
 

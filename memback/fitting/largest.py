@@ -55,7 +55,7 @@ def _depth(profile: Profile) -> Dimension:
     key = next((key for key in ("layers", "depth") if key in arguments), None)
     if key is None:
         raise UsageError(
-            f"profile {profile.name} has no depth that is a number: give its model `layers`, or `width` and `depth` in"
+            f"profile {profile.name} has no numeric depth: give its model `layers`, or `width` and `depth` in"
             " place of a list"
         )
     sizes = (18, 34, 50) if profile.model.name == "resnet" else None
@@ -75,7 +75,7 @@ def _sequence(profile: Profile) -> Dimension:
             shape[0],
             lambda n: {**dict.fromkeys(context, str(n)), "data.shape": str([n, *shape[1:]])},
         )
-    raise UsageError(f"profile {profile.name} has no sequences whose length could change")
+    raise UsageError(f"profile {profile.name} has no sequences whose length can change")
 
 
 DIMENSIONS: Mapping[str, Callable[[Profile], Dimension]] = {"batch": _batch, "depth": _depth, "sequence": _sequence}

@@ -61,8 +61,6 @@ def section(seed: int) -> Memory:
     retained, needed, nothing = (way.saved_bytes for way in ways)
     return Memory(
         ways,
-        Check.holds(
-            "retain-all and full: the same bits in all gradients", "30", first is not None and others == [first]
-        ),
+        Check.holds("retain-all and full: bit-identical gradients", "30", first is not None and others == [first]),
         Check.holds("retain-all holds more than full, inference nothing", "26", retained > needed > nothing == 0),
     )

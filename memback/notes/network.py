@@ -426,7 +426,7 @@ def backward(seed: int) -> Backward:
         gradient_bytes=recorder.ledger.parameter_gradient_bytes,
         steps=steps,
         same_gradients=Check.same_bits(
-            "by hand and by loss.backward(): the same bits in all six gradients", "30", by_hand, problem.gradients()
+            "by hand and by loss.backward(): six bit-identical gradients", "30", by_hand, problem.gradients()
         ),
         same_account=Check.near(
             "what is still there after each step is what the ledger has it hold", "30", held, recorder.ledger_held, 0.0

@@ -99,8 +99,8 @@ def sweeps(region: GraphRegion) -> Iterator[tuple[str, list[str]]]:
         if isinstance(action, Compute):
             if reversing:
                 yield name, marks
-                marks, name, reversing = [" "] * n, "again", False
-            name = "again"
+                marks, name, reversing = [" "] * n, "recompute", False
+            name = "recompute"
             marks[action.node] = "·"
         elif isinstance(action, Reverse):
             marks[action.node] = "◂"

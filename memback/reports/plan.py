@@ -28,7 +28,7 @@ def sentences(plan: Costed, full_peak: int, seconds: tuple[float, float] | None 
     """What a plan costs and what is proved of it; ``seconds`` are those computed again (predicted) and a step's."""
     share = plan.extra_flops / max(plan.flops, 1)
     lines = [
-        f"Computed again: {format_flops(plan.extra_flops)}, {100 * share:.1f} % of a forward pass"
+        f"Recomputed: {format_flops(plan.extra_flops)}, {100 * share:.1f} % of a forward pass"
         f" (about {100 * share / 3:.1f} % of a step).",
         f"Peak at {100 * plan.peak_bytes / full_peak:.1f} % of full retention's {format_bytes(full_peak)}.",
         f"Proof: {plan.optimality}.",
@@ -149,13 +149,13 @@ def _kind(plan: ModelPlan, region: Region, i: int) -> _Kind:
     runs = max((plan.runs.get(number, 0) for number in range(region.bounds[i], region.bounds[i + 1])), default=0)
     if keep is Keep.EVERYTHING:
         whole = region.kept[i] is None
-        return _Kind("all that backward needs" if whole else "dear ops alone", stage.saved_bytes, runs)
+        return _Kind("all that backward needs" if whole else "expensive ops only", stage.saved_bytes, runs)
     held = plan.stages[i - 1].output_bytes if i else 0
     return _Kind("its input", held, runs) if keep is Keep.INPUT else _Kind("nothing", 0, runs)
 
 
 def _layers(plan: ModelPlan, first: int, last: int) -> str:
-    """From which layer to which a run of stages goes."""
+    """The first and the last layer of a run of stages."""
     region = plan.region
     calls = region.calls[region.bounds[first] : region.bounds[last + 1]]
     paths = [call.path for call in calls if call.path] or ["(top)"]
@@ -187,7 +187,7 @@ def drawn(marked: list[tuple[str, list[str]]], width: int, legend: str, columns:
         yield f"A column stands for {per} {columns}."
 
 
-_LEGEND = "■ all kept  ▣ dear ops kept  ▪ input kept  · nothing kept  ◂ reversed"
+_LEGEND = "■ all kept  ▣ expensive ops kept  ▪ input kept  · nothing kept  ◂ reversed"
 _ORDER = " ·▪◂▣■"
 
 
@@ -201,7 +201,7 @@ def sweeps(actions: Iterable[Action], n: int, whole: Mapping[int, str]) -> Itera
         if isinstance(action, Forward):
             if reversing:
                 yield name, marks
-                marks, name, reversing = [" "] * n, "again", False
+                marks, name, reversing = [" "] * n, "recompute", False
             marks[action.stage] = _mark(action, whole)
         elif isinstance(action, Backward):
             if not reversing and name == "forward":
@@ -271,13 +271,13 @@ def frontier(points: Sequence[FrontierPoint], flops: int, full_peak: int, size: 
         Column(size, "number"),
         Column("MiB"),
         Column("of full"),
-        Column("computed again"),
+        Column("recomputed"),
         Column("", "bar"),
         Column("", "text"),
     ]
     notes = [
-        "Computed again: FLOPs beyond one forward pass, as a share of it. The knee is farthest from both extremes.",
-        "The points are the planner chain's: of a small model a plan may need less than its first, or compute less.",
+        "Recomputed: FLOPs beyond one forward pass, as a share of it. The knee is farthest from both extremes.",
+        "The points are those of the planner chain: for a small model a plan may need less memory, or recompute less.",
     ]
     if len(shown) < len(points):
         notes.insert(0, f"{len(shown)} of {len(points)} points; --json has all.")

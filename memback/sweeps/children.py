@@ -55,7 +55,7 @@ class Children:
                 deaths += 1
                 if deaths < _TRIES:
                     continue
-                why = f"the process that ran it died {_TRIES} times; was it out of memory?"
+                why = f"the process that ran it died {_TRIES} times, perhaps out of memory"
                 done = Done([work.failed(points[0], why, "lost")])
             return Done(done.rows, (*done.rest, *task.points[len(points) :]))
 

@@ -119,7 +119,7 @@ def run(task: Task, seconds: float = SECONDS) -> Done:
     """
     if task.version != __version__:
         raise MembackError(
-            f"memback {__version__} runs where memback {task.version} asks for it: install the same version everywhere"
+            f"this process has memback {__version__}, the sweep {task.version}: install the same version everywhere"
         )
     began = time.thread_time()
     rows: list[Row] = []

@@ -205,7 +205,7 @@ def _outcome(future: Any, task: Task) -> tuple[list[Row], list[Task]]:
     error = future.exception() if future.status == "error" else None
     match error:
         case KilledWorker():
-            why = "the workers that had it died, again and again"
+            why = "every worker that ran it died"
             return [work.failed(point, why, "lost") for point in task.points], []
         case ModuleNotFoundError():
             raise UsageError(f"the workers of the cluster have no {error.name}: install this memback there") from error

@@ -230,11 +230,11 @@ class Store:
         for file in self.files:
             if Path(file).exists():
                 raise UsageError(
-                    f"File already exists, will not overwrite without --force: {file}; --resume goes on with its sweep"
+                    f"File already exists, will not overwrite without --force: {file}; --resume continues its sweep"
                 )
         if self._journal is not None and self._journal.exists():
             raise UsageError(
-                f"{self._journal} has rows of a sweep that was cut off: --resume goes on with it, --force starts anew"
+                f"{self._journal} has rows of an interrupted sweep: --resume continues it, --force starts over"
             )
 
     # -- adding rows
@@ -319,7 +319,7 @@ class Store:
                 yield _row({**flat, "point": point.number}, point.settings)
             except msgspec.ValidationError as error:
                 raise UsageError(
-                    f"{file}: point {flat['id']} has been changed: {shorten(error)}; --force starts anew"
+                    f"{file}: point {flat['id']} has been changed: {shorten(error)}; --force starts over"
                 ) from None
 
     def _from_journal(self, points: Mapping[str, Any]) -> list[Row]:
@@ -334,7 +334,7 @@ class Store:
             rows = [msgspec.json.decode(line, type=Row) for line in whole.split(b"\n")[1:]]
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise UsageError(
-                f"{self._journal} is no journal of a sweep: {shorten(error)}; --force starts anew"
+                f"{self._journal} is no journal of a sweep: {shorten(error)}; --force starts over"
             ) from None
         for row in rows:
             if row.id not in points:
@@ -353,7 +353,7 @@ class Store:
             why = f"its profile, policy, budget, planner or version of memback ({__version__} here) is another one"
         else:
             why = f"its point {settings_text(settings)} is not in this grid"
-        return UsageError(f"{file} has rows of another sweep: {why}; name another file, or start anew with --force")
+        return UsageError(f"{file} has rows of another sweep: {why}; name another file, or start over with --force")
 
 
 def _shown(value: Any) -> str:
