@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
             _complain(f"{error.filename or 'Standard output'}: {error.strerror or error}", error if traced else None)
-        # What is left in the buffer can't be written; without this the interpreter would try again at its end.
+        # What is left in the buffer can't be written; without this the interpreter would retry at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _bug(error: Exception) -> str:
-    """What is said of an exception that nobody foresaw."""
+    """The message for an unexpected exception."""
     import traceback
 
     what = " ".join("".join(traceback.format_exception_only(error)).split())[:300]
@@ -128,7 +128,7 @@ def _reopen_streams() -> bool:
 
 
 def _complain(message: str, shown: BaseException | None = None, context: click.Context | None = None) -> None:
-    """Say what went wrong, after the traceback of an exception that is to be shown."""
+    """Print the error, after its traceback if that is wanted."""
     import traceback
 
     from memback.commands.console import make_console

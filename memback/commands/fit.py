@@ -111,7 +111,7 @@ def _given() -> list[str]:
 
 
 def _command(trials: Trials, option: Option, budget: int, given: list[str]) -> str:
-    """What brings an option about; for a profile that can't be run, what shows it."""
+    """The command for an option; for a profile that can't be run, the one that shows it."""
     setup = option.setup
     flags = setup.flags()
     if not trials.profile.dry:

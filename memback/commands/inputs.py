@@ -1,4 +1,4 @@
-"""What subcommands that run a profile have in common: which profile, with which changes, and a progress bar."""
+"""Options that subcommands with a profile share: the profile, changes to it, and a progress bar."""
 
 from __future__ import annotations
 

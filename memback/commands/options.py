@@ -1,4 +1,4 @@
-"""What subcommands have in common: where their output goes."""
+"""Options that subcommands share: where output goes."""
 
 from __future__ import annotations
 

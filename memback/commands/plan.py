@@ -70,7 +70,7 @@ def command(
 
 
 def _seconds(profile: Profile, plan: ModelPlan) -> tuple[float, float]:
-    """Predicted seconds of what the plan computes again, and measured ones of a step without it, as train runs it."""
+    """Predicted seconds of the plan's recomputation, and measured seconds of a step without it, as train runs it."""
     from memback.engine.allocator import keep_freed_memory
     from memback.plans.model.timing import measure
     from memback.profiling.passes import Step

@@ -102,7 +102,7 @@ def _report(
                 progress=progress,
             )
     if not output.force:
-        copies = work.state_bytes  # from which every run starts anew
+        copies = work.state_bytes  # from which every run starts
         check_fits(Step(work.step(), work.model, work.optimizer), chosen, work.argument_bytes + copies)
     work = Workload.build(profile)
     with progress_bar(output) as progress:

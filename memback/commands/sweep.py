@@ -185,7 +185,7 @@ def _data(store: Store) -> dict[str, Any]:
 
 
 def _judge(store: Store) -> None:
-    """End with an error where points are lost, or none could be.
+    """Raise if points are lost, or if none could be run.
 
     Raises:
         MembackError: then.

@@ -1,4 +1,4 @@
-"""What ``memback torch`` has to do with plans: its options for them, and what it shows of one."""
+"""Plans in ``memback torch``: its options for them, and how one is shown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Again", "again_options"]
 
 @dataclass(frozen=True)
 class Again:
-    """What is to be run again in backward, and how that is shown."""
+    """What to recompute in backward, and how to show it."""
 
     policy: str | None
     budget: str | None
@@ -41,11 +41,11 @@ class Again:
 
     @property
     def instead(self) -> bool:
-        """Whether what is asked for is shown in place of a report."""
+        """Whether a plan is shown in place of a report."""
         return self.curve or self.code
 
     def check(self, output: Output, dry: bool) -> None:
-        """Refuse what contradicts itself, before anything is run.
+        """Refuse contradictory options before anything is run.
 
         Raises:
             UsageError: the message says what does.
@@ -153,7 +153,7 @@ def _data(
 
 
 def again_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a subcommand the options that say what is run again: it gets them as ``again``, an :class:`Again`."""
+    """Give a subcommand the options for recomputation: it gets them as ``again``, an :class:`Again`."""
 
     @plan_options
     @click.option("--blocks", multiple=True, metavar="PATTERN", help="Plan these submodules, as in encoder.layer.*")

@@ -208,7 +208,7 @@ def _line(history: list[StepResult]) -> str:
 
 
 def _picture(training: Training, history: list[StepResult], until: int) -> Table:
-    """What the terminal shows while it runs."""
+    """The live display of a running training."""
     import psutil
     from rich.progress_bar import ProgressBar
     from rich.table import Table

@@ -66,7 +66,7 @@ def measure_machine(dtype: str, folder: str | os.PathLike[str] | None = None) ->
     """Measure this machine, within about a second.
 
     Writing is timed until the disk has everything; what is read right afterwards comes from the page cache, as it does
-    in a step that is small beside the free memory, so larger ones read slower.
+    in a step that is small compared with the free memory, so larger ones read slower.
     """
     place = save_on_disk(folder).folder
     write, read = _disk_rates(place)
@@ -102,7 +102,7 @@ def _seconds(action: Callable[[], object]) -> float:
 
 @dataclass(frozen=True)
 class Setup:
-    """How a step is run: settings of the profile, and the options of ``memback train``."""
+    """A way to run a step: settings of the profile, and options of ``memback train``."""
 
     settings: Mapping[str, str] = field(default_factory=dict)
     policy: str | None = None
@@ -111,7 +111,7 @@ class Setup:
     offload: bool = False
 
     def flags(self) -> list[str]:
-        """The options of ``memback train`` that bring it about."""
+        """The options of ``memback train`` for it."""
         flags = []
         for key, value in self.settings.items():
             short = {"dtype": "--dtype", "data.batch": "--batch"}.get(key)
@@ -147,7 +147,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Option:
-    """A setup that was tried: its peak above the arguments in bytes, and what it costs.
+    """A setup that was tried: its peak above the arguments in bytes, and its cost.
 
     Attributes:
         seconds: predicted to be lost a step; None where that is not known.
@@ -155,7 +155,7 @@ class Option:
         disk_bytes: written and read in a step.
         results: ``"bit-identical"``, ``"rounding"``, or what changes them: ``"other masks"`` (of dropout),
             ``"batch norm"`` (whose statistics are those of micro-batches), or the dtype.
-        notes: what there is to know of the prediction.
+        notes: caveats of the prediction.
     """
 
     setup: Setup
@@ -326,7 +326,7 @@ class Trials:
         return batch / ran
 
     def _results(self, setup: Setup) -> str:
-        """What a setup does to the results."""
+        """The effect of a setup on results."""
         model = self.work(setup).model
         if "dtype" in setup.settings:
             return setup.settings["dtype"]
@@ -402,7 +402,7 @@ _EXCLUSIVE = ({"policy", "plan"}, {"plan", "offload"}, {"plan", "micro"})
 """Levers that are not combined: two ways of recomputation, and what plans do not know of."""
 _MOST_LEVERS = 3
 _WORTHWHILE = 0.9
-"""Several levers together have to save at least a tenth of the time that is lost with fewer of them or with another."""
+"""Several levers together must save at least a tenth of the time lost with fewer of them or with another."""
 _NEXT_TO_NOTHING = 0.005
 """The share of a step that is not worth a search for something cheaper."""
 
@@ -434,7 +434,7 @@ def fit(trials: Trials, budget: int, start: Setup | None = None) -> list[Option]
             if any(pair <= names for pair in _EXCLUSIVE):
                 continue
             if "dtype" in names and size > 1 and any("dtype" not in subset for subset in found):
-                continue  # what costs nobody knows what is not made dearer still while something else fits
+                continue  # no combination with a lever of unknown cost while something else fits
             known = [option for subset, option in found.items() if subset < names or (size > 1 and _is_exact(option))]
             limit = min((_WORTHWHILE * _cost(option) for option in known), default=None)
             if limit is not None and limit <= (0 if size == 1 else _NEXT_TO_NOTHING * trials.step_seconds):
@@ -461,7 +461,7 @@ def _cost(option: Option) -> float:
 
 
 def _rank(option: Option) -> tuple[Any, ...]:
-    """By time lost; then what changes results least, then what changes least."""
+    """Sort by time lost, then by the effect on results, then by the number of changes."""
     changes = {"bit-identical": 0, "rounding": 1, "other masks": 2}.get(option.results, 3)
     return _cost(option), changes, len(option.setup.flags()), option.peak_bytes
 
@@ -523,7 +523,7 @@ def _least_micro_batches(trials: Trials, setup: Setup, budget: int) -> Option | 
 
 
 def _try_everything(trials: Trials, start: Setup, levers: Sequence[_Lever], budget: int) -> None:
-    """All levers at their strongest, for what the least peak is."""
+    """All levers at their strongest, for the least peak."""
     levels = {lever.name: lever.levels for lever in levers}
     strongest = start
     for name in ("mask", "attention"):

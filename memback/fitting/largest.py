@@ -157,7 +157,7 @@ class _Search:
         )
 
     def _why(self, size: int) -> str:
-        """What is against a size."""
+        """Why a size does not fit."""
         settings = {**self.setup.settings, **self.dimension.settings(size)}
         try:
             self.trials._try(replace(self.setup, settings=settings))

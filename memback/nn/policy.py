@@ -33,7 +33,7 @@ __all__ = ["POLICIES", "Planned", "Policy", "applied", "run_chain", "run_units"]
 
 
 class Planned(Protocol):
-    """A plan for a whole model, which can stand in place of a policy."""
+    """A plan for a whole model, usable in place of a policy."""
 
     @property
     def name(self) -> str:

@@ -20,8 +20,8 @@ class Held:
     """A way to run the step.
 
     ``keeps`` names the variables of the forward pass that are kept for backward, ``saved_bytes`` their size at the end
-    of forward, ``peak_bytes`` the most that was live at any moment of the step by tracemalloc, Python's own small
-    objects apart.
+    of forward, ``peak_bytes`` the most that was live at any moment of the step by tracemalloc, without Python's own
+    small objects.
     """
 
     mode: str

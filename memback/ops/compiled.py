@@ -55,7 +55,7 @@ def in_use() -> bool:
 
 
 def run(name: str, *arguments: Any) -> bool:
-    """Run a kernel on arrays and numbers, if kernels are in use and the arrays fit; whether it has run.
+    """Run a kernel on arrays and numbers, if kernels are in use and the arrays fit. Return whether it has run.
 
     An array for which the kernel has one dimension is seen as one, others as a matrix whose rows are its last
     dimension. On a dry run nothing happens, and the answer is what it would be.

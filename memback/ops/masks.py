@@ -27,7 +27,7 @@ MaskForm: TypeAlias = Literal["bool", "bits", "seed"]
 """How a mask is kept until backward."""
 
 Mask: TypeAlias = "Array | tuple[int, int]"
-"""A mask as it is kept: a row of bools or packed bits for each block, or the key."""
+"""A mask in the form that is kept: a row of bools or packed bits for each block, or the key."""
 
 PIECE = 2**17
 """Elements drawn at a time: 512 KiB of random bits. A multiple of 8, so that packed pieces join."""
@@ -42,7 +42,7 @@ def _draw(generator: np.random.Generator, n: int, like: Any) -> Array:
 
 
 def _keeps(key: tuple[int, int], block: int, n: int, p: float, like: Any) -> Iterator[tuple[slice, Array]]:
-    """Which of the ``n`` elements of a block stay, piece by piece."""
+    """Which of the ``n`` elements of a block are kept, piece by piece."""
     generator = np.random.Generator(np.random.Philox(counter=[0, 0, block, 0], key=np.array(key, np.uint64)))
     threshold = round(p * 2**32)
     for part in pieces(slices(n, PIECE), like):

@@ -99,7 +99,7 @@ def _normalise(
     bias: Array | None,
     out: Array,
 ) -> None:
-    """Write the output, and on the way mean (None: 0 is taken), variance and rstd, which may be one array."""
+    """Write the output, mean (None: taken as 0), variance and rstd; the last two may be one array."""
     scale, shift = form.spread(weight), form.spread(bias)
     for part in parts(seen):
         x = seen[part]
@@ -141,7 +141,7 @@ def _scale_and_shift(
 
 
 class _Saved(NamedTuple):
-    """What a call has kept: its input in the form's view (None if not needed), mean (None if not subtracted), rstd."""
+    """What a call kept: its input in the form's view (None if not needed), mean (None if not subtracted), rstd."""
 
     x: Array | None
     mean: Array | None
@@ -149,7 +149,7 @@ class _Saved(NamedTuple):
 
 
 class _Gradients:
-    """dL/dx, dL/dweight and dL/dbias of one call, each where it is needed, put together piece by piece."""
+    """dL/dx, dL/dweight and dL/dbias of one call, each if needed, computed piece by piece."""
 
     def __init__(self, d_out: Array, form: _Form, needs: Any, constant: bool = False) -> None:
         self.form = form
@@ -182,7 +182,7 @@ class _Gradients:
         )
 
     def _run_kernels(self, saved: _Saved | None, scale: Array | None) -> bool:
-        """By compiled kernels where they are in use, if all is needed of a norm of rows; whether they were."""
+        """Use compiled kernels if they are on and all gradients of a norm of rows are needed; return whether."""
         if len(self.form.shape) != 2 or saved is None or saved.x is None or self.weight is None:
             return False
         given = (self.d_out, saved.x)

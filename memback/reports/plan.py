@@ -1,4 +1,4 @@
-"""A plan for people: what it takes, what is kept of each stage, and a picture of what is computed again when."""
+"""A plan for readers: what it takes, what is kept of each stage, and a picture of what is recomputed when."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST_POINTS = 16
 
 
 def sentences(plan: Costed, full_peak: int, seconds: tuple[float, float] | None = None) -> list[str]:
-    """What a plan costs and what is proved of it; ``seconds`` are those computed again (predicted) and a step's."""
+    """What a plan costs and what is proved of it; ``seconds`` are those of recomputation (predicted) and of a step."""
     share = plan.extra_flops / max(plan.flops, 1)
     lines = [
         f"Recomputed: {format_flops(plan.extra_flops)}, {100 * share:.1f} % of a forward pass"
@@ -64,7 +64,7 @@ class Budgeted(Protocol):
 
 
 class Costed(Protocol):
-    """A plan that computes some things again."""
+    """A plan that recomputes something."""
 
     @property
     def flops(self) -> int:
@@ -72,7 +72,7 @@ class Costed(Protocol):
 
     @property
     def extra_flops(self) -> int:
-        """Of what is computed again."""
+        """FLOPs that are recomputed."""
 
     @property
     def peak_bytes(self) -> int:
@@ -114,7 +114,7 @@ class _Kind(NamedTuple):
 
 
 def stages(plan: ModelPlan) -> Table:
-    """One row a run of neighbouring stages, or nodes of a graph, that are treated alike."""
+    """One row for each run of adjacent stages, or nodes of a graph, with the same treatment."""
     if isinstance(plan.region, GraphRegion):
         return graph_plan.nodes(plan, plan.region)
     region = plan.region
@@ -219,12 +219,12 @@ def _mark(action: Forward, whole: Mapping[int, str]) -> str:
 
 
 def _narrowed(marks: Sequence[str], per: int) -> str:
-    """A column for each ``per`` marks: the one of them that says most."""
+    """A column for each ``per`` marks: the most informative of them."""
     return "".join(max(marks[i : i + per], key=_ORDER.index) for i in range(0, len(marks), per))
 
 
 def _condensed(lines: list[str]) -> Iterator[str]:
-    """Not more lines than a person reads: the first and the last ones, and how many are between them."""
+    """The first and the last lines, and the number of those between them."""
     if len(lines) <= _MOST_ROWS:
         yield from lines
         return

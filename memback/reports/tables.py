@@ -1,6 +1,6 @@
-"""What the tables of a report say, cell by cell, for every format that shows tables; how it looks is the format's.
+"""The content of a report's tables, cell by cell, for every format; the format decides how they look.
 
-All numbers are exact bytes with MiB beside them, unless the column's title says otherwise.
+All numbers are exact bytes, with MiB in a second column, unless the column's title says otherwise.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 NONE = "–"
-"""Stands in a cell for what was not predicted, not measured, or does not exist."""
+"""The text of a cell for what was not predicted, not measured, or does not exist."""
 
 Kind = Literal["key", "text", "number", "bar"]
 
@@ -105,7 +105,7 @@ def _of_ranks(report: Report) -> str:
 
 
 def warnings(report: Report) -> list[str]:
-    """What a reader must know before anything else: what could not be run, what a step leaves, which ranks lack."""
+    """What a reader must know first: modes that failed, memory that a step leaves, missing ranks."""
     return [*_of_modes(report), *_of_absent_ranks(report)]
 
 
@@ -139,7 +139,7 @@ def _stopped(rank: int, why: str) -> str:
 
 
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
-"""What a spreadsheet takes the beginning of a formula for (OWASP, CSV injection); tabs are escaped already."""
+"""Characters that begin a formula in a spreadsheet (OWASP, CSV injection); tabs are escaped already."""
 
 
 def cell_text(text: str) -> str:
@@ -251,7 +251,7 @@ def _difference(run: Run) -> int | None:
 
 
 def _is_apart(run: Run) -> bool:
-    """Whether prediction and measurement are more than 1 % + 256 KiB apart, in exact arithmetic."""
+    """Whether prediction and measurement differ by more than 1 % + 256 KiB, in exact arithmetic."""
     difference, predicted = _difference(run), run.predicted_peak_bytes
     if difference is None or predicted is None:
         return False

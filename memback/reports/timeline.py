@@ -15,7 +15,7 @@ from memback.profiling.report import Run
 __all__ = ["BANDS", "Life", "Moment", "Span", "Timeline"]
 
 UNTOLD = "live"
-"""The category of what is alive in a report whose events do not tell theirs."""
+"""The category of buffers in a report whose events have none."""
 
 BANDS = (*CATEGORIES, UNTOLD)
 """Categories in the order in which they are stacked, the lowest first."""
@@ -78,7 +78,7 @@ class Timeline:
         spans: what was in which category and when, by start.
         lives: every buffer's life, by its id.
         totals: bytes by category (in the order of :data:`BANDS`) after each event.
-        told: whether the events tell categories.
+        told: whether the events have categories.
     """
 
     def __init__(self, run: Run) -> None:

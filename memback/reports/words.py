@@ -1,4 +1,4 @@
-"""What a report says, in sentences: for the top of a page, and for who does not see the picture."""
+"""A report in sentences: for the top of a page, and for readers who can't see the picture."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Rows of a sweep on disk: nothing that is finished is lost, and no file is ever half-written.
 
-Every row is first appended to a journal beside the file (``FILE.journal``, a JSON document a line, the sweep's own
-first). Every few seconds, and at the end, the file itself is written anew under a temporary name and renamed. A kill at
+Every row is first appended to a journal next to the file (``FILE.journal``, a JSON document a line, the sweep's own
+first). Every few seconds, and at the end, the file itself is rewritten under a temporary name and renamed. A kill at
 any moment leaves a whole file, or none yet, and a journal with at most its last line cut off: :meth:`Store.resumed`
 reads both. An orderly end leaves the file alone.
 """
@@ -41,7 +41,7 @@ _PARTS: dict[str, type[msgspec.Struct]] = {
 }
 _SECONDS = 5.0
 _SHARE = 20
-"""A file is written anew after this many times as long as that took."""
+"""A file is rewritten after this many times the duration of the last write."""
 
 
 def describe(grid: Grid) -> dict[str, Any]:
@@ -267,7 +267,7 @@ class Store:
         self._began = True
 
     def write(self) -> None:
-        """Write every file anew, with the rows that there are, in the order of the points.
+        """Rewrite every file with the rows so far, in the order of the points.
 
         Raises:
             MembackError: the system does not let it be written.
@@ -300,7 +300,7 @@ class Store:
     # -- going on
 
     def _resume(self) -> None:
-        """Take over the rows that are there, but for lost ones."""
+        """Adopt the existing rows, except lost ones."""
         points = {point.id: point for point in self.grid.points}
         taken = [row for file in self.files if Path(file).exists() for row in self._from_file(file, points)]
         taken += self._from_journal(points)

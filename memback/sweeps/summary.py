@@ -263,7 +263,7 @@ def _amount(value: int, quantity: Quantity) -> Cell:
 
 
 def counts(grid: Grid, rows: Sequence[work.Row]) -> dict[str, Any]:
-    """How many points became what."""
+    """The number of points of each status."""
     planned = [row.plan for row in rows if row.plan is not None]
     return {
         "points": len(grid),

@@ -79,7 +79,9 @@ def test_what_prediction_and_measurement_differ_by_is_explained_where_they_do():
     assert run.measured_peak_bytes == run.predicted_peak_bytes
     assert "Difference:" not in plain(report.__rich__())
     more = replace(report, runs=(replace(run, measured_peak_bytes=run.measured_peak_bytes + 1),))
-    assert "Difference: measured minus predicted. The real step ran other ops than the dry run" in plain(more.__rich__())
+    assert "Difference: measured minus predicted. The real step ran other ops than the dry run" in plain(
+        more.__rich__()
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
