@@ -75,6 +75,7 @@ class _Progress(threading.local):
         self.place = 0
         self.calls: list[_Call] = []
         self.input: Any = None
+        self.awaited: _Awaited | None = None
         self.moment: tuple[Any, ...] = ()
 
 
@@ -89,6 +90,23 @@ class CalledBlocks:
             segment for segment in policy.segments(len(blocks)) for _ in range(segment[0], segment[1])
         ]  # by place
         self.progress = _Progress()
+
+    def run_model(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the model's forward, which calls all blocks or none.
+
+        Raises:
+            UsageError: it calls fewer of them, so that they are not the segments that the policy cut.
+        """
+        self.progress.begin()
+        out = forward(*args, **kwargs)
+        called = self.progress.place
+        if called % len(self.blocks):
+            self.progress.begin()
+            raise UsageError(
+                f"policy {self.policy.name!r}: the model called {called} of {len(self.blocks)} named blocks, up to"
+                f" {self.names[called - 1]!r}; name those that it calls, one that is called twice two times"
+            )
+        return out
 
     def runner(self, block: Module) -> Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]:
         """What runs ``block`` in place of its forward."""
@@ -131,13 +149,14 @@ class CalledBlocks:
             raise UsageError(f"block {self.names[place]!r} is called without its input as the first argument")
         progress.calls.append(_Call(state.path, forward, args[1:], kwargs))
         if place + 1 < stop:
-            return _Awaited(self._misuse(start, stop, place))
+            progress.awaited = _Awaited(self._misuse(start, stop, place))
+            return progress.awaited
         calls, carry = progress.calls, [progress.input]
-        progress.calls, progress.input = [], None
+        progress.calls, progress.input, progress.awaited = [], None, None
         return _run_together(calls, carry, self.policy)
 
     def _check_follows(self, place: int, args: tuple[Any, ...], state: State) -> None:
-        if not args or type(args[0]) is not _Awaited or _moment(state) != self.progress.moment:
+        if not args or args[0] is not self.progress.awaited or _moment(state) != self.progress.moment:
             start, stop, _ = self.segments[place]
             raise UsageError(self._misuse(start, stop, place - 1))
 
@@ -184,23 +203,9 @@ def _refuse(self: _Awaited, *args: Any, **kwargs: Any) -> NoReturn:
 
 
 _SPECIAL = (
-    *("array", "array_function", "array_ufunc", "bool", "float", "getitem", "int", "iter", "len"),
-    *(
-        "abs",
-        "add",
-        "matmul",
-        "mul",
-        "neg",
-        "pow",
-        "radd",
-        "rmatmul",
-        "rmul",
-        "rpow",
-        "rsub",
-        "rtruediv",
-        "sub",
-        "truediv",
-    ),
+    *("array", "array_function", "array_ufunc", "bool", "float", "getitem", "int", "iter", "len", "setitem"),
+    *("add", "matmul", "mul", "pow", "sub", "truediv", "abs", "neg"),
+    *("radd", "rmatmul", "rmul", "rpow", "rsub", "rtruediv"),
     *("eq", "ge", "gt", "le", "lt", "ne"),
 )
 for _name in _SPECIAL:
