@@ -125,8 +125,8 @@ def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def report_options(function: Callable[..., Report | None]) -> Callable[..., Any]:
     """Give a subcommand that returns a report ``--layers``, ``-o`` and the options of :func:`output_options`.
 
-    The report is shown, and written to where these say. A command that returns none has shown something else, or is not
-    the one to show it. If the report lacks ranks, the command fails after that.
+    The report is shown, and written to where these say. A command that returns none has shown something else, or leaves
+    that to another process. If the report lacks ranks, the command fails afterwards.
     """
 
     @click.option("--layers", is_flag=True, help="Show the per-layer table of every mode, no rows folded.")

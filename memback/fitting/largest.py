@@ -17,7 +17,7 @@ _MOST = 2**24
 
 @dataclass(frozen=True)
 class Dimension:
-    """Something that can grow: its size now, the settings for another size, and the sizes that there are."""
+    """A dimension that can grow: its present size, the settings for another size, and the possible sizes."""
 
     name: str
     now: int

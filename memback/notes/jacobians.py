@@ -1,7 +1,7 @@
 """Section 4.1 against section 4.2: explicit Jacobians and their sum, or the op's backward, as D grows.
 
-Both ways give the same gradients; what differs is bytes, which are those of the arrays themselves, and time. Bytes are
-exact and checked. Times are what this machine took, so nothing is checked about them.
+Both give the same gradients; they differ in bytes (those of the arrays) and in time. Bytes are exact and checked. Times
+are this machine's, and not checked.
 """
 
 from __future__ import annotations

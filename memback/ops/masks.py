@@ -6,7 +6,7 @@ p 2^32. So the same key gives the same mask at any later time, in any dtype, and
 
 ``"bool"``   one byte an element;
 ``"bits"``   one bit an element;
-``"seed"``   the key alone; the mask is drawn again in backward.
+``"seed"``   only the key: the mask is redrawn in backward.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def draw_mask(like: Array, blocks: int, n: int, p: float, form: MaskForm) -> Mas
     """Take the next key of the thread's random stream and draw a mask of ``blocks`` rows of ``n`` elements.
 
     Args:
-        like: an array of the kind that the mask is to be.
+        like: an array of the mask's kind.
         blocks: rows of the mask; each is drawn and applied by itself.
         n: elements in a row.
         p: probability that an element is dropped.
