@@ -43,7 +43,7 @@ _LONGEST = 10_000
 
 def traceback_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command ``--traceback``, which :func:`main` looks for itself because what fails may be any part of it."""
-    text = f"Show where an error arose, for a report of a bug; as {TRACEBACK}=1 does."
+    text = f"Show where an error arose, for a bug report; {TRACEBACK}=1 does the same."
     option: Callable[..., Any] = click.option("--traceback", is_flag=True, expose_value=False, help=text)(function)
     return option
 

@@ -52,8 +52,8 @@ def command(
     """Find what to change so that a training step of PROFILE fits into a budget of memory, the fastest first.
 
     Tried by dry runs, alone and combined: checkpoint policies and plans, micro-batches, saved activations on disk,
-    attention in another form, smaller dropout masks, a narrower dtype. Nothing is trained. A budget of 75% is that much
-    of the peak of full retention as PROFILE is now.
+    attention in another form, smaller dropout masks, a narrower dtype. Nothing is trained. A budget of 75% is relative
+    to the peak of full retention of PROFILE unchanged.
     """
     from memback.fitting.fit import DoesNotFitError, Setup, Trials, fit, measure_machine
     from memback.fitting.largest import find_largest

@@ -131,7 +131,12 @@ def report_options(function: Callable[..., Report | None]) -> Callable[..., Any]
 
     @click.option("--layers", is_flag=True, help="Show the per-layer table of every mode, no rows folded.")
     @click.option(
-        "-o", "--output", "files", multiple=True, metavar="FILE", help="Write the report; FILE's suffix says how."
+        "-o",
+        "--output",
+        "files",
+        multiple=True,
+        metavar="FILE",
+        help="Write the report in the format of FILE's suffix.",
     )
     @output_options
     @functools.wraps(function)

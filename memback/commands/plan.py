@@ -37,7 +37,7 @@ def command(
     """Find the cheapest way to run a training step of PROFILE within a budget of memory.
 
     Nothing is allocated: stages, sizes and the plan's own peak come from dry runs. The budget is for everything above
-    the arguments: saved and recomputed activations, gradients, workspace. 75% is that much of the peak without a plan.
+    the arguments: saved and recomputed activations, gradients, workspace. 75% is relative to the peak without a plan.
     """
     from memback.plans.budget import Budget
     from memback.plans.model.planning import Planning

@@ -46,7 +46,7 @@ __all__ = ["command"]
 )
 @click.option("--x", metavar="KEY", help="The heat-map's horizontal axis. [default: the first key]")
 @click.option("--y", metavar="KEY", help="Its vertical axis. [default: the second key]")
-@click.option("--value", metavar="NAME", help="What it shows at first: saved_bytes, peak, plan_peak, … [default: peak]")
+@click.option("--value", metavar="NAME", help="Its first value: saved_bytes, peak, plan_peak, … [default: peak]")
 @output_options
 def command(
     profile: Profile,
@@ -65,9 +65,9 @@ def command(
 ) -> None:
     """Predict many variants of PROFILE: every combination of the grid's values, on all cores, by dry runs.
 
-    Every point gets its saved bytes, its peak with what that is made of, and its FLOPs, in modes full, checkpoint and
-    inference, and where there is a budget a plan. A point that can't be is a row with its error. Rows are kept in FILE
-    as they come: after a kill or Ctrl-C, the same command with --resume goes on. Long lists are the shell's:
+    Every point gets its saved bytes, its peak and what that consists of, and its FLOPs, in modes full, checkpoint and
+    inference; with a budget also a plan. An invalid point is a row with its error. Rows are written to FILE as they
+    finish: after a kill or Ctrl-C, the same command with --resume continues. For long lists use the shell:
     batch=$(seq -s, 1 64).
     """
     from memback.sweeps.store import Store

@@ -67,7 +67,7 @@ def command(
     """Train PROFILE for real, and show loss, accuracy, throughput and live memory.
 
     PROFILE is the name of a shipped profile (`memback list`) or the path of a TOML file. A policy, a budget and
-    --offload change memory and time, and no bit of the result. A step that does not fit into the free memory is
+    --offload change memory and time; results are bit-identical. A step that does not fit into the free memory is
     refused, unless --force.
     """
     from memback.engine.allocator import keep_freed_memory

@@ -75,7 +75,7 @@ class _Progress(threading.local):
         self.place = 0
         self.calls: list[_Call] = []
         self.input: Any = None
-        self.awaited: _Awaited | None = None
+        self.stand_in: _StandIn | None = None
         self.moment: tuple[Any, ...] = ()
 
 
@@ -149,14 +149,14 @@ class CalledBlocks:
             raise UsageError(f"block {self.names[place]!r} is called without its input as the first argument")
         progress.calls.append(_Call(state.path, forward, args[1:], kwargs))
         if place + 1 < stop:
-            progress.awaited = _Awaited(self._misuse(start, stop, place))
-            return progress.awaited
+            progress.stand_in = _StandIn(self._misuse(start, stop, place))
+            return progress.stand_in
         calls, carry = progress.calls, [progress.input]
-        progress.calls, progress.input, progress.awaited = [], None, None
+        progress.calls, progress.input, progress.stand_in = [], None, None
         return _run_together(calls, carry, self.policy)
 
     def _check_follows(self, place: int, args: tuple[Any, ...], state: State) -> None:
-        if not args or args[0] is not self.progress.awaited or _moment(state) != self.progress.moment:
+        if not args or args[0] is not self.progress.stand_in or _moment(state) != self.progress.moment:
             start, stop, _ = self.segments[place]
             raise UsageError(self._misuse(start, stop, place - 1))
 
@@ -186,7 +186,7 @@ def _run_together(calls: Sequence[_Call], carry: list[Any], policy: Policy) -> A
     return run_segment(chain, (carry.pop(), *((call.args, call.kwargs) for call in calls)), {}, policy.keep, warn=False)
 
 
-class _Awaited:
+class _StandIn:
     """Stands for an output until its segment is run; every use but as the next block's input is refused."""
 
     __slots__ = ("_misuse",)
@@ -198,7 +198,7 @@ class _Awaited:
         raise UsageError(self._misuse)
 
 
-def _refuse(self: _Awaited, *args: Any, **kwargs: Any) -> NoReturn:
+def _refuse(self: _StandIn, *args: Any, **kwargs: Any) -> NoReturn:
     raise UsageError(self._misuse)
 
 
@@ -209,4 +209,4 @@ _SPECIAL = (
     *("eq", "ge", "gt", "le", "lt", "ne"),
 )
 for _name in _SPECIAL:
-    setattr(_Awaited, f"__{_name}__", _refuse)
+    setattr(_StandIn, f"__{_name}__", _refuse)

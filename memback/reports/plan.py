@@ -24,7 +24,7 @@ _MOST_ROWS = 24
 _MOST_POINTS = 16
 
 
-def sentences(plan: Costed, full_peak: int, seconds: tuple[float, float] | None = None) -> list[str]:
+def sentences(plan: PlanWithCost, full_peak: int, seconds: tuple[float, float] | None = None) -> list[str]:
     """What a plan costs and what is proved of it; ``seconds`` are those of recomputation (predicted) and of a step."""
     share = plan.extra_flops / max(plan.flops, 1)
     lines = [
@@ -39,7 +39,7 @@ def sentences(plan: Costed, full_peak: int, seconds: tuple[float, float] | None 
     return lines
 
 
-class Budgeted(Protocol):
+class PlanWithBudget(Protocol):
     """A plan for a budget; sizes in bytes."""
 
     @property
@@ -63,7 +63,7 @@ class Budgeted(Protocol):
         """What the peak is made of, and where it is."""
 
 
-class Costed(Protocol):
+class PlanWithCost(Protocol):
     """A plan that recomputes something."""
 
     @property
@@ -83,7 +83,7 @@ class Costed(Protocol):
         """What is known of the plan."""
 
 
-def memory(plan: Budgeted) -> Table:
+def memory(plan: PlanWithBudget) -> Table:
     """The budget, and what the peak is made of."""
     where = f"{plan.peak['phase']}, {plan.peak['op']}" + (f" of {plan.peak['path']}" if plan.peak["path"] else "")
     parts = [(name, int(plan.peak[name])) for name in _PARTS]

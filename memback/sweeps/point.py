@@ -23,7 +23,7 @@ from memback.profiling.passes import DryLedger, Mode, Step
 from memback.profiling.workload import Workload
 from memback.sweeps.grid import Point
 
-__all__ = ["Arguments", "Done", "Figures", "Planned", "Row", "Task", "run"]
+__all__ = ["Arguments", "Done", "Figures", "PlanFigures", "Row", "Task", "run"]
 
 SECONDS = 5.0
 """Seconds of processor time after which a task returns its rows, so that a killed process loses little more."""
@@ -63,7 +63,7 @@ class Figures(Struct, frozen=True, kw_only=True):
     recomputed_flops: Count
 
 
-class Planned(Struct, frozen=True, kw_only=True):
+class PlanFigures(Struct, frozen=True, kw_only=True):
     """The plan of ``memback plan`` for a budget; where none fits, the budget that the leanest plan needs."""
 
     budget_bytes: Count
@@ -93,7 +93,7 @@ class Row(Struct, frozen=True, kw_only=True):
     full: Figures | None = None
     checkpoint: Figures | None = None
     inference: Figures | None = None
-    plan: Planned | None = None
+    plan: PlanFigures | None = None
 
 
 class Task(Struct, frozen=True):
@@ -216,10 +216,10 @@ class _Model:
             )
         return self._figures[mode]
 
-    def plan(self, budget: int, planner: str) -> Planned:
+    def plan(self, budget: int, planner: str) -> PlanFigures:
         full = self.figures(Mode("full"))
         if full.peak_bytes + RESERVE <= budget and planner in KEEPING_EVERYTHING:
-            return Planned(
+            return PlanFigures(
                 budget_bytes=budget,
                 planner=planner,
                 fits=True,
@@ -232,8 +232,8 @@ class _Model:
             plan = self.planning.plan(budget, planner)
         except NoPlanError as error:
             least = error.minimum_bytes
-            return Planned(budget_bytes=budget, planner=planner, fits=False, least_budget_bytes=least)
-        return Planned(
+            return PlanFigures(budget_bytes=budget, planner=planner, fits=False, least_budget_bytes=least)
+        return PlanFigures(
             budget_bytes=budget,
             planner=planner,
             fits=True,

@@ -25,7 +25,7 @@ from memback.files import check_target, explained, read_regular, write_atomicall
 from memback.reports.tables import cell_text, text_of_cell
 from memback.sweeps import parquet
 from memback.sweeps.grid import Grid, Point, settings_text
-from memback.sweeps.point import Arguments, Figures, Planned, Row
+from memback.sweeps.point import Arguments, Figures, PlanFigures, Row
 
 __all__ = ["SCHEMA", "SUFFIXES", "Store", "columns", "describe"]
 
@@ -37,7 +37,7 @@ _PARTS: dict[str, type[msgspec.Struct]] = {
     "full": Figures,
     "checkpoint": Figures,
     "inference": Figures,
-    "plan": Planned,
+    "plan": PlanFigures,
 }
 _SECONDS = 5.0
 _SHARE = 20
