@@ -1,4 +1,4 @@
-"""Files: written so that there is either the whole new one or nothing new, and read no further than is sensible."""
+"""Files: written whole or not at all, and read up to a limit."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def check_target(path: str | os.PathLike[str], overwrite: bool) -> None:
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | str, overwrite: bool = False) -> None:
-    """Write ``content`` (text as UTF-8) to ``path``: under a temporary name beside it, then renamed.
+    """Write ``content`` (text as UTF-8) to ``path``: under a temporary name in its folder, then renamed.
 
     Whatever goes wrong, ``path`` is as it was and no temporary file is left. One that a killed process has left there
     is removed. A device or a pipe can't be renamed onto; it is written to directly.
@@ -108,7 +108,7 @@ def read_regular(path: str | os.PathLike[str], most: int = MOST_READ) -> bytes:
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Refuse what is no regular file, before it is opened: opening a pipe waits until somebody writes to it.
+    """Refuse what is no regular file, before it is opened: opening a pipe waits for a writer.
 
     Raises:
         OSError: there is no such file, or it can't be looked at.
@@ -160,7 +160,7 @@ def _publish(target: Path, data: bytes, overwrite: bool) -> None:
 
 @contextmanager
 def _temporary(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new file beside ``target`` with its permissions, locked while it is open; it is gone after the block."""
+    """A new file in the folder of ``target`` with its permissions, locked while it is open; removed after the block."""
     temporary = target.with_name(f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}")
     mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
 
@@ -199,7 +199,7 @@ def _rename_to_new(temporary: Path, target: Path) -> None:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Remove temporary files of processes that were killed: old ones that nobody holds any more."""
+    """Remove temporary files of processes that were killed: old ones that no process holds any more."""
     for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _STALE_SECONDS:
@@ -251,7 +251,7 @@ def _killed_in_order() -> Iterator[None]:
 
 @contextmanager
 def explained(target: Path) -> Iterator[None]:
-    """Tell an error of the system in the block as a :class:`MembackError` with its remedy."""
+    """Raise a system error in the block as a :class:`MembackError` with its remedy."""
     try:
         yield
     except BrokenPipeError:

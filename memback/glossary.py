@@ -14,7 +14,7 @@ TERMS: Final = {
     " nothing, and keeps the whole buffer alive.",
     "argument": "a parameter, a buffer of the model (running statistics) or an input: memory that is there before the"
     " step. Never counted as an activation.",
-    "saved activation": "a buffer that the tape keeps from forward for backward, and that is no argument.",
+    "saved activation": "a buffer, other than an argument, that the tape keeps from forward for backward.",
     "saved bytes": "bytes of the distinct saved buffers at the end of the forward pass. One that two ops save is"
     " counted once, charged to the op that made it and shown as *shared* at the other; the rows of a table add up to"
     " the total exactly.",
@@ -22,17 +22,17 @@ TERMS: Final = {
     "workspace": "every other temporary inside an op's forward or backward.",
     "peak": "the largest number of live bytes at any moment of the step, above the arguments: saved + gradients +"
     " recomputed + outputs + workspace; where several ranks train a model, also gathered + buckets.",
-    "sharded parameters": "what FSDP2 leaves with one rank of the parameters: its shards, with their padding."
-    " Arguments, apart from whole parameters.",
-    "gathered": "whole parameters, put together from the shards of all ranks for as long as they are used, and the"
-    " buffers in which that is done. Part of the peak.",
-    "buckets": "flat buffers in which ranks reduce gradients or hand on the model's buffers. DDP's *gradient buckets*"
+    "sharded parameters": "one rank's share of the parameters under FSDP2: its shards, with their padding."
+    " Arguments, listed separately from whole parameters.",
+    "gathered": "whole parameters, assembled from the shards of all ranks while they are used, and the buffers for"
+    " that. Part of the peak.",
+    "buckets": "flat buffers in which ranks reduce gradients or broadcast the model's buffers. DDP's *gradient buckets*"
     " are arguments, there before the step; those that the step makes are part of the peak.",
     "predicted": "from a dry run: the same code on arrays that hold no memory.",
-    "measured": "`tracemalloc`'s peak in a real run, less Python's own small objects, which are a row of their own:"
-    " *bookkeeping*. Of a PyTorch module: the highest sum of its living storages in a real run.",
-    "allocator": "what PyTorch's own allocator gave out at most, scratch memory of kernels included. Shown, never mixed"
-    " with the others.",
+    "measured": "`tracemalloc`'s peak in a real run, minus Python's own small objects, which have a column of their"
+    " own: *bookkeeping*. For a PyTorch module: the largest sum of its live storages in a real run.",
+    "allocator": "the most that PyTorch's own allocator gave out, scratch memory of kernels included. Shown, never"
+    " mixed with the others.",
     "RSS": "the operating system's view of the process, with allocator and interpreter overhead. Shown, never mixed"
     " with the others.",
 }
@@ -41,7 +41,7 @@ TERMS: Final = {
 MODES: Final = {
     "retain-all": "keeps every variable of the forward pass, as the textbook says",
     "full": "keeps just what each op's backward needs",
-    "checkpoint": "drops some of it and computes it again",
+    "checkpoint": "drops some of it and recomputes it",
     "inference": "keeps nothing, every value dies at its last use",
 }
 """The ways to run a step, by the name of the mode."""

@@ -25,7 +25,7 @@ class Optimizer:
 
     Args:
         parameters: what to train.
-        lr: the learning rate; may be set anew between steps.
+        lr: the learning rate; may be changed between steps.
         slots: names of the arrays that are kept for each parameter, in its shape and dtype.
 
     Raises:

@@ -28,7 +28,7 @@ _UNITS = {"b": 1} | {
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[a-z]*)", re.IGNORECASE | re.ASCII)
 _MOST = 2**63 - 1
 _DIGITS = 60
-"""Of a number before and after its point: more make no difference to a size that is no larger than the largest."""
+"""Digits before and after the point: more make no difference to a size within the limit."""
 
 
 def parse_bytes(text: str) -> int:
@@ -70,7 +70,7 @@ def parse_count(text: str) -> int | None:
 
 
 def format_bytes(size: int) -> str:
-    """Exact bytes with MiB beside them: ``34,273,280 B (32.69 MiB)``."""
+    """Exact bytes, with MiB in brackets: ``34,273,280 B (32.69 MiB)``."""
     mebibytes = size / MIB
     places = 2 if size == 0 or abs(mebibytes) >= 0.1 else 4 if abs(mebibytes) >= 0.001 else 6
     return f"{size:,} B ({mebibytes:,.{places}f} MiB)"

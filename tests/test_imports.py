@@ -40,7 +40,8 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("__init__",),
     ),
     "plans": (
-        ("actions", "budget", "linear_program", "saved", "stage"),
+        ("budget", "data", "linear_program", "saved"),
+        ("actions", "stage"),
         ("simulate",),
         ("links",),
         ("segments",),

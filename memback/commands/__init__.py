@@ -25,7 +25,7 @@ TRACEBACK = "MEMBACK_TRACEBACK"
 REGISTRY = {
     "profile": "One training step in every mode: what each keeps in memory, layer by layer.",
     "train": "Train for real, with loss, accuracy, throughput and live memory.",
-    "plan": "The cheapest way to fit a training step into a budget of memory: what to keep, what to compute again.",
+    "plan": "The cheapest way to fit a training step into a budget of memory: what to keep, what to recompute.",
     "fit": "What to change so that a training step fits into a budget of memory, the fastest first.",
     "sweep": "Many variants at once: a grid over any keys, every point predicted, on all cores or on a cluster.",
     "notes": "The lecture notes on a real network: every step with its bytes, every claim checked.",
@@ -43,7 +43,7 @@ _LONGEST = 10_000
 
 def traceback_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command ``--traceback``, which :func:`main` looks for itself because what fails may be any part of it."""
-    text = f"Show where an error arose, for a report of a bug; as {TRACEBACK}=1 does."
+    text = f"Show where an error arose, for a bug report; {TRACEBACK}=1 does the same."
     option: Callable[..., Any] = click.option("--traceback", is_flag=True, expose_value=False, help=text)(function)
     return option
 
@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
         _complain(str(error), error if traced else None)
         return 2 if isinstance(error, UsageError) else 1
     except MemoryError as error:
-        _complain(f"Out of memory ({str(error) or 'no more to be had'}); use a smaller batch, or a dry run")
+        _complain(f"Out of memory ({str(error) or 'no memory left'}); use a smaller batch, or a dry run")
         return 1
     except (click.Abort, KeyboardInterrupt):
         _complain("Interrupted")
@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
             _complain(f"{error.filename or 'Standard output'}: {error.strerror or error}", error if traced else None)
-        # What is left in the buffer can't be written; without this the interpreter would try again at its end.
+        # What is left in the buffer can't be written; without this the interpreter would retry at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _bug(error: Exception) -> str:
-    """What is said of an exception that nobody foresaw."""
+    """The message for an unexpected exception."""
     import traceback
 
     what = " ".join("".join(traceback.format_exception_only(error)).split())[:300]
@@ -113,7 +113,7 @@ def _bug(error: Exception) -> str:
     last = next((frame for frame in reversed(frames) if frame.filename.startswith(mine)), frames[-1])
     return (
         f"This is a bug in memback {__version__}: {what} (in {last.filename.removeprefix(mine)}, line {last.lineno})."
-        " Please report it to where you have memback from, with the command and the traceback that it prints with"
+        " Please report it where you got memback, with the command and the traceback that it prints with"
         " --traceback"
     )
 
@@ -128,7 +128,7 @@ def _reopen_streams() -> bool:
 
 
 def _complain(message: str, shown: BaseException | None = None, context: click.Context | None = None) -> None:
-    """Say what went wrong, after the traceback of an exception that is to be shown."""
+    """Print the error, after its traceback if that is wanted."""
     import traceback
 
     from memback.commands.console import make_console

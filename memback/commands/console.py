@@ -1,4 +1,4 @@
-"""The console of all subcommands: what it prints may come from anywhere, and is shown as it is.
+"""The console of all subcommands: text from any source is shown literally.
 
 Nothing that is printed is read as Rich's markup, as an emoji's name or as a command to the terminal.
 """

@@ -22,9 +22,9 @@ __all__ = ["command"]
 
 _SCHEMA = "memback.fit/1"
 _RESULTS = {
-    "rounding": "the same in exact arithmetic, added in another order.",
-    "other masks": "each micro-batch draws dropout masks of its own.",
-    "batch norm": "each micro-batch is normalised by its own statistics, so training goes another way.",
+    "rounding": "equal in exact arithmetic; sums are taken in another order.",
+    "other masks": "each micro-batch draws its own dropout masks.",
+    "batch norm": "each micro-batch is normalised by its own statistics, so results differ.",
 }
 
 
@@ -33,15 +33,11 @@ _RESULTS = {
 @click.option(
     "--budget", required=True, metavar="BYTES", help="The largest peak above the arguments: 512MiB, 1.5GB, 75%."
 )
-@click.option(
-    "--find", type=click.Choice(["batch", "depth", "sequence"]), help="Find the largest one that fits instead."
-)
-@click.option("--policy", metavar="POLICY", help="With this checkpoint policy in any case.")
+@click.option("--find", type=click.Choice(["batch", "depth", "sequence"]), help="Find the largest one that fits.")
+@click.option("--policy", metavar="POLICY", help="Use this checkpoint policy throughout.")
 @click.option("--plan", "planned", is_flag=True, help="With --find: make a checkpoint plan for every size.")
-@click.option(
-    "--micro-batches", type=click.IntRange(1), default=1, metavar="K", help="With K micro-batches in any case."
-)
-@click.option("--offload", is_flag=True, help="With saved activations on disk in any case.")
+@click.option("--micro-batches", type=click.IntRange(1), default=1, metavar="K", help="Use K micro-batches throughout.")
+@click.option("--offload", is_flag=True, help="Keep saved activations on disk throughout.")
 @output_options
 def command(
     profile: Profile,
@@ -56,8 +52,8 @@ def command(
     """Find what to change so that a training step of PROFILE fits into a budget of memory, the fastest first.
 
     Tried by dry runs, alone and combined: checkpoint policies and plans, micro-batches, saved activations on disk,
-    attention in another form, smaller dropout masks, a narrower dtype. Nothing is trained. A budget of 75% is that much
-    of the peak of full retention as PROFILE is now.
+    attention in another form, smaller dropout masks, a narrower dtype. Nothing is trained. A budget of 75% is relative
+    to the peak of full retention of PROFILE unchanged.
     """
     from memback.fitting.fit import DoesNotFitError, Setup, Trials, fit, measure_machine
     from memback.fitting.largest import find_largest
@@ -115,7 +111,7 @@ def _given() -> list[str]:
 
 
 def _command(trials: Trials, option: Option, budget: int, given: list[str]) -> str:
-    """What brings an option about; for a profile that can't be run, what shows it."""
+    """The command for an option; for a profile that can't be run, the one that shows it."""
     setup = option.setup
     flags = setup.flags()
     if not trials.profile.dry:
@@ -170,8 +166,8 @@ def _table(trials: Trials, options: list[Option]) -> Any:
 def _notes(trials: Trials, options: list[Option]) -> list[str]:
     machine = trials.machine
     notes = [
-        f"Time lost: predicted, of a step of {format_flops(trials.flops)} (three forward passes); FLOPs computed again"
-        f" count at the rate of products here ({format_flops(round(machine.flops_per_second))}/s)."
+        f"Time lost: predicted, for a step of {format_flops(trials.flops)} (three forward passes); recomputed FLOPs"
+        f" count at the rate of matrix products here ({format_flops(round(machine.flops_per_second))}/s)."
     ]
     disk = next((option.disk_bytes for option in options if option.setup.offload), None)
     if disk is not None:

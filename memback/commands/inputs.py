@@ -1,4 +1,4 @@
-"""What subcommands that run a profile have in common: which profile, with which changes, and a progress bar."""
+"""Options that subcommands with a profile share: the profile, changes to it, and a progress bar."""
 
 from __future__ import annotations
 
@@ -46,11 +46,13 @@ def profile_argument(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a subcommand ``--policy``, ``--budget`` and ``--plan``: three ways to say what is computed again."""
+    """Give a subcommand ``--policy``, ``--budget`` and ``--plan``: three ways to say what is recomputed."""
 
-    @click.option("--policy", metavar="POLICY", help="What to compute again in backward: sqrt, every:4, selective, ...")
-    @click.option("--budget", metavar="BYTES", help="Plan it, so that the peak fits: 512MiB, 1.5GB, 75%.")
-    @click.option("--plan", "plan_file", metavar="FILE", help="As in a file that memback plan --save wrote.")
+    @click.option("--policy", metavar="POLICY", help="What to recompute in backward: sqrt, every:4, selective, ...")
+    @click.option("--budget", metavar="BYTES", help="Plan recomputation so that the peak fits: 512MiB, 1.5GB, 75%.")
+    @click.option(
+        "--plan", "plan_file", metavar="FILE", help="Follow the plan in a file that memback plan --save wrote."
+    )
     @functools.wraps(function)
     def wrapper(*args: Any, policy: str | None, budget: str | None, plan_file: str | None, **kwargs: Any) -> Any:
         given = {"--policy": policy, "--budget": budget, "--plan": plan_file}

@@ -41,7 +41,7 @@ def command(wanted: tuple[str, ...], seed: int, output: Output) -> None:
     """Walk through the lecture notes on a real network: what backprop computes, keeps and frees, step by step.
 
     Every figure is computed in this run, and every claim is checked another way: by finite differences, by explicit
-    Jacobians, or bit for bit. If one does not hold, the exit code is 1.
+    Jacobians, or bit by bit. If one does not hold, the exit code is 1.
     """
     names = [name for name in SECTIONS if not wanted or name in wanted]
     found: dict[str, Section] = {}
@@ -140,7 +140,7 @@ def _costs(section: jacobians.Costs) -> Iterator[RenderableType]:
             yield Text(f"A slip of the notes, put right here: {growth.correction}")
         yield Text()
     yield Text(
-        f"Times are medians of {section.rounds} rounds in which the ways take turns. Powers are fitted over the"
+        f"Times are medians of {section.rounds} rounds in which the methods alternate. Powers are fitted over the"
         f" {section.fitted} largest sizes of a column, less what D = 1 takes, which is the cost of any call. Jacobians"
         f" of more than {format_bytes_short(jacobians.LIMIT_BYTES)} are not made; their bytes follow from their shapes"
         " (Eq. 14).",
@@ -174,8 +174,8 @@ def _backward(section: network.Backward) -> Iterator[RenderableType]:
     slips = [step.correction for step in section.steps if step.correction]
     yield Text(f"* Slips of the notes, put right here: {' '.join(slips)}")
     yield Text(
-        "Freed: buffers that were seen to go. One goes once nobody needs it: linear and relu share h, which relu gets"
-        " in place of a, so relu frees it. dL/dx and dL/dy are gradients of data and not computed. The"
+        "Freed: buffers that this step freed, because nothing needs them any more: linear and relu share h, which relu"
+        " gets in place of a, so relu frees it. dL/dx and dL/dy are gradients of data and not computed. The"
         f" {section.gradient_bytes:,} B of Eq. 12 remain.",
         "dim",
     )

@@ -1,4 +1,4 @@
-"""What subcommands have in common: where their output goes."""
+"""Options that subcommands share: where output goes."""
 
 from __future__ import annotations
 
@@ -125,13 +125,18 @@ def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def report_options(function: Callable[..., Report | None]) -> Callable[..., Any]:
     """Give a subcommand that returns a report ``--layers``, ``-o`` and the options of :func:`output_options`.
 
-    The report is shown, and written to where these say. A command that returns none has shown something else, or is not
-    the one to show it. If the report lacks ranks, the command fails after that.
+    The report is shown, and written to where these say. A command that returns none has shown something else, or leaves
+    that to another process. If the report lacks ranks, the command fails afterwards.
     """
 
     @click.option("--layers", is_flag=True, help="Show the per-layer table of every mode, no rows folded.")
     @click.option(
-        "-o", "--output", "files", multiple=True, metavar="FILE", help="Write the report; FILE's suffix says how."
+        "-o",
+        "--output",
+        "files",
+        multiple=True,
+        metavar="FILE",
+        help="Write the report in the format of FILE's suffix.",
     )
     @output_options
     @functools.wraps(function)

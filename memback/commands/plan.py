@@ -21,8 +21,8 @@ __all__ = ["command"]
 @profile_argument
 @click.option("--budget", metavar="BYTES", help="The largest peak above the arguments: 512MiB, 1.5GB, 75%.")
 @click.option("--planner", default="auto", show_default=True, metavar="NAME", help="`memback list` shows them.")
-@click.option("--frontier", "curve", is_flag=True, help="Show the whole curve of peak against extra computation.")
-@click.option("--time", "timed", is_flag=True, help="Run the step for real, too, and predict the plan's extra seconds.")
+@click.option("--frontier", "curve", is_flag=True, help="Show the whole frontier: peak against recomputation.")
+@click.option("--time", "timed", is_flag=True, help="Also run the step for real, and predict the plan's extra seconds.")
 @click.option("--save", metavar="FILE", help="Write the plan as JSON, for train --plan and for mb.plans.")
 @output_options
 def command(
@@ -37,7 +37,7 @@ def command(
     """Find the cheapest way to run a training step of PROFILE within a budget of memory.
 
     Nothing is allocated: stages, sizes and the plan's own peak come from dry runs. The budget is for everything above
-    the arguments: saved and recomputed activations, gradients, workspace. 75% is that much of the peak without a plan.
+    the arguments: saved and recomputed activations, gradients, workspace. 75% is relative to the peak without a plan.
     """
     from memback.plans.budget import Budget
     from memback.plans.model.planning import Planning
@@ -53,7 +53,7 @@ def command(
             raise UsageError("--save needs --budget: a frontier is no plan")
         output.check(save)
     if timed and profile.dry:
-        raise UsageError(f"profile {profile.name} is too large to be run, it can only be predicted: leave out --time")
+        raise UsageError(f"profile {profile.name} is too large to run; it can only be predicted: leave out --time")
     wanted = None if budget is None else Budget.read(budget)
     work = Workload.build(profile, dry=True)
     step = work.predicted_step()
@@ -70,7 +70,7 @@ def command(
 
 
 def _seconds(profile: Profile, plan: ModelPlan) -> tuple[float, float]:
-    """Predicted seconds of what the plan computes again, and measured ones of a step without it, as train runs it."""
+    """Predicted seconds of the plan's recomputation, and measured seconds of a step without it, as train runs it."""
     from memback.engine.allocator import keep_freed_memory
     from memback.plans.model.timing import measure
     from memback.profiling.step import Step
@@ -104,7 +104,7 @@ def _show(
             console.print(text.line(sentence))
         console.print(Text(), text.table(tables.memory(plan)), Text(), text.table(tables.stages(plan)), sep="\n")
         if plan.extra_flops:
-            console.print(Text(), text.line("What is kept and computed again, sweep by sweep", "bold"), sep="\n")
+            console.print(Text(), text.line("What is kept and recomputed, sweep by sweep", "bold"), sep="\n")
             for row in tables.picture(plan, console.width - 12):
                 console.print(text.line(row))
     if points is not None:

@@ -29,7 +29,7 @@ __all__ = ["command"]
     help="retain-all, full, checkpoint or inference; give it again for several. Default: all four.",
 )
 @plan_options
-@click.option("--frontier", "curve", is_flag=True, help="Add what plans can trade: peak against computation.")
+@click.option("--frontier", "curve", is_flag=True, help="Add the frontier of plans: peak against recomputation.")
 @click.option("--dry", is_flag=True, help="Predict only: nothing is allocated or run.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Timed runs of each mode.")
 @report_options
@@ -48,7 +48,7 @@ def command(
 
     PROFILE is the name of a shipped profile (`memback list`) or the path of a TOML file. A mode whose predicted
     peak does not fit into the free memory is refused before anything is run, unless --force. Mode checkpoint
-    computes again what --policy, --budget or --plan say, or by default the profile's own policy. With --frontier
+    recomputes what --policy, --budget or --plan say, by default the profile's own policy. With --frontier
     the report also has the cheapest plans for all budgets. The suffix of FILE is the report's format: .html .json
     .md .csv .txt .svg .png .trace.json .speedscope.json.
     """
@@ -103,7 +103,7 @@ def _report(
                 progress=progress,
             )
     if not output.force:
-        copies = work.state_bytes  # from which every run starts anew
+        copies = work.state_bytes  # from which every run starts
         check_fits(Step(work.step(), work.model, work.optimizer), chosen, work.argument_bytes + copies)
     work = Workload.build(profile)
     with progress_bar(output) as progress:

@@ -13,7 +13,7 @@ __all__ = ["command"]
 @click.argument("stored", metavar="REPORT.json", nargs=-1, required=True)
 @click.option("--layers", is_flag=True, help="Show the per-layer table of every mode, no rows folded.")
 @click.option(
-    "-o", "--output", "files", multiple=True, metavar="FILE", help="Write the report; FILE's suffix says how."
+    "-o", "--output", "files", multiple=True, metavar="FILE", help="Write the report in the format of FILE's suffix."
 )
 @output_options
 def command(stored: tuple[str, ...], layers: bool, files: tuple[str, ...], output: Output) -> None:

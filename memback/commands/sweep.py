@@ -37,16 +37,16 @@ __all__ = ["command"]
 )
 @click.option("--policy", metavar="POLICY", help="The checkpoint policy of every point. [default: the profile's]")
 @click.option("--budget", metavar="BYTES", help="Make a plan for every point, within 512MiB, 1.5GB, 1000000.")
-@click.option("--planner", metavar="NAME", help="Makes the plans; `memback list` shows them. [default: chain]")
+@click.option("--planner", metavar="NAME", help="The planner; `memback list` shows them. [default: chain]")
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes on this machine. [default: one a core]")
 @click.option("--scheduler", metavar="ADDRESS", help="Run on a Dask cluster instead, as tcp://host:8786.")
-@click.option("--resume", is_flag=True, help="Go on with a sweep that was cut off; no point is run again.")
+@click.option("--resume", is_flag=True, help="Resume an interrupted sweep; no finished point is run again.")
 @click.option(
     "-o", "--output", "files", multiple=True, metavar="FILE", help="Write the rows (.parquet .csv), a heat-map (.html)."
 )
 @click.option("--x", metavar="KEY", help="The heat-map's horizontal axis. [default: the first key]")
 @click.option("--y", metavar="KEY", help="Its vertical axis. [default: the second key]")
-@click.option("--value", metavar="NAME", help="What it shows at first: saved_bytes, peak, plan_peak, … [default: peak]")
+@click.option("--value", metavar="NAME", help="Its first value: saved_bytes, peak, plan_peak, … [default: peak]")
 @output_options
 def command(
     profile: Profile,
@@ -65,9 +65,9 @@ def command(
 ) -> None:
     """Predict many variants of PROFILE: every combination of the grid's values, on all cores, by dry runs.
 
-    Every point gets its saved bytes, its peak with what that is made of, and its FLOPs, in modes full, checkpoint and
-    inference, and where there is a budget a plan. A point that can't be is a row with its error. Rows are kept in FILE
-    as they come: after a kill or Ctrl-C, the same command with --resume goes on. Long lists are the shell's:
+    Every point gets its saved bytes, its peak and what that consists of, and its FLOPs, in modes full, checkpoint and
+    inference; with a budget also a plan. An invalid point is a row with its error. Rows are written to FILE as they
+    finish: after a kill or Ctrl-C, the same command with --resume continues. For long lists use the shell:
     batch=$(seq -s, 1 64).
     """
     from memback.sweeps.store import Store
@@ -142,7 +142,7 @@ def _run(store: Store, workers: int | None, scheduler: str | None, output: Outpu
         store.close()
         if store.files and store.rows:
             kept = f"{len(store.rows):,} of {len(grid):,} points are in {store.files[0]}"
-            output.say(f"{kept}; --resume goes on with the others.", wrap=False)
+            output.say(f"{kept}; --resume runs the others.", wrap=False)
         raise
     store.close()
 
@@ -185,7 +185,7 @@ def _data(store: Store) -> dict[str, Any]:
 
 
 def _judge(store: Store) -> None:
-    """End with an error where points are lost, or none could be.
+    """Raise if points are lost, or if none could be run.
 
     Raises:
         MembackError: then.

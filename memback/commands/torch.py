@@ -24,7 +24,9 @@ __all__ = ["command"]
 
 @click.command("torch", epilog="Example: memback torch torch.nn:Transformer --input 32x8x512 --input 32x8x512 --dry")
 @click.argument("factory", metavar="MODULE:FACTORY")
-@click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="Call the factory with n_layer=4, ...")
+@click.option(
+    "--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="An argument of the factory, as in n_layer=4."
+)
 @click.option(
     "--input",
     "inputs",
@@ -32,16 +34,16 @@ __all__ = ["command"]
     metavar="SHAPE",
     help="[NAME=]SHAPE[:DTYPE][=VALUE]: 8x3x224x224, 8x1024:int64, mask=8x1024:int64=1.",
 )
-@click.option("--loss", metavar="MODULE:FUNCTION", help="Gives the loss from the output. Default: the output's sum.")
+@click.option("--loss", metavar="MODULE:FUNCTION", help="Computes the loss from the output. Default: the output's sum.")
 @click.option("--mode", "modes", multiple=True, metavar="MODE", help="retain-all, full, checkpoint or inference.")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... Default: where the factory makes the module.")
 @click.option("--autocast", metavar="DTYPE", help="Automatic mixed precision in the forward pass: bfloat16 or float16.")
 @click.option("--eval", "evaluate", is_flag=True, help="Call module.eval() first.")
 @again_options
 @click.option("--distributed", metavar="STRATEGY", help="Train it on several ranks: ddp or fsdp2.")
-@click.option("--ranks", type=click.IntRange(1), metavar="N", help="With --distributed and --dry: how many ranks.")
+@click.option("--ranks", type=click.IntRange(1), metavar="N", help="With --distributed and --dry: the number of ranks.")
 @click.option(
-    "--shard", multiple=True, metavar="PATTERN", help="With fsdp2: submodules gathered each by itself: blocks.*"
+    "--shard", multiple=True, metavar="PATTERN", help="With fsdp2: submodules to gather separately, as in blocks.*"
 )
 @click.option("--dry", is_flag=True, help="Predict only: nothing is allocated or run.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Timed runs of each mode.")
@@ -65,17 +67,18 @@ def command(
 ) -> Report | None:
     """Run one training step of a PyTorch module in every mode, and show what each one keeps in memory.
 
-    MODULE:FACTORY is called with what --arg says and gives a torch.nn.Module; or (module, inputs), with a tensor, a
-    tuple of arguments or a dict of arguments by name; or (module, args, kwargs). Otherwise give --input once for each
-    argument: floating-point inputs are random, all others zeros, unless a value is given. Nothing of the module is
-    changed; checkpoints that it has are seen at work. A mode whose predicted peak does not fit into the free memory is
-    refused before anything is run, unless --force.
+    MODULE:FACTORY is called with the arguments of --arg and returns a torch.nn.Module; or (module, inputs), with a
+    tensor, a tuple of arguments or a dict of arguments by name; or (module, args, kwargs). Otherwise give --input once
+    for each argument: floating-point inputs are random, all others zeros, unless a value is given. The module is not
+    changed; its own checkpoints are taken into account. A mode whose predicted peak does not fit into the free memory
+    is refused before anything is run, unless --force.
 
-    Mode checkpoint runs parts of the module again in backward: what --policy says (sqrt, every:4, all), what is the
-    cheapest within --budget, or a saved plan. The parts are its Sequential's and ModuleList's members, or --blocks.
+    Mode checkpoint recomputes parts of the module in backward: by --policy (sqrt, every:4, all), by the cheapest plan
+    within --budget, or by a saved plan. The parts are the members of its Sequential and ModuleList containers, or
+    --blocks.
 
     With --distributed, --input is one rank's share of the batch. --dry --ranks N predicts for N ranks in this process;
-    under torchrun each rank writes its own report beside the first -o FILE, and rank 0 merges them, the worst first.
+    under torchrun each rank writes its own report next to the first -o FILE, and rank 0 merges them, the worst first.
     """
     from memback.bridges import torch as bridge
     from memback.bridges.torch.loading import device_named, find, load
@@ -104,7 +107,9 @@ def command(
     options["about"] = {"name": factory, "model": {"arguments": named} if named else {}, "data": data}
     if distributed is not None:
         if again.asked:
-            raise UsageError("plans are made for one process: leave out --distributed, or what asks for a plan")
+            raise UsageError(
+                "plans are made for one process: leave out --distributed, or --budget, --policy and --plan"
+            )
         options["modes"] = [mode.name for mode in modes_of(modes or MODES, None)]
         with _explained(factory, given):
             return _on_ranks(loading, distributed, ranks, shard, dry, output, {**options, "rounds": rounds})
@@ -147,7 +152,7 @@ def _on_ranks(
     at = place()
     if dry:
         if ranks is None:
-            raise UsageError("for how many ranks? --distributed with --dry needs --ranks N")
+            raise UsageError("f--distributed with --dry needs the number of ranks: --ranks N")
         if at is not None:
             raise UsageError("--dry predicts for all ranks in one process: start it without torchrun")
         with progress_bar(output) as progress, _notes(output):
@@ -156,7 +161,7 @@ def _on_ranks(
         raise UsageError("--ranks belongs to --dry: a real run has as many ranks as torchrun starts processes")
     files = click.get_current_context().params["files"]  # type: ignore[union-attr]
     if not files:
-        raise UsageError("-o FILE is needed: each rank writes its own report beside it")
+        raise UsageError("-o FILE is needed: each rank writes its own report next to it")
     first = at is None or at[0] == 0
     with progress_bar(output if first else replace(output, quiet=True)) as progress, _notes(output):
         return run_rank(loading, strategy, files[0], output.force, shard, progress=progress, **options)

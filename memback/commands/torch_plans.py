@@ -1,4 +1,4 @@
-"""What ``memback torch`` has to do with plans: its options for them, and what it shows of one."""
+"""Plans in ``memback torch``: its options for them, and how one is shown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Again", "again_options"]
 
 @dataclass(frozen=True)
 class Again:
-    """What is to be run again in backward, and how that is shown."""
+    """What to recompute in backward, and how to show it."""
 
     policy: str | None
     budget: str | None
@@ -41,29 +41,29 @@ class Again:
 
     @property
     def instead(self) -> bool:
-        """Whether what is asked for is shown in place of a report."""
+        """Whether a plan is shown in place of a report."""
         return self.curve or self.code
 
     def check(self, output: Output, dry: bool) -> None:
-        """Refuse what contradicts itself, before anything is run.
+        """Refuse contradictory options before anything is run.
 
         Raises:
             UsageError: the message says what does.
         """
         if self.save is not None:
             if self.budget is None:
-                raise UsageError("--save needs --budget: there is no other plan to be saved")
+                raise UsageError("--save needs --budget: only its plan can be saved")
             output.check(self.save)
         if self.code and self.policy is None and self.budget is None and self.plan_file is None:
             raise UsageError("--code needs a plan: give --budget BYTES, --policy NAME or --plan FILE")
         if self.curve and (self.policy is not None or self.plan_file is not None):
-            raise UsageError("--frontier shows what there is to choose from: leave out --policy and --plan")
+            raise UsageError("--frontier shows all plans: leave out --policy and --plan")
         if self.timed and self.budget is None:
-            raise UsageError("--time needs --budget: it says by what the plan for that is chosen")
+            raise UsageError("--time needs --budget: it chooses that plan by measured time")
         if self.timed and dry:
             raise UsageError("--time runs blocks for real and --dry runs nothing: leave out one of them")
         if self.blocks and self.budget is None and self.policy is None and not self.curve:
-            raise UsageError("--blocks says what is planned: give --budget BYTES, --policy NAME or --frontier, too")
+            raise UsageError("--blocks needs something to plan: give --budget BYTES, --policy NAME or --frontier")
 
     def plan(self, step: Step, output: Output) -> TorchPlan | None:
         """The plan that is asked for, if any, after what is to be shown of it has been shown, and saved.
@@ -132,7 +132,7 @@ def _show(plan: TorchPlan, output: Output) -> None:
         console.print(text.line(f"Predicted time: {format_seconds(plan.extra_seconds)} more a step."))
     console.print(Text(), text.table(tables.memory(plan)), Text(), text.table(torch_plan.blocks(plan)), sep="\n")
     if plan.runs:
-        console.print(Text(), text.line("What is kept and run again, sweep by sweep", "bold"), sep="\n")
+        console.print(Text(), text.line("What is kept and recomputed, sweep by sweep", "bold"), sep="\n")
         for row in torch_plan.picture(plan, console.width - 12):
             console.print(text.line(row))
     console.print()
@@ -153,12 +153,12 @@ def _data(
 
 
 def again_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a subcommand the options that say what is run again: it gets them as ``again``, an :class:`Again`."""
+    """Give a subcommand the options for recomputation: it gets them as ``again``, an :class:`Again`."""
 
     @plan_options
     @click.option("--blocks", multiple=True, metavar="PATTERN", help="Plan these submodules, as in encoder.layer.*")
-    @click.option("--time", "timed", is_flag=True, help="Plan for the least time, of blocks run for real.")
-    @click.option("--frontier", "curve", is_flag=True, help="Show the curve of peak against computation instead.")
+    @click.option("--time", "timed", is_flag=True, help="Time the blocks by running them, and plan for the least time.")
+    @click.option("--frontier", "curve", is_flag=True, help="Show the frontier instead: peak against recomputation.")
     @click.option("--save", metavar="FILE", help="Write the plan for --budget as JSON, for --plan and for Python.")
     @click.option("--code", is_flag=True, help="Print the plan as lines of torch.utils.checkpoint instead.")
     @functools.wraps(function)

@@ -44,12 +44,12 @@ _COLOURS = {
     type=click.IntRange(1),
     default=1,
     metavar="K",
-    help="Work a batch off in K parts; gradients add up to the whole batch's, up to rounding.",
+    help="Run a batch in K parts; their gradients add up to the batch's, up to rounding.",
 )
 @click.option("--offload", is_flag=True, help="Keep saved activations in a file in TMPDIR instead of in memory.")
 @click.option("--save", "save", metavar="FILE", help="Write everything to resume from, at the end and on Ctrl-C.")
-@click.option("--save-every", type=click.IntRange(1), metavar="N", help="Besides, write --save FILE every N steps.")
-@click.option("--resume", metavar="FILE", help="Go on from a file that --save wrote, to the same bits.")
+@click.option("--save-every", type=click.IntRange(1), metavar="N", help="Also write --save FILE every N steps.")
+@click.option("--resume", metavar="FILE", help="Resume from a file that --save wrote; results are bit-identical.")
 @output_options
 def command(
     profile: Profile,
@@ -67,7 +67,7 @@ def command(
     """Train PROFILE for real, and show loss, accuracy, throughput and live memory.
 
     PROFILE is the name of a shipped profile (`memback list`) or the path of a TOML file. A policy, a budget and
-    --offload change memory and time, and no bit of the result. A step that does not fit into the free memory is
+    --offload change memory and time; results are bit-identical. A step that does not fit into the free memory is
     refused, unless --force.
     """
     from memback.engine.allocator import keep_freed_memory
@@ -78,7 +78,7 @@ def command(
     from memback.profiling.workload import Workload
 
     if profile.dry:
-        raise UsageError(f"profile {profile.name} is too large to be run, it can only be predicted: memback profile")
+        raise UsageError(f"profile {profile.name} is too large to run; it can only be predicted: memback profile")
     if save_every is not None and save is None:
         raise UsageError("--save-every needs --save FILE, where to write")
     if save is not None:
@@ -148,7 +148,7 @@ def _train(
         if interrupted():
             if save is not None:
                 training.save(save)
-                output.say(f"Interrupted after step {training.next_step}; go on with --resume {save}", wrap=False)
+                output.say(f"Interrupted after step {training.next_step}; continue with --resume {save}", wrap=False)
             raise KeyboardInterrupt
     return history, time.perf_counter() - began
 
@@ -208,7 +208,7 @@ def _line(history: list[StepResult]) -> str:
 
 
 def _picture(training: Training, history: list[StepResult], until: int) -> Table:
-    """What the terminal shows while it runs."""
+    """The live display of a running training."""
     import psutil
     from rich.progress_bar import ProgressBar
     from rich.table import Table

@@ -2,8 +2,8 @@
 
 A loader is a function from the dtype of floating arrays and keyword arguments of its own to a
 :class:`Dataset`. Its arguments are those of a profile's ``[data]`` section, and their annotations are what
-that section is checked against. Beside it stands a function of the same arguments that says what a sample looks like
-without reading any data, which is all that a dry run needs. To add one, write both in a file of their own (the shortest
+that section is checked against. A second function of the same arguments describes a sample without reading any data,
+which is all that a dry run needs. To add one, write both in a file of their own (the shortest
 is ``digits.py``) and name them in the registries.
 """
 

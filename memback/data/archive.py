@@ -67,7 +67,7 @@ def load_npz(dtype: str = "float32", *, path: str) -> Dataset:
 
 
 def layout_of_npz(dtype: str = "float32", *, path: str) -> Layout:
-    """What a sample of :func:`load_npz` looks like: the file's headers are read, and nothing else of it."""
+    """Describe a sample of :func:`load_npz` from the file's headers alone."""
     headers = _headers(Path(path))
     described: list[Any] = []
     for name in ("x", "y"):
@@ -82,7 +82,7 @@ def _headers(path: Path) -> dict[str, Header]:
 
 
 def _read(path: Path) -> dict[str, Array]:
-    """The arrays that are asked for; every header has been held against the file before anything is allocated."""
+    """The arrays of these names. Every header is checked against the file before anything is allocated."""
     with _opened(path) as archive:
         arrays = {}
         for name, member in _members(archive, path).items():
@@ -105,7 +105,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
-    """The members of an archive that are asked for, by the array's name.
+    """The members of an archive with these arrays, by the array's name.
 
     Raises:
         UsageError: one is missing.
@@ -120,7 +120,7 @@ def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
 
 
 def _header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Header:
-    """What an array's header says, if the file can hold as much.
+    """The shape and dtype in an array's header, if the file can hold as much.
 
     Raises:
         ValueError: it can't, or the header is none.

@@ -47,9 +47,9 @@ class Dataset:
     def batch(self, size: int, seed: int, step: int) -> Batch:
         """The ``size`` training samples of one step, as ``(x, y)``.
 
-        The steps of a run cut an endless row of epochs, each a permutation that derives from (seed, epoch)
-        alone, into batches. So every batch is full, every sample comes up equally often, and a run that
-        resumes at a step sees the batches that it would have seen.
+        Batches are cut from an endless sequence of epochs, each a permutation that derives from (seed, epoch) alone. So
+        every batch is full, every sample appears equally often, and a resumed run sees the batches that it would have
+        seen.
         """
         chosen = _choose(len(self.x_train), size, seed, step)
         return _wide(self.x_train[chosen]), _wide(self.y_train[chosen])

@@ -1,4 +1,4 @@
-"""Handwritten digits: 1797 images of 8x8 pixels (Alpaydin & Kaynak 1998; see DIGITS.md beside this file)."""
+"""Handwritten digits: 1797 images of 8x8 pixels (Alpaydin & Kaynak 1998; see DIGITS.md)."""
 
 from __future__ import annotations
 

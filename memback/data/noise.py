@@ -1,4 +1,4 @@
-"""Random numbers in any shape: there is nothing to learn in them, but they cost the memory of real data."""
+"""Random numbers in any shape: nothing to learn, but the memory of real data."""
 
 from __future__ import annotations
 

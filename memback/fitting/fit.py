@@ -4,7 +4,7 @@ The levers: settings of the model that cost next to nothing (dropout masks as bi
 tiles), recomputation by a policy or a plan, micro-batches, saved activations on disk, a narrower dtype. Every
 combination that is offered has run dry: its peak is that of its own dry run.
 
-Time lost is predicted as far as it can be known: FLOPs computed again, and bytes to and from disk, over rates that are
+Time lost is predicted as far as it can be known: recomputed FLOPs, and bytes to and from disk, over rates that are
 measured on this machine. What a dtype costs is not predicted: NumPy has fast products for float32 and float64 alone.
 """
 
@@ -49,7 +49,7 @@ class DoesNotFitError(MembackError):
         super().__init__(
             f"nothing fits {format_bytes(budget)}: the least peak is {format_bytes(leanest.peak_bytes)}, with"
             f" {leanest.setup.describe()}. It is made of {leanest.made_of()}. Raise the budget to that, or make the"
-            " step smaller (its batch, its model; --find says how much)"
+            " step smaller (its batch, its model; --find says by how much)"
         )
 
 
@@ -67,7 +67,7 @@ def measure_machine(dtype: str, folder: str | os.PathLike[str] | None = None) ->
     """Measure this machine, within about a second.
 
     Writing is timed until the disk has everything; what is read right afterwards comes from the page cache, as it does
-    in a step that is small beside the free memory, so larger ones read slower.
+    in a step that is small compared with the free memory, so larger ones read slower.
     """
     place = save_on_disk(folder).folder
     write, read = _disk_rates(place)
@@ -103,7 +103,7 @@ def _seconds(action: Callable[[], object]) -> float:
 
 @dataclass(frozen=True)
 class Setup:
-    """How a step is run: settings of the profile, and the options of ``memback train``."""
+    """A way to run a step: settings of the profile, and options of ``memback train``."""
 
     settings: Mapping[str, str] = field(default_factory=dict)
     policy: str | None = None
@@ -112,7 +112,7 @@ class Setup:
     offload: bool = False
 
     def flags(self) -> list[str]:
-        """The options of ``memback train`` that bring it about."""
+        """The options of ``memback train`` for it."""
         flags = []
         for key, value in self.settings.items():
             short = {"dtype": "--dtype", "data.batch": "--batch"}.get(key)
@@ -148,15 +148,15 @@ class Setup:
 
 @dataclass(frozen=True)
 class Option:
-    """A setup that was tried: its peak above the arguments in bytes, and what it costs.
+    """A setup that was tried: its peak above the arguments in bytes, and its cost.
 
     Attributes:
         seconds: predicted to be lost a step; None where that is not known.
-        recomputed: FLOPs computed again, as a share of a step's (three forward passes).
+        recomputed: recomputed FLOPs, as a share of a step's (three forward passes).
         disk_bytes: written and read in a step.
-        results: ``"same bits"``, ``"rounding"``, or what changes them: ``"other masks"`` (of dropout), ``"batch norm"``
-            (whose statistics are those of micro-batches), or the dtype.
-        notes: what there is to know of the prediction.
+        results: ``"bit-identical"``, ``"rounding"``, or what changes them: ``"other masks"`` (of dropout),
+            ``"batch norm"`` (whose statistics are those of micro-batches), or the dtype.
+        notes: caveats of the prediction.
     """
 
     setup: Setup
@@ -284,9 +284,9 @@ class Trials:
                 " and float64 alone, so narrower types are likely to be many times slower here"
             )
         if setup.micro_batches > 1:
-            notes.append("smaller products run less efficiently; that is not predicted")
+            notes.append("smaller products run less efficiently, which is not predicted")
         if setup.settings.get("model.mask") == "seed":
-            notes.append("drawing dropout masks again in backward takes time that is not counted in FLOPs")
+            notes.append("redrawing dropout masks in backward takes time that FLOPs do not count")
         return Option(
             setup,
             prediction.peak.bytes,
@@ -327,7 +327,7 @@ class Trials:
         return batch / ran
 
     def _results(self, setup: Setup) -> str:
-        """What a setup does to the results."""
+        """The effect of a setup on results."""
         model = self.work(setup).model
         if "dtype" in setup.settings:
             return setup.settings["dtype"]
@@ -337,7 +337,7 @@ class Trials:
             if _dropout(self.work(setup).profile):
                 return "other masks"
             return "rounding"
-        return "rounding" if "model.attention" in setup.settings else "same bits"
+        return "rounding" if "model.attention" in setup.settings else "bit-identical"
 
 
 def _dropout(profile: Profile) -> bool:
@@ -403,7 +403,7 @@ _EXCLUSIVE = ({"policy", "plan"}, {"plan", "offload"}, {"plan", "micro"})
 """Levers that are not combined: two ways of recomputation, and what plans do not know of."""
 _MOST_LEVERS = 3
 _WORTHWHILE = 0.9
-"""Several levers together have to save at least a tenth of the time that is lost with fewer of them or with another."""
+"""Several levers together must save at least a tenth of the time lost with fewer of them or with another."""
 _NEXT_TO_NOTHING = 0.005
 """The share of a step that is not worth a search for something cheaper."""
 
@@ -435,7 +435,7 @@ def fit(trials: Trials, budget: int, start: Setup | None = None) -> list[Option]
             if any(pair <= names for pair in _EXCLUSIVE):
                 continue
             if "dtype" in names and size > 1 and any("dtype" not in subset for subset in found):
-                continue  # what costs nobody knows what is not made dearer still while something else fits
+                continue  # no combination with a lever of unknown cost while something else fits
             known = [option for subset, option in found.items() if subset < names or (size > 1 and _is_exact(option))]
             limit = min((_WORTHWHILE * _cost(option) for option in known), default=None)
             if limit is not None and limit <= (0 if size == 1 else _NEXT_TO_NOTHING * trials.step_seconds):
@@ -454,7 +454,7 @@ def fit(trials: Trials, budget: int, start: Setup | None = None) -> list[Option]
 
 def _is_exact(option: Option) -> bool:
     """Whether results are the same up to rounding."""
-    return option.results in ("same bits", "rounding")
+    return option.results in ("bit-identical", "rounding")
 
 
 def _cost(option: Option) -> float:
@@ -462,8 +462,8 @@ def _cost(option: Option) -> float:
 
 
 def _rank(option: Option) -> tuple[Any, ...]:
-    """By time lost; then what changes results least, then what changes least."""
-    changes = {"same bits": 0, "rounding": 1, "other masks": 2}.get(option.results, 3)
+    """Sort by time lost, then by the effect on results, then by the number of changes."""
+    changes = {"bit-identical": 0, "rounding": 1, "other masks": 2}.get(option.results, 3)
     return _cost(option), changes, len(option.setup.flags()), option.peak_bytes
 
 
@@ -524,7 +524,7 @@ def _least_micro_batches(trials: Trials, setup: Setup, budget: int) -> Option | 
 
 
 def _try_everything(trials: Trials, start: Setup, levers: Sequence[_Lever], budget: int) -> None:
-    """All levers at their strongest, for what the least peak is."""
+    """All levers at their strongest, for the least peak."""
     levels = {lever.name: lever.levels for lever in levers}
     strongest = start
     for name in ("mask", "attention"):

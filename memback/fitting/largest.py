@@ -17,7 +17,7 @@ _MOST = 2**24
 
 @dataclass(frozen=True)
 class Dimension:
-    """Something that can grow: its size now, the settings for another size, and the sizes that there are."""
+    """A dimension that can grow: its present size, the settings for another size, and the possible sizes."""
 
     name: str
     now: int
@@ -55,7 +55,7 @@ def _depth(profile: Profile) -> Dimension:
     key = next((key for key in ("layers", "depth") if key in arguments), None)
     if key is None:
         raise UsageError(
-            f"profile {profile.name} has no depth that is a number: give its model `layers`, or `width` and `depth` in"
+            f"profile {profile.name} has no numeric depth: give its model `layers`, or `width` and `depth` in"
             " place of a list"
         )
     sizes = (18, 34, 50) if profile.model.name == "resnet" else None
@@ -75,7 +75,7 @@ def _sequence(profile: Profile) -> Dimension:
             shape[0],
             lambda n: {**dict.fromkeys(context, str(n)), "data.shape": str([n, *shape[1:]])},
         )
-    raise UsageError(f"profile {profile.name} has no sequences whose length could change")
+    raise UsageError(f"profile {profile.name} has no sequences whose length can change")
 
 
 DIMENSIONS: Mapping[str, Callable[[Profile], Dimension]] = {"batch": _batch, "depth": _depth, "sequence": _sequence}
@@ -157,7 +157,7 @@ class _Search:
         )
 
     def _why(self, size: int) -> str:
-        """What is against a size."""
+        """Why a size does not fit."""
         settings = {**self.setup.settings, **self.dimension.settings(size)}
         try:
             self.trials._try(replace(self.setup, settings=settings))

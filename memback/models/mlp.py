@@ -31,7 +31,7 @@ class MLP(Classifier):
             divides the mean square of the gradient by 6, so that a network of many layers learns nothing; or
             ``looks_linear`` (:func:`memback.nn.init.looks_linear`), with which signals and gradients keep their size.
             Weights of variance 2/inputs (He et al. 2015, arXiv 1502.01852, as Glorot & Bengio 2010 for tanh) keep it
-            too, but after 100 layers all samples look alike.
+            too, but after 100 layers all samples look the same.
         dtype: of the parameters.
 
     Raises:

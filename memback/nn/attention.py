@@ -105,8 +105,8 @@ class MultiHeadAttention(Module):
         return self.out(self._merge(self.core(*self._heads(input))))
 
     def _heads(self, x: Any) -> tuple[Any, Any, Any]:
-        """Queries, keys and values of (n, heads, length, size). Three products and not one, so that what rotation
-        replaces is freed, which as views of one array the values would keep alive.
+        """Queries, keys and values of (n, heads, length, size). Three products and not one, so that rotation can free
+        what it replaces: as views of one array, the values would keep it alive.
         """
         q, k = self._split(self.query(x)), self._split(self.key(x))
         if self.rotary:

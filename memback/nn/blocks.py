@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 from memback.engine.checkpoint import run_segment
 from memback.engine.state import State, at_path, current
@@ -18,7 +18,6 @@ from memback.errors import UsageError, shorten
 
 if TYPE_CHECKING:
     from memback.nn.module import Module
-    from memback.nn.policy import Policy
 
 __all__ = ["CalledBlocks", "find_blocks"]
 
@@ -75,13 +74,26 @@ class _Progress(threading.local):
         self.place = 0
         self.calls: list[_Call] = []
         self.input: Any = None
+        self.stand_in: _StandIn | None = None
         self.moment: tuple[Any, ...] = ()
+
+
+class Segmented(Protocol):
+    """A policy, as far as its blocks know it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def keep(self) -> frozenset[str]: ...
+
+    def segments(self, units: int) -> Iterator[tuple[int, int, bool]]: ...
 
 
 class CalledBlocks:
     """Runs blocks, in the order in which a model calls them, as the segments of a policy."""
 
-    def __init__(self, blocks: Sequence[tuple[str, Module]], policy: Policy) -> None:
+    def __init__(self, blocks: Sequence[tuple[str, Module]], policy: Segmented) -> None:
         self.blocks = [module for _, module in blocks]
         self.names = [name for name, _ in blocks]
         self.policy = policy
@@ -89,6 +101,23 @@ class CalledBlocks:
             segment for segment in policy.segments(len(blocks)) for _ in range(segment[0], segment[1])
         ]  # by place
         self.progress = _Progress()
+
+    def run_model(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the model's forward, which calls all blocks or none.
+
+        Raises:
+            UsageError: it calls fewer of them, so that they are not the segments that the policy cut.
+        """
+        self.progress.begin()
+        out = forward(*args, **kwargs)
+        called = self.progress.place
+        if called % len(self.blocks):
+            self.progress.begin()
+            raise UsageError(
+                f"policy {self.policy.name!r}: the model called {called} of {len(self.blocks)} named blocks, up to"
+                f" {self.names[called - 1]!r}; name those that it calls, one that is called twice two times"
+            )
+        return out
 
     def runner(self, block: Module) -> Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]:
         """What runs ``block`` in place of its forward."""
@@ -131,13 +160,14 @@ class CalledBlocks:
             raise UsageError(f"block {self.names[place]!r} is called without its input as the first argument")
         progress.calls.append(_Call(state.path, forward, args[1:], kwargs))
         if place + 1 < stop:
-            return _Awaited(self._misuse(start, stop, place))
+            progress.stand_in = _StandIn(self._misuse(start, stop, place))
+            return progress.stand_in
         calls, carry = progress.calls, [progress.input]
-        progress.calls, progress.input = [], None
+        progress.calls, progress.input, progress.stand_in = [], None, None
         return _run_together(calls, carry, self.policy)
 
     def _check_follows(self, place: int, args: tuple[Any, ...], state: State) -> None:
-        if not args or type(args[0]) is not _Awaited or _moment(state) != self.progress.moment:
+        if not args or args[0] is not self.progress.stand_in or _moment(state) != self.progress.moment:
             start, stop, _ = self.segments[place]
             raise UsageError(self._misuse(start, stop, place - 1))
 
@@ -155,7 +185,7 @@ def _moment(state: State) -> tuple[Any, ...]:
     return id(state.tape), state.seed, state.draws
 
 
-def _run_together(calls: Sequence[_Call], carry: list[Any], policy: Policy) -> Any:
+def _run_together(calls: Sequence[_Call], carry: list[Any], policy: Segmented) -> Any:
     forwards = [(call.path, call.forward) for call in calls]
 
     def chain(input: Any, *given: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
@@ -167,7 +197,7 @@ def _run_together(calls: Sequence[_Call], carry: list[Any], policy: Policy) -> A
     return run_segment(chain, (carry.pop(), *((call.args, call.kwargs) for call in calls)), {}, policy.keep, warn=False)
 
 
-class _Awaited:
+class _StandIn:
     """Stands for an output until its segment is run; every use but as the next block's input is refused."""
 
     __slots__ = ("_misuse",)
@@ -179,29 +209,15 @@ class _Awaited:
         raise UsageError(self._misuse)
 
 
-def _refuse(self: _Awaited, *args: Any, **kwargs: Any) -> NoReturn:
+def _refuse(self: _StandIn, *args: Any, **kwargs: Any) -> NoReturn:
     raise UsageError(self._misuse)
 
 
 _SPECIAL = (
-    *("array", "array_function", "array_ufunc", "bool", "float", "getitem", "int", "iter", "len"),
-    *(
-        "abs",
-        "add",
-        "matmul",
-        "mul",
-        "neg",
-        "pow",
-        "radd",
-        "rmatmul",
-        "rmul",
-        "rpow",
-        "rsub",
-        "rtruediv",
-        "sub",
-        "truediv",
-    ),
+    *("array", "array_function", "array_ufunc", "bool", "float", "getitem", "int", "iter", "len", "setitem"),
+    *("add", "matmul", "mul", "pow", "sub", "truediv", "abs", "neg"),
+    *("radd", "rmatmul", "rmul", "rpow", "rsub", "rtruediv"),
     *("eq", "ge", "gt", "le", "lt", "ne"),
 )
 for _name in _SPECIAL:
-    setattr(_Awaited, f"__{_name}__", _refuse)
+    setattr(_StandIn, f"__{_name}__", _refuse)

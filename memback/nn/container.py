@@ -11,7 +11,7 @@ from memback.nn.policy import Planned, Policy, run_chain
 __all__ = ["ModuleList", "Sequential"]
 
 
-class _Indexed(Module):
+class _NumberedModules(Module):
     """Children by number."""
 
     def __init__(self, modules: Iterable[Module]) -> None:
@@ -33,7 +33,7 @@ class _Indexed(Module):
         self.add_module(str(len(self)), module)
 
 
-class Sequential(_Indexed):
+class Sequential(_NumberedModules):
     """Layers that run one after the other.
 
     Args:
@@ -70,7 +70,7 @@ class Sequential(_Indexed):
         return run_chain(list(self), x, self.policy)
 
 
-class ModuleList(_Indexed):
+class ModuleList(_NumberedModules):
     """Modules in a list; the module that holds it decides how to call them."""
 
     is_collection = True

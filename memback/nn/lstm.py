@@ -18,7 +18,7 @@ class LSTMLayer(Module):
     """One layer over time (Hochreiter & Schmidhuber 1997; Gers et al. 2000): inputs and outputs (n, size), one a step.
 
     Gates i, f, g, o = x W_x + h W_h + b; c' = sigma(f) c + sigma(i) tanh(g) and h' = sigma(o) tanh(c'). The first h and
-    c are zero. Step by step, so that the gradients have the same bits wherever a checkpoint policy cuts.
+    c are zero. Step by step, so that gradients are bit-identical wherever a checkpoint policy cuts.
     """
 
     is_chain = True
@@ -38,8 +38,8 @@ class LSTMLayer(Module):
         return outputs
 
     def _step(self, h: Any, c: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Take the first of the inputs to come and give one more output: all that a step needs passes through it, so
-        that a checkpoint accounts for all that it keeps.
+        """Consume the next input and append an output. All that a step needs is an argument, so that a checkpoint
+        accounts for everything that it keeps.
         """
         i, f, g, o = ops.split(self._gates(inputs[0], h), self.hidden_size, dim=-1)
         new = ops.multiply(ops.sigmoid(i), ops.tanh(g))

@@ -103,7 +103,7 @@ class Module:
         object.__delattr__(self, name)
 
     def _unregister(self, name: str, but: str | None = None) -> None:
-        """An attribute that is given something else no longer has what was registered under its name."""
+        """Remove what was registered under the name of an attribute that gets another value."""
         for registry in ("_parameters", "_buffers", "_modules"):
             if registry != but:
                 self.__dict__.get(registry, {}).pop(name, None)
@@ -265,7 +265,7 @@ def check_state(mine: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Whether ``state`` has the names and the shapes of ``mine``.
 
     Raises:
-        MembackError: it has not; the message names the first few that differ.
+        MembackError: it does not; the message names the first few that differ.
     """
     missing = [name for name in mine if name not in state]
     unknown = [name for name in state if name not in mine]
@@ -275,10 +275,9 @@ def check_state(mine: Mapping[str, Any], state: Mapping[str, Any]) -> None:
             for text, names in (("it misses", missing), ("it has the unknown", unknown))
             if names
         ]
-        raise MembackError(f"the state belongs to something else: {'; '.join(reasons)}")
+        raise MembackError(f"the state does not fit: {'; '.join(reasons)}")
     for name, array in mine.items():
         if np.shape(state[name]) != np.shape(array):
             raise MembackError(
-                f"the state belongs to something else: {name} has shape {np.shape(state[name])} in it, here"
-                f" {np.shape(array)}"
+                f"the state does not fit: {name} has shape {np.shape(state[name])} in it, here {np.shape(array)}"
             )

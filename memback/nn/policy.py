@@ -33,7 +33,7 @@ __all__ = ["POLICIES", "Planned", "Policy", "applied", "run_chain", "run_units"]
 
 
 class Planned(Protocol):
-    """A plan for a whole model, which can stand in place of a policy."""
+    """A plan for a whole model, usable in place of a policy."""
 
     @property
     def name(self) -> str:
@@ -255,16 +255,17 @@ def _changes(module: Module, policy: Policy) -> list[tuple[Module, str, Any]]:
     """Which attribute of which module is to be what under a policy."""
     if policy.blocks:
         called = CalledBlocks(find_blocks(module, policy.blocks), policy)
-        return [(block, "_runner", called.runner(block)) for block in dict.fromkeys(called.blocks)]
-    chains, runners = _targets(module, policy)
-    if policy.name != "none" and not chains and not runners:
+        runners = [(block, "_runner", called.runner(block)) for block in dict.fromkeys(called.blocks)]
+        return [(module, "_runner", called.run_model), *runners]
+    chains, targets = _targets(module, policy)
+    if policy.name != "none" and not chains and not targets:
         hint = "" if policy.pattern is not None else ", no Sequential or ModuleList: name its blocks (Policy.parse)"
         raise UsageError(f"policy {policy.name!r} finds nothing to checkpoint in {type(module).__name__}{hint}")
 
     def runner(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return run_segment(forward, args, kwargs, policy.keep, warn=False)
 
-    return [(chain, "policy", policy) for chain in chains] + [(target, "_runner", runner) for target in runners]
+    return [(chain, "policy", policy) for chain in chains] + [(target, "_runner", runner) for target in targets]
 
 
 def _targets(module: Module, policy: Policy) -> tuple[list[Any], list[Module]]:

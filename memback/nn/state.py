@@ -20,7 +20,7 @@ def write(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write arrays by name, and texts beside them, whole or not at all.
+    """Write arrays and texts by name, whole or not at all.
 
     Raises:
         UsageError: the file exists and ``overwrite`` is false, or there is no such folder.

@@ -21,7 +21,7 @@ from memback.notes.network import Problem
 __all__ = ["Exercise", "Exercises", "section"]
 
 ROUNDING = 1e-12
-"""How far two float64 sums of the same terms may be apart, relative to the largest result where that exceeds 1."""
+"""How far two float64 sums of the same terms may differ, relative to the largest result where that exceeds 1."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Section 4.1 against section 4.2: explicit Jacobians and their sum, or the op's backward, as D grows.
 
-Both ways give the same gradients; what differs is bytes, which are those of the arrays themselves, and time. Bytes are
-exact and checked. Times are what this machine took, so nothing is checked about them.
+Both give the same gradients; they differ in bytes (those of the arrays) and in time. Bytes are exact and checked. Times
+are this machine's, and not checked.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from memback.notes.network import by_backward, jacobians, summed
 __all__ = ["CASES", "Case", "Cost", "Costs", "Growth", "compare", "section"]
 
 LIMIT_BYTES = 16 * 2**20
-"""The largest Jacobians that are made. Memory for larger ones is fetched from the system anew at every call, page by
-page, which takes several times as long a byte: the times would show that step rather than how they grow with D.
+"""The largest Jacobians that are made. Memory for larger ones is fetched from the system at every call, page by
+page, which takes several times as long per byte: times would show that step, not the growth with D.
 """
 ROUNDS = 25
 FITTED = 3
@@ -146,7 +146,7 @@ def compare(
     same = _same(made)
     explicit: list[list[float]] = [[] for _ in made]
     direct: list[list[float]] = [[] for _ in trials]
-    for _ in range(rounds):  # sizes and ways take turns, so that a slow moment of the machine hits them all alike
+    for _ in range(rounds):  # sizes and methods alternate, so that a slow moment of the machine hits them all equally
         for trial, seconds in zip(trials, direct, strict=True):
             seconds.append(_seconds(trial.direct, clock))
         for trial, seconds in zip(made, explicit, strict=True):
@@ -214,7 +214,7 @@ class _Trial:
 
 
 def _seconds(function: Callable[[], object], clock: Clock) -> float:
-    function()  # what ran before has left the caches and the allocator to itself, not to this
+    function()  # what ran before has left the caches and the allocator in its own state
     began = clock()
     function()
     return clock() - began
@@ -231,7 +231,7 @@ def _exponent(points: Sequence[tuple[int, float]]) -> float | None:
 
 
 def _same(trials: Sequence[_Trial]) -> Check:
-    """Both ways agree at every size, to what float32 sums of D terms may differ by (Higham 2002, section 3.1)."""
+    """Both ways agree at every size, within what float32 sums of D terms may differ by (Higham 2002, section 3.1)."""
     found = [np.concatenate([g.reshape(-1) for g in trial.explicit()]) for trial in trials]
     given = [np.concatenate([g.reshape(-1) for g in trial.direct()]) for trial in trials]
     tolerance = float(np.finfo(np.float32).eps) * trials[-1].size

@@ -20,8 +20,8 @@ class Held:
     """A way to run the step.
 
     ``keeps`` names the variables of the forward pass that are kept for backward, ``saved_bytes`` their size at the end
-    of forward, ``peak_bytes`` the most that was live at any moment of the step by tracemalloc, Python's own small
-    objects apart.
+    of forward, ``peak_bytes`` the most that was live at any moment of the step by tracemalloc, without Python's own
+    small objects.
     """
 
     mode: str
@@ -61,8 +61,6 @@ def section(seed: int) -> Memory:
     retained, needed, nothing = (way.saved_bytes for way in ways)
     return Memory(
         ways,
-        Check.holds(
-            "retain-all and full: the same bits in all gradients", "30", first is not None and others == [first]
-        ),
+        Check.holds("retain-all and full: bit-identical gradients", "30", first is not None and others == [first]),
         Check.holds("retain-all holds more than full, inference nothing", "26", retained > needed > nothing == 0),
     )

@@ -1,6 +1,6 @@
 """The network of Eq. 11 on handwritten digits: its forward pass (section 3) and its backward pass (section 4.2).
 
-What is held, freed and dropped is what the ledger of the real run says; no size here comes from a formula.
+The ledger of the real run gives what is held, freed and dropped; no size comes from a formula.
 """
 
 from __future__ import annotations
@@ -218,10 +218,10 @@ class BackwardStep:
 
 
 class Recorder(Observer):
-    """Notes what each step of Eq. 11 keeps and what each step of Eq. 30 frees, and lets a ledger watch the same run.
+    """Record what each step of Eq. 11 keeps and what each step of Eq. 30 frees, with a ledger on the same run.
 
-    Freed is a buffer that is no more: each is followed by a weak reference. The ledger is the second witness, since it
-    goes by what the tape says that it lets go of.
+    A buffer is freed when a weak reference to it dies. The ledger is an independent check, because it relies on what
+    the tape reports.
 
     Args:
         arguments: what is there before the step, by the notes' names.
@@ -429,7 +429,7 @@ def backward(seed: int) -> Backward:
         gradient_bytes=recorder.ledger.parameter_gradient_bytes,
         steps=steps,
         same_gradients=Check.same_bits(
-            "by hand and by loss.backward(): the same bits in all six gradients", "30", by_hand, problem.gradients()
+            "by hand and by loss.backward(): six bit-identical gradients", "30", by_hand, problem.gradients()
         ),
         same_account=Check.near(
             "what is still there after each step is what the ledger has it hold", "30", held, recorder.ledger_held, 0.0

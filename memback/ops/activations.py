@@ -38,7 +38,7 @@ class Relu(Elementwise):
 
 
 class ReluBits(Elementwise):
-    """max(input, 0) that keeps one bit an element instead of its output: for where nobody else keeps that output."""
+    """max(input, 0) that keeps one bit an element instead of its output, for where no other op keeps that output."""
 
     name = "relu_bits"
     source = "Eqs. 17-23, 27"
@@ -94,7 +94,7 @@ class Sigmoid(Elementwise):
 
 
 def _sigmoid(x: Array, out: Array) -> Array:
-    """By way of tanh, which saturates instead of overflowing: sigma(x) = (1 + tanh(x/2)) / 2."""
+    """Through tanh, which saturates instead of overflowing: sigma(x) = (1 + tanh(x/2)) / 2."""
     np.multiply(x, 0.5, out=out)
     np.tanh(out, out=out)
     np.add(out, 1, out=out)
@@ -174,7 +174,7 @@ _CUBIC = 0.044715
 
 
 def _inner_tanh(x: Array, square: Array, out: Array) -> None:
-    """The inner t = tanh(u), u = sqrt(2/pi) (x + 0.044715 x^3); ``out`` may be the place of the square of x."""
+    """The inner t = tanh(u), u = sqrt(2/pi) (x + 0.044715 x^3); ``out`` may be the array that holds the square of x."""
     np.multiply(square, _SCALE * _CUBIC, out=out)
     np.add(out, _SCALE, out=out)
     np.multiply(out, x, out=out)

@@ -40,11 +40,11 @@ def _check(query: Array, key: Array, value: Array) -> None:
 
 def _check_masks(is_causal: bool, attn_mask: Array | None) -> None:
     if is_causal and attn_mask is not None:
-        raise ValueError("`attn_mask` and `is_causal` exclude each other: make the one contain the other")
+        raise ValueError("`attn_mask` and `is_causal` exclude each other: make the mask causal")
 
 
 def _heads(like: Array, query: tuple[int, ...], key: tuple[int, ...]) -> Iterator[tuple[int, Head, Head]]:
-    """Each head of the queries: its number, its index, and the index of its keys and values."""
+    """For each query head: its number, its index, and the index of its keys and values."""
     group = query[-3] // key[-3] if len(query) > 2 else 1
     for number, head in pieces(enumerate(_places(query[:-2])), like):
         yield number, head, (*head[:-1], head[-1] // group) if head else head
@@ -61,7 +61,7 @@ def _places(shape: tuple[int, ...]) -> Iterator[Head]:
 
 
 def _dense(x: Array) -> Array:
-    """Rows without gaps, in the type to calculate in; itself where it is so already."""
+    """Contiguous rows in the type to calculate in; the array itself if it is that already."""
     return np.ascontiguousarray(x, wide(x.dtype), like=x)
 
 
@@ -75,7 +75,7 @@ def _default_scale(scale: float | None, width: int) -> float:
 
 
 def _output(query: Array, width: int) -> Array:
-    """Room for the output, laid out in memory as the queries are, so that joining the heads again needs no copy."""
+    """An empty output with the memory layout of the queries, so that joining the heads needs no copy."""
     if query.shape[-1] == width:
         return np.empty_like(query)
     return np.empty_like(query, shape=(*query.shape[:-1], width), order="C")

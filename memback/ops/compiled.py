@@ -1,9 +1,8 @@
-"""Compiled kernels (extra ``fast``) in place of NumPy's passes, where they are asked for.
+"""Compiled kernels (extra ``fast``) in place of NumPy's passes, if they are turned on.
 
 NumPy takes an activation or a normalisation one operation at a time, each a pass over the data. A kernel of
-:mod:`memback.ops.kernels` does the whole of it in one or two. Results differ in the last few bits, so this is off
-unless it
-is asked for: gradients of runs that are compared, in whichever mode, have to come from the same setting.
+:mod:`memback.ops.kernels` does the whole of it in one or two. Results differ in the last few bits, so this is off by
+default: compare gradients only between runs with the same setting.
 
 A kernel writes into arrays that the op has made, and makes none itself. So a dry run, which only skips the kernel,
 still predicts every byte: less than without, since NumPy's passes need workspace and a kernel has none.
@@ -30,7 +29,7 @@ def use_compiled_kernels(use: bool = True) -> None:
     """Have compiled kernels compute GELU, SiLU, layer and RMS norm, softmax and the gradient of embeddings in float32.
 
     In all threads of this process, from the next op on; ``use=False`` goes back to NumPy. Arrays of other types, or not
-    dense (transposed, say), and norms without all of their parameters are left to NumPy in any case. Loading the
+    dense (transposed, say), and norms without all of their parameters always use NumPy. Loading the
     kernels takes about a second; the first time on a machine they are compiled, which takes some more.
 
     Raises:
@@ -55,10 +54,10 @@ def in_use() -> bool:
 
 
 def run(name: str, *arguments: Any) -> bool:
-    """Run a kernel on arrays and numbers, if kernels are in use and the arrays fit; whether it has run.
+    """Run a kernel on arrays and numbers, if kernels are in use and the arrays fit. Return whether it has run.
 
-    An array for which the kernel has one dimension is seen as one, others as a matrix whose rows are its last
-    dimension. On a dry run nothing happens, and the answer is what it would be.
+    An array for which the kernel has one dimension is passed flat, others as a matrix whose rows are its last
+    dimension. On a dry run nothing is run, and the result is the same.
     """
     kernel = _kernels.get(name)
     if kernel is None:

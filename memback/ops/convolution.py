@@ -34,7 +34,7 @@ def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
 
 
 class _Axis(NamedTuple):
-    """The kernel's way along height or width: sizes of input and kernel, and how it moves."""
+    """One axis of a convolution, height or width: sizes of input and kernel, stride, padding and dilation."""
 
     size: int
     kernel: int
@@ -56,7 +56,7 @@ class _Axis(NamedTuple):
         return steps + 1
 
     def seen(self, offset: int) -> tuple[slice, slice]:
-        """At a kernel offset: which outputs see a pixel, and which pixels they see."""
+        """At a kernel offset: the outputs that see a pixel, and the pixels that they see."""
         shift = offset * self.dilation - self.padding
         first = max(0, -(shift // self.stride))
         end = max(first, min(self.out, (self.size - 1 - shift) // self.stride + 1))
@@ -64,7 +64,7 @@ class _Axis(NamedTuple):
         return slice(first, end), slice(start, start + (end - first) * self.stride, self.stride)
 
     def counts(self, padding: bool, dtype: Any) -> Array:
-        """How many pixels each output sees, those of the padding included or not."""
+        """The number of pixels that each output sees, with or without the padding."""
         starts = [i * self.stride - self.padding for i in range(self.out)]
         last = self.size + self.padding if padding else self.size
         counted = [min(start + self.kernel, last) - (start if padding else max(start, 0)) for start in starts]
@@ -194,7 +194,7 @@ def _check_conv2d(shape: tuple[int, ...], weight: tuple[int, ...], bias: Array |
 
 
 def _pointwise(kernel: _Kernel, dtype: Any) -> bool:
-    """Whether each output pixel sees the same pixel of the input alone, in a type that is multiplied as it is."""
+    """Whether each output pixel sees only its own input pixel, in a type that needs no conversion to be multiplied."""
     return all(axis[1:4] == (1, 1, 0) for axis in kernel) and wide(dtype) == dtype
 
 
@@ -216,7 +216,7 @@ def _images(like: Array, kernel: _Kernel, shape: tuple[int, ...]) -> Iterator[sl
 
 
 def _columns(images: Array, kernel: _Kernel, groups: int) -> tuple[Array, Array]:
-    """Room for the pixels under the kernel (C, i, j, N, y, x), and the same seen as a matrix for each group."""
+    """An empty array for the pixels under the kernel (C, i, j, N, y, x), and its view as a matrix for each group."""
     sizes = (images.shape[1], kernel.vertical.kernel, kernel.horizontal.kernel, images.shape[0], *kernel.out)
     columns = np.empty_like(images, shape=sizes, dtype=wide(images.dtype), order="C")
     return columns, np.reshape(columns, (groups, prod(sizes[:3]) // groups, prod(sizes[3:])))
@@ -269,7 +269,7 @@ def _pull_back_images(
 def _pull_back_pixels(
     d_out: Array, x: Array | None, w: Array | None, groups: int, d_x: Array | None, d_w: Array | None
 ) -> None:
-    """The same where each output pixel sees one pixel of the input: there is nothing to lay out."""
+    """The same where each output pixel sees one input pixel, so that no columns are needed."""
     d_pixels = _pixels(d_out, groups)
     if d_x is not None and w is not None:
         np.matmul(np.swapaxes(w, 1, 2), d_pixels, out=_pixels(d_x, groups))

@@ -1,7 +1,7 @@
-"""Python's ``+=`` and its kin on Tensors, which mean what they mean in PyTorch.
+"""Python's ``+=`` and the other in-place operators on Tensors, with PyTorch's meaning.
 
-Where nothing is recorded the array itself is changed, and the tape is told, as of every change in place. Where the
-change is recorded, the tensor becomes the output of a new call: what was saved of it before stays as it was.
+Where nothing is recorded, the array itself is changed and the change is reported to the tape. Where the change is
+recorded, the tensor becomes the output of a new call, and values saved earlier stay as they were.
 """
 
 from __future__ import annotations

@@ -90,11 +90,11 @@ class Embedding(Op):
 
 
 WIDE = 64
-"""Elements from which on a row is added faster by a call of its own than by np.add.at, element by element."""
+"""The row width from which one call per row is faster than np.add.at, which adds element by element."""
 
 
 def _add_rows(rows: Array, numbers: Array, out: Any) -> None:
-    """Add each row to that of ``out`` whose number it has, one after the other."""
+    """Add each row, in order, to the row of ``out`` with its number."""
     width = out.shape[-1]
     if width < WIDE or isinstance(out, DryArray):
         np.add.at(out, numbers, rows)

@@ -1,4 +1,4 @@
-"""Loops that Numba compiles: what takes NumPy many passes over the data, in one or two.
+"""Loops compiled by Numba: one or two passes over the data where NumPy takes many.
 
 Imported only by :mod:`memback.ops.compiled`. Each kernel takes dense float32 arrays, writes into those that come last
 and

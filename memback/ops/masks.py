@@ -6,7 +6,7 @@ p 2^32. So the same key gives the same mask at any later time, in any dtype, and
 
 ``"bool"``   one byte an element;
 ``"bits"``   one bit an element;
-``"seed"``   the key alone; the mask is drawn again in backward.
+``"seed"``   only the key: the mask is redrawn in backward.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MaskForm: TypeAlias = Literal["bool", "bits", "seed"]
 """How a mask is kept until backward."""
 
 Mask: TypeAlias = "Array | tuple[int, int]"
-"""A mask as it is kept: a row of bools or packed bits for each block, or the key."""
+"""A mask in the form that is kept: a row of bools or packed bits for each block, or the key."""
 
 PIECE = 2**17
 """Elements drawn at a time: 512 KiB of random bits. A multiple of 8, so that packed pieces join."""
@@ -41,7 +41,7 @@ def _draw(generator: np.random.Generator, n: int, like: Any) -> Array:
 
 
 def _keeps(key: tuple[int, int], block: int, n: int, p: float, like: Any) -> Iterator[tuple[slice, Array]]:
-    """Which of the ``n`` elements of a block stay, piece by piece."""
+    """Which of the ``n`` elements of a block are kept, piece by piece."""
     generator = np.random.Generator(np.random.Philox(counter=[0, 0, block, 0], key=np.array(key, np.uint64)))
     threshold = round(p * 2**32)
     for part in pieces(slices(n, PIECE), like):
@@ -52,7 +52,7 @@ def draw_mask(like: Array, blocks: int, n: int, p: float, form: MaskForm) -> Mas
     """Take the next key of the thread's random stream and draw a mask of ``blocks`` rows of ``n`` elements.
 
     Args:
-        like: an array of the kind that the mask is to be.
+        like: an array of the mask's kind.
         blocks: rows of the mask; each is drawn and applied by itself.
         n: elements in a row.
         p: probability that an element is dropped.

@@ -99,7 +99,7 @@ def _normalise(
     bias: Array | None,
     out: Array,
 ) -> None:
-    """Write the output, and on the way mean (None: 0 is taken), variance and rstd, which may be one array."""
+    """Write the output, mean (None: taken as 0), variance and rstd; the last two may be one array."""
     scale, shift = form.spread(weight), form.spread(bias)
     for part in parts(seen):
         x = seen[part]
@@ -140,8 +140,8 @@ def _scale_and_shift(
         np.copyto(out, y, casting="same_kind")
 
 
-class _Saved(NamedTuple):
-    """What a call has kept: its input in the form's view (None if not needed), mean (None if not subtracted), rstd."""
+class _SavedValues(NamedTuple):
+    """What a call kept: its input in the form's view (None if not needed), mean (None if not subtracted), rstd."""
 
     x: Array | None
     mean: Array | None
@@ -149,7 +149,7 @@ class _Saved(NamedTuple):
 
 
 class _Gradients:
-    """dL/dx, dL/dweight and dL/dbias of one call, each where it is needed, put together piece by piece."""
+    """dL/dx, dL/dweight and dL/dbias of one call, each if needed, computed piece by piece."""
 
     def __init__(self, d_out: Array, form: _Form, needs: Any, constant: bool = False) -> None:
         self.form = form
@@ -167,7 +167,7 @@ class _Gradients:
         self, x: Array | None, weight: Array | None, mean: Array | None, rstd: Array | None
     ) -> tuple[Array | None, ...]:
         """The three gradients, from what was saved for those that are needed."""
-        saved = None if rstd is None else _Saved(None if x is None else self.form.view(x), mean, rstd)
+        saved = None if rstd is None else _SavedValues(None if x is None else self.form.view(x), mean, rstd)
         scale = self.form.spread(weight)
         if not self._run_kernels(saved, scale):
             for part in parts(self.d_out):
@@ -181,8 +181,8 @@ class _Gradients:
             None if self.bias is None else np.reshape(self.bias, self.form.features),
         )
 
-    def _run_kernels(self, saved: _Saved | None, scale: Array | None) -> bool:
-        """By compiled kernels where they are in use, if all is needed of a norm of rows; whether they were."""
+    def _run_kernels(self, saved: _SavedValues | None, scale: Array | None) -> bool:
+        """Use compiled kernels if they are on and all gradients of a norm of rows are needed; return whether."""
         if len(self.form.shape) != 2 or saved is None or saved.x is None or self.weight is None:
             return False
         given = (self.d_out, saved.x)
@@ -202,7 +202,7 @@ class _Gradients:
         target = _of(total, part)
         np.add(target, np.sum(terms, axis=fixed, dtype=total.dtype, keepdims=True), out=target)
 
-    def _collect_part(self, saved: _Saved, scale: Array | None, part: Any) -> None:
+    def _collect_part(self, saved: _SavedValues, scale: Array | None, part: Any) -> None:
         """By c = x - mean and e = dL/dy rstd: dL/dweight = sum e c, dL/dx = g - <g> - c rstd^2 <g c> with g = e weight.
 
         The same as above, with rstd multiplied into what it is a factor of all the way.
@@ -220,7 +220,7 @@ class _Gradients:
         if g.dtype != self.x.dtype:
             np.copyto(self.x[part], g, casting="same_kind")
 
-    def _centred(self, saved: _Saved, part: Any) -> Array | None:
+    def _centred(self, saved: _SavedValues, part: Any) -> Array | None:
         """c, where the input was kept."""
         if saved.x is None:
             return None

@@ -1,6 +1,6 @@
-"""NumPy's functions on Tensors: one that is an op is recorded as that op, any other is refused.
+"""NumPy's functions on Tensors: a function that has an op is recorded as that op, any other is refused.
 
-Without this NumPy takes a Tensor for a sequence of Tensors, and makes an array of objects of it.
+Without this NumPy would read a Tensor as a sequence of Tensors and make an object array.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ _WITHOUT_DERIVATIVE = frozenset(
         np.not_equal,
     }
 )
-"""What gives truth values: plain arrays, as the operators ``<`` and ``==`` do."""
+"""Functions that give truth values, as plain arrays, like the operators ``<`` and ``==`` do."""
 
 
 def array_ufunc(self: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
     """``np.exp(tensor)`` and the like.
 
     Raises:
-        OpError: no op is this function, or an argument is given that the op has not.
+        OpError: the function has no op, or the op lacks an argument that is given.
     """
     if method == "__call__" and not kwargs:
         if ufunc in _UFUNCS:
@@ -70,7 +70,7 @@ def array_function(self: Tensor, function: Callable[..., Any], types: Any, args:
     """``np.stack([tensor, tensor])`` and the like.
 
     Raises:
-        OpError: no op is this function, or an argument is given that the op has not.
+        OpError: the function has no op, or the op lacks an argument that is given.
     """
     handler = _FUNCTIONS.get(function)
     name = f"{function.__module__.replace('numpy', 'np', 1)}.{function.__name__}"
@@ -87,7 +87,7 @@ def array(self: Tensor, dtype: Any = None, copy: bool | None = None) -> Any:
     """The data as a plain array, for ``np.asarray(tensor)``.
 
     Raises:
-        TapeError: the tensor requires gradients, of which an array would know nothing.
+        TapeError: the tensor requires gradients, which an array can't carry.
     """
     if self.requires_grad:
         raise TapeError(
@@ -112,7 +112,7 @@ def _refuse(what: str) -> NoReturn:
     )
 
 
-# -- functions of the array module, with those of their arguments that the ops have
+# -- functions of the array module, with the arguments that the ops have
 
 
 def _sum(a: Any, axis: Any = None, *, keepdims: bool = False) -> Any:

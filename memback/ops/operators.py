@@ -1,4 +1,4 @@
-"""Python's operators and NumPy-like methods on Tensors, each an op. The tape itself knows none of them."""
+"""Python's operators and NumPy-like methods on Tensors, each an op. The tape itself has none of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _compare(ufunc: np.ufunc) -> Callable[..., Any]:
 
 
 def _equal(ufunc: np.ufunc) -> Callable[..., Any]:
-    """Element by element; something that is no number is equal to no tensor."""
+    """Compare elementwise; None and text are equal to no tensor."""
 
     def compare(self: Tensor, other: Any) -> Any:
         if other is None or isinstance(other, (str, bytes)):

@@ -75,7 +75,7 @@ class Mean(_Reduction):
 
 
 class Var(_Reduction):
-    """Variance over ``dim``, divided by n - correction. Keeps its input; the mean is taken again in backward."""
+    """Variance over ``dim``, divided by n - correction. Keeps its input; the mean is recomputed in backward."""
 
     name = "var"
     source = "d(var x)/dx_i = 2 (x_i - mean) / (n - correction)"

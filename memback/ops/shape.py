@@ -1,4 +1,4 @@
-"""Other shapes of the same values. What NumPy gives as a view costs nothing, forward and backward."""
+"""The same values in other shapes. What NumPy returns as a view costs nothing, forward and backward."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Stack(_Shape):
 
 
 class Split(_Shape):
-    """Parts along ``dim``: views. Each is as long as said, the last may be shorter; or a list says how long each is."""
+    """Parts along ``dim``: views. Each has the given size, the last may be shorter; a list gives the size of each."""
 
     name = "split"
     source = "dL/dx = the dL/dout_k one after the other, zeros for those without use"

@@ -24,7 +24,7 @@ def wide(dtype: Any) -> Any:
 
 
 def accumulator(dtype: Any) -> Any:
-    """The ``dtype`` to tell NumPy's sums and means: the wide type for a narrow one, else None, which is its own."""
+    """The ``dtype`` to pass to NumPy's sums and means: the wide type for a narrow one, else None."""
     return None if wide(dtype) == dtype else wide(dtype)
 
 

@@ -25,11 +25,11 @@ WRITERS = {
     ".trace.json": "memback.reports.trace:render",
     ".speedscope.json": "memback.reports.speedscope:render",
 }
-"""By the end of the file's name: what renders a report into the file's content, imported when wanted."""
+"""By suffix: the renderer of a file's content, imported when needed."""
 
 
 def renderer(path: str | os.PathLike[str]) -> Callable[[Report], str | bytes]:
-    """What renders a report for this file; of two suffixes that fit, the longer one's.
+    """The renderer for this file; of two suffixes that fit, that of the longer one.
 
     Raises:
         UsageError: no format has this suffix.

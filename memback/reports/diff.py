@@ -1,6 +1,6 @@
 """What changed from one report to another: mode by mode, the make-up of the peak, and layer by layer.
 
-Layers are matched by path, op and call. What changed in the peak is explained twice, and both sums are the change: by
+Layers are matched by path, op and call. The change of the peak is explained twice, and both sums equal it: by
 what kind of memory it is, and by which layer made the buffers that are alive then.
 """
 
@@ -42,7 +42,7 @@ class Change:
 
     @property
     def kind(self) -> str:
-        """In one word: came, went, grew, shrank or same."""
+        """The kind of change in one word: came, went, grew, shrank or same."""
         if self.before is None:
             return "came"
         if self.after is None:
@@ -93,7 +93,7 @@ class Limit:
             raise UsageError(f"limit {text!r} is neither a percentage nor a size; write it as 5% or 10MiB") from None
 
     def broken_by(self, change: Change) -> bool:
-        """Whether it grew by more than this; a mode that there was not before breaks no limit."""
+        """Whether it grew by more than this; a new mode breaks no limit."""
         if change.before is None or change.after is None:
             return False
         allowed = self.bytes if self.share is None else change.before * self.share
@@ -211,7 +211,7 @@ def _run(before: Run, after: Run) -> RunDiff:
 
 
 def alive_at_peak(run: Run) -> dict[str, int]:
-    """Bytes alive at the peak by who made them; together they are the peak."""
+    """Bytes live at the peak by the op that made them; they add up to the peak."""
     timeline = Timeline(run)
     moment = timeline.peak()
     if moment is None:
@@ -228,7 +228,7 @@ def alive_at_peak(run: Run) -> dict[str, int]:
 
 
 def _changes(before: Mapping[str, int], after: Mapping[str, int]) -> list[Change]:
-    """What differs, the largest difference first. Nothing where one of both is not known."""
+    """The differences, the largest first; none if one of both is unknown."""
     if not before or not after:
         return []
     names = dict.fromkeys([*before, *after])
@@ -320,7 +320,7 @@ def _rest(folded: Sequence[tuple[str, str, Change]], empty: int) -> list[Row]:
 
 
 def _folded(rows: Sequence[tuple[str, str, Change]]) -> list[tuple[str, str, Change]]:
-    """Rows that differ in the numbers of their names alone as one, whose numbers are their sums."""
+    """Fold rows whose names differ only in numbers into one with their sums."""
     alike: dict[tuple[object, ...], list[tuple[str, str, Change]]] = {}
     for name, op, change in rows:
         key = (_NUMBER.sub("#", name), op, change.before, change.after)

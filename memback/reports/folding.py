@@ -1,4 +1,4 @@
-"""Folding rows that repeat: a network of 32 alike blocks is shown as one block whose numbers are sums."""
+"""Folding of repeated rows: a network of 32 identical blocks is shown as one block whose numbers are sums."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LONGEST_PERIOD = 128
 
 @dataclass(frozen=True)
 class Fold:
-    """One row to be shown: a layer, or several that are alike, in order."""
+    """One row: a layer, or several identical ones, in order."""
 
     layers: tuple[Layer, ...]
 
@@ -32,10 +32,10 @@ class Fold:
 
 
 def fold(layers: Sequence[Layer]) -> list[Fold]:
-    """Fold runs of three or more repetitions of alike rows; whatever is left stands alone, and nothing is lost.
+    """Fold runs of three or more repetitions of identical rows; other rows stay single, and nothing is lost.
 
-    Rows are alike when they differ in the numbers of their path, in time, and in where their saved values came
-    from, and in nothing else.
+    Rows are identical if they differ only in the numbers of their path, in time, and in where their saved values
+    came from.
     """
     kinds = [_kind(layer) for layer in layers]
     numbers = [_NUMBER.findall(layer.path) for layer in layers]

@@ -1,4 +1,4 @@
-"""A plan for a graph, for people: what is kept of each node, and a picture of what is computed again when."""
+"""A plan for a graph, for readers: what is kept of each node, and a picture of what is recomputed when."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Kind(NamedTuple):
 
 
 def nodes(plan: ModelPlan, region: GraphRegion) -> Table:
-    """One row a run of neighbouring nodes that are treated alike."""
+    """One row for each run of adjacent nodes with the same treatment."""
     columns = [
         Column("nodes", "key"),
         Column("ops", "text"),
@@ -99,8 +99,8 @@ def sweeps(region: GraphRegion) -> Iterator[tuple[str, list[str]]]:
         if isinstance(action, Compute):
             if reversing:
                 yield name, marks
-                marks, name, reversing = [" "] * n, "again", False
-            name = "again"
+                marks, name, reversing = [" "] * n, "recompute", False
+            name = "recompute"
             marks[action.node] = "·"
         elif isinstance(action, Reverse):
             marks[action.node] = "◂"

@@ -106,7 +106,7 @@ def _facts(machine: Mapping[str, Any]) -> str:
 
 
 class _Strings:
-    """Every text once; elsewhere stands its number."""
+    """Every text once; other places hold its number."""
 
     def __init__(self) -> None:
         self.known: dict[str, int] = {}
@@ -134,7 +134,7 @@ def _knee(report: Report) -> int | None:
     """Which point of the frontier is its knee."""
     if not report.frontier:
         return None
-    from memback.plans.model.planning import FrontierPoint, knee  # what knows plans is loaded where there are some
+    from memback.plans.model.planning import FrontierPoint, knee  # plans are loaded only if there are some
 
     points = [FrontierPoint(*point) for point in report.frontier]
     return points.index(knee(sorted(points)))

@@ -31,7 +31,7 @@ def render(report: Report) -> str:
     if report.reference is not None:
         lines += ["", *table_lines(tables.composition(report, report.reference))]
     if report.frontier:
-        from memback.reports.plan import frontier_of  # what knows plans is loaded where there are some
+        from memback.reports.plan import frontier_of  # plans are loaded only if there are some
 
         table = frontier_of(report)
         lines += ["", *table_lines(table)] if table is not None else []

@@ -1,4 +1,4 @@
-"""A plan for people: what it takes, what is kept of each stage, and a picture of what is computed again when."""
+"""A plan for readers: what it takes, what is kept of each stage, and a picture of what is recomputed when."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _MOST_ROWS = 24
 _MOST_POINTS = 16
 
 
-def sentences(plan: Costed, full_peak: int, seconds: tuple[float, float] | None = None) -> list[str]:
-    """What a plan costs and what is proved of it; ``seconds`` are those computed again (predicted) and a step's."""
+def sentences(plan: PlanWithCost, full_peak: int, seconds: tuple[float, float] | None = None) -> list[str]:
+    """What a plan costs and what is proved of it; ``seconds`` are those of recomputation (predicted) and of a step."""
     share = plan.extra_flops / max(plan.flops, 1)
     lines = [
-        f"Computed again: {format_flops(plan.extra_flops)}, {100 * share:.1f} % of a forward pass"
+        f"Recomputed: {format_flops(plan.extra_flops)}, {100 * share:.1f} % of a forward pass"
         f" (about {100 * share / 3:.1f} % of a step).",
         f"Peak at {100 * plan.peak_bytes / full_peak:.1f} % of full retention's {format_bytes(full_peak)}.",
         f"Proof: {plan.optimality}.",
@@ -39,7 +39,7 @@ def sentences(plan: Costed, full_peak: int, seconds: tuple[float, float] | None 
     return lines
 
 
-class Budgeted(Protocol):
+class PlanWithBudget(Protocol):
     """A plan for a budget; sizes in bytes."""
 
     @property
@@ -63,8 +63,8 @@ class Budgeted(Protocol):
         """What the peak is made of, and where it is."""
 
 
-class Costed(Protocol):
-    """A plan that computes some things again."""
+class PlanWithCost(Protocol):
+    """A plan that recomputes something."""
 
     @property
     def flops(self) -> int:
@@ -72,7 +72,7 @@ class Costed(Protocol):
 
     @property
     def extra_flops(self) -> int:
-        """Of what is computed again."""
+        """FLOPs that are recomputed."""
 
     @property
     def peak_bytes(self) -> int:
@@ -83,7 +83,7 @@ class Costed(Protocol):
         """What is known of the plan."""
 
 
-def memory(plan: Budgeted) -> Table:
+def memory(plan: PlanWithBudget) -> Table:
     """The budget, and what the peak is made of."""
     where = f"{plan.peak['phase']}, {plan.peak['op']}" + (f" of {plan.peak['path']}" if plan.peak["path"] else "")
     parts = [(name, int(plan.peak[name])) for name in _PARTS]
@@ -114,7 +114,7 @@ class _Kind(NamedTuple):
 
 
 def stages(plan: ModelPlan) -> Table:
-    """One row a run of neighbouring stages, or nodes of a graph, that are treated alike."""
+    """One row for each run of adjacent stages, or nodes of a graph, with the same treatment."""
     if isinstance(plan.region, GraphRegion):
         return graph_plan.nodes(plan, plan.region)
     region = plan.region
@@ -149,13 +149,13 @@ def _kind(plan: ModelPlan, region: Region, i: int) -> _Kind:
     runs = max((plan.runs.get(number, 0) for number in range(region.bounds[i], region.bounds[i + 1])), default=0)
     if keep is Keep.EVERYTHING:
         whole = region.kept[i] is None
-        return _Kind("all that backward needs" if whole else "dear ops alone", stage.saved_bytes, runs)
+        return _Kind("all that backward needs" if whole else "expensive ops only", stage.saved_bytes, runs)
     held = plan.stages[i - 1].output_bytes if i else 0
     return _Kind("its input", held, runs) if keep is Keep.INPUT else _Kind("nothing", 0, runs)
 
 
 def _layers(plan: ModelPlan, first: int, last: int) -> str:
-    """From which layer to which a run of stages goes."""
+    """The first and the last layer of a run of stages."""
     region = plan.region
     calls = region.calls[region.bounds[first] : region.bounds[last + 1]]
     paths = [call.path for call in calls if call.path] or ["(top)"]
@@ -187,7 +187,7 @@ def drawn(marked: list[tuple[str, list[str]]], width: int, legend: str, columns:
         yield f"A column stands for {per} {columns}."
 
 
-_LEGEND = "■ all kept  ▣ dear ops kept  ▪ input kept  · nothing kept  ◂ reversed"
+_LEGEND = "■ all kept  ▣ expensive ops kept  ▪ input kept  · nothing kept  ◂ reversed"
 _ORDER = " ·▪◂▣■"
 
 
@@ -201,7 +201,7 @@ def sweeps(actions: Iterable[Action], n: int, whole: Mapping[int, str]) -> Itera
         if isinstance(action, Forward):
             if reversing:
                 yield name, marks
-                marks, name, reversing = [" "] * n, "again", False
+                marks, name, reversing = [" "] * n, "recompute", False
             marks[action.stage] = _mark(action, whole)
         elif isinstance(action, Backward):
             if not reversing and name == "forward":
@@ -219,12 +219,12 @@ def _mark(action: Forward, whole: Mapping[int, str]) -> str:
 
 
 def _narrowed(marks: Sequence[str], per: int) -> str:
-    """A column for each ``per`` marks: the one of them that says most."""
+    """A column for each ``per`` marks: the most informative of them."""
     return "".join(max(marks[i : i + per], key=_ORDER.index) for i in range(0, len(marks), per))
 
 
 def _condensed(lines: list[str]) -> Iterator[str]:
-    """Not more lines than a person reads: the first and the last ones, and how many are between them."""
+    """The first and the last lines, and the number of those between them."""
     if len(lines) <= _MOST_ROWS:
         yield from lines
         return
@@ -271,13 +271,13 @@ def frontier(points: Sequence[FrontierPoint], flops: int, full_peak: int, size: 
         Column(size, "number"),
         Column("MiB"),
         Column("of full"),
-        Column("computed again"),
+        Column("recomputed"),
         Column("", "bar"),
         Column("", "text"),
     ]
     notes = [
-        "Computed again: FLOPs beyond one forward pass, as a share of it. The knee is farthest from both extremes.",
-        "The points are the planner chain's: of a small model a plan may need less than its first, or compute less.",
+        "Recomputed: FLOPs beyond one forward pass, as a share of it. The knee is farthest from both extremes.",
+        "The points are those of the planner chain: for a small model a plan may need less memory, or recompute less.",
     ]
     if len(shown) < len(points):
         notes.insert(0, f"{len(shown)} of {len(points)} points; --json has all.")

@@ -14,7 +14,7 @@ _SCHEMA = "https://www.speedscope.app/file-format-schema.json"
 
 
 class _Frames:
-    """Every frame once; elsewhere stands its number."""
+    """Every frame once; other places hold its number."""
 
     def __init__(self) -> None:
         self.known: dict[tuple[str, str], int] = {}

@@ -1,6 +1,6 @@
-"""What the tables of a report say, cell by cell, for every format that shows tables; how it looks is the format's.
+"""The content of a report's tables, cell by cell, for every format; the format decides how they look.
 
-All numbers are exact bytes with MiB beside them, unless the column's title says otherwise.
+All numbers are exact bytes, with MiB in a second column, unless the column's title says otherwise.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 NONE = "–"
-"""Stands in a cell for what was not predicted, not measured, or does not exist."""
+"""The text of a cell for what was not predicted, not measured, or does not exist."""
 
 Kind = Literal["key", "text", "number", "bar"]
 
@@ -105,7 +105,7 @@ def _of_ranks(report: Report) -> str:
 
 
 def warnings(report: Report) -> list[str]:
-    """What a reader must know before anything else: what could not be run, what a step leaves, which ranks lack."""
+    """What a reader must know first: modes that failed, memory that a step leaves, missing ranks."""
     return [*_of_modes(report), *_of_absent_ranks(report)]
 
 
@@ -139,7 +139,7 @@ def _stopped(rank: int, why: str) -> str:
 
 
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
-"""What a spreadsheet takes the beginning of a formula for (OWASP, CSV injection); tabs are escaped already."""
+"""Characters that begin a formula in a spreadsheet (OWASP, CSV injection); tabs are escaped already."""
 
 
 def cell_text(text: str) -> str:
@@ -181,18 +181,18 @@ def comparison(report: Report) -> Table:
 
 
 _APART = (
-    "Apart: measured less predicted. The measurement also sees what Python and NumPy make for themselves within an op,"
-    " of which a dry run makes none."
+    "Difference: measured minus predicted. The measurement includes temporaries of Python and NumPy inside an op,"
+    " which a dry run does not make."
 )
 _APART_TORCH = (
-    "Apart: measured less predicted. The real step ran other ops than the dry run, or a kernel made other storages than"
-    " PyTorch's own description of it says."
+    "Difference: measured minus predicted. The real step ran other ops than the dry run, or a kernel made other"
+    " storages than PyTorch's own description of it says."
 )
 
 _PROCESS_NOTES = {
-    "bookkeeping": "Bookkeeping: Python's own small objects at the measured peak, and no part of it.",
-    "allocator": "Allocator: what PyTorch's own allocator gave out at most, scratch memory of kernels included.",
-    "reserved": "Reserved: what that allocator had from the device, in pieces that it keeps.",
+    "bookkeeping": "Bookkeeping: Python's own small objects at the measured peak; not part of it.",
+    "allocator": "Allocator: the most that PyTorch's own allocator gave out, scratch memory of kernels included.",
+    "reserved": "Reserved: the memory that this allocator had taken from the device.",
     "RSS growth": "RSS growth: the operating system's view of the process, allocator and interpreter included.",
 }
 
@@ -212,7 +212,7 @@ def _peak_columns(runs: Sequence[Run]) -> list[tuple[Column, list[Cell]]]:
     return [
         (Column("predicted peak", group=2), [_bytes(run.predicted_peak_bytes) for run in runs]),
         (Column("measured peak", group=2), [_bytes(run.measured_peak_bytes) for run in runs]),
-        (Column("apart", group=2), [_apart(run, "{:+,}") for run in runs]),
+        (Column("difference", group=2), [_apart(run, "{:+,}") for run in runs]),
         (Column("%", group=2), [_apart_percent(run) for run in runs]),
     ]
 
@@ -251,7 +251,7 @@ def _difference(run: Run) -> int | None:
 
 
 def _is_apart(run: Run) -> bool:
-    """Whether prediction and measurement are more than 1 % + 256 KiB apart, in exact arithmetic."""
+    """Whether prediction and measurement differ by more than 1 % + 256 KiB, in exact arithmetic."""
     difference, predicted = _difference(run), run.predicted_peak_bytes
     if difference is None or predicted is None:
         return False
@@ -272,7 +272,7 @@ def _apart_percent(run: Run) -> Cell:
 
 def _apart_note(run: Run) -> str:
     return (
-        f"{run.label}: predicted and measured peak are {abs(_difference(run) or 0):,} B apart, more than"
+        f"{run.label}: predicted and measured peak differ by {abs(_difference(run) or 0):,} B, more than"
         " 1 % + 256 KiB: the prediction does not hold for this run."
     )
 
@@ -282,7 +282,7 @@ def _gradients(run: Run, reference: Run | None) -> Cell:
         return Cell(NONE)
     if run.gradient_sha256 != reference.gradient_sha256:
         return Cell("DIFFERENT", "bad")
-    return Cell("reference", "faint") if run is reference else Cell("same bits", "good")
+    return Cell("reference", "faint") if run is reference else Cell("bit-identical", "good")
 
 
 def _gradient_notes(report: Report) -> list[str]:
@@ -314,7 +314,7 @@ def peaks(report: Report) -> Table:
         for run in report.runs
     ]
     measured = [run.label for run in report.runs if run.predicted_peak_bytes is None]
-    notes = [f"Measured, since nothing was predicted: {', '.join(measured)}."] if measured else []
+    notes = [f"Measured, because nothing was predicted: {', '.join(measured)}."] if measured else []
     return Table("Alive at the peak, above the arguments", columns, rows, notes=notes)
 
 
@@ -345,7 +345,7 @@ def ranks(report: Report) -> Table:
         differing = ", ".join(title for title in used if len({of_rank[title] for of_rank in sizes}) > 1)
         notes.append(f"The ranks differ in: {differing}." if differing else "All ranks have the same figures.")
     if of.gradient_as_bucket_view:
-        notes.append("Parameter gradients are views of the gradient buckets, and need no memory besides.")
+        notes.append("Parameter gradients are views of the gradient buckets, and need no memory of their own.")
     groups = dict.fromkeys(["memory", *of.ranks[0].arguments.by_name()], 1)
     columns = [Column("rank", "key"), *(Column(title, group=groups.get(title, 2)) for title in used)]
     title = "Ranks, the worst first" + ("" if leading is None else f": {leading.mode}")
@@ -411,9 +411,7 @@ def composition(report: Report, run: Run) -> Table:
     last = Row([Cell("total"), _bytes(total), mebibytes[-1], Cell(whole), Cell("")])
     notes = [f"Parameter gradients at the end of the step: {run.gradient_bytes:,} B."] if run.gradient_bytes else []
     if not report.arguments.optimizer_bytes:
-        notes.append(
-            "No optimiser state is in this: what an optimiser keeps, as Adam two numbers a parameter, comes on top."
-        )
+        notes.append("Optimiser state is not included: it comes on top (Adam keeps two numbers per parameter).")
     return Table(f"Memory at the peak of {run.label}: {place(run)}", columns, rows, last, notes=notes)
 
 
@@ -500,7 +498,7 @@ def _layer_notes(folds: Sequence[Fold]) -> list[str]:
     if any(layer.shared_bytes for row in folds for layer in row.layers):
         notes.append("Shared bytes are charged to the layer that made them; they are not in the sum.")
     if any(len(row.layers) > 1 for row in folds):
-        notes.append("Alike layers are folded into one row, whose numbers are their sums.")
+        notes.append("Identical layers are folded into one row, whose numbers are sums.")
     if any(row.layers[0].recomputed for row in folds):
         notes.append("* recomputed in backward.")
     return notes

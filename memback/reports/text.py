@@ -68,7 +68,7 @@ def summary(report: Report) -> RenderableType:
 
 
 def _frontier(report: Report) -> list[RenderableType]:
-    from memback.reports.plan import frontier_of  # what knows plans is loaded where there are some
+    from memback.reports.plan import frontier_of  # plans are loaded only if there are some
 
     table = frontier_of(report)
     return [] if table is None else [Text(), _Sheet(table)]

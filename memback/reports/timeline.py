@@ -1,4 +1,4 @@
-"""A run's events read back as what was alive when: every buffer's life, by category, and the moment of the peak.
+"""What was live when, from a run's events: every buffer's life, by category, and the moment of the peak.
 
 Time is counted in events: what event ``i`` brought about holds from ``i`` until the next one.
 """
@@ -15,7 +15,7 @@ from memback.profiling.report import Run
 __all__ = ["BANDS", "Life", "Moment", "Span", "Timeline"]
 
 UNTOLD = "live"
-"""The category of what is alive in a report whose events do not tell theirs."""
+"""The category of buffers in a report whose events have none."""
 
 BANDS = (*CATEGORIES, UNTOLD)
 """Categories in the order in which they are stacked, the lowest first."""
@@ -53,7 +53,7 @@ class Moment:
     """The peak in the timeline: after which event, and what it consists of by category and ``workspace``.
 
     ``unplaced`` is by how many bytes, category by category, the timeline at this moment has less than the peak:
-    what was still being made.
+    what was being made then.
     """
 
     time: int
@@ -71,14 +71,14 @@ class Timeline:
     """The timeline of a run.
 
     Args:
-        run: a run of a report; its events may come from anywhere, and need not make sense.
+        run: a run of a report; its events may come from any source, and need not be consistent.
 
     Attributes:
         events: the run's.
-        spans: what was in which category and when, by start.
+        spans: buffers by category and time, sorted by start.
         lives: every buffer's life, by its id.
         totals: bytes by category (in the order of :data:`BANDS`) after each event.
-        told: whether the events tell categories.
+        told: whether the events have categories.
     """
 
     def __init__(self, run: Run) -> None:

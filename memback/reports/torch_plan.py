@@ -1,4 +1,4 @@
-"""A plan for a PyTorch module, for people: what is kept of each block, and a picture of what is run again when."""
+"""A plan for a PyTorch module, for readers: what is kept of each block, and a picture of what is recomputed when."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TorchPlan(Protocol):
 
 
 def blocks(plan: TorchPlan) -> Table:
-    """One row a run of neighbouring blocks treated alike, one for the code between blocks, and the sum."""
+    """One row for each run of adjacent blocks with the same treatment, one for the code between blocks, and the sum."""
     kinds = list(_kinds(plan))
     rows = []
     for (keeps, runs), group in groupby(range(len(kinds)), key=kinds.__getitem__):

@@ -33,9 +33,9 @@ class Node:
 
 
 def tree(run: Run) -> Node:
-    """The tree of what a run saves. Layers that save nothing are left out; so are buffers that no one can place.
+    """The tree of what a run saves. Layers that save nothing are left out; so are buffers without a known maker.
 
-    A module with nothing but one part in it is drawn as one with that part: ``3.attention softmax``.
+    A module with a single part is merged with it: ``3.attention softmax``.
     """
     root = Node(run.label, "run", bytes=run.saved_bytes)
     buffers = _made(run)

@@ -1,4 +1,4 @@
-"""What a report says, in sentences: for the top of a page, and for who does not see the picture."""
+"""A report in sentences: for the top of a page, and for readers who can't see the picture."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sentences(report: Report) -> list[str]:
     if len(trained) > 1:
         names = ", ".join(run.label for run in trained)
         same = len({run.gradient_sha256 for run in trained}) == 1
-        said.append(f"The gradients of {names} are {'the same, bit for bit' if same else 'NOT the same bits'}.")
+        said.append(f"The gradients of {names} are {'bit-identical' if same else 'NOT bit-identical'}.")
     elif any(run.measured_peak_bytes is None for run in report.runs):
         said.append("Everything here is predicted: nothing was allocated, and no gradient was computed.")
     return said
@@ -52,5 +52,5 @@ def _mode(run: Run, full: Run | None) -> str:
     cost = ""
     if run.recomputed_flops and run.flops:
         more = 100 * run.recomputed_flops / run.flops
-        cost = f", and computes {format_flops(run.recomputed_flops)} again ({more:.1f} % of the forward pass)"
+        cost = f", and recomputes {format_flops(run.recomputed_flops)} ({more:.1f} % of the forward pass)"
     return f"{run.label} saves {format_bytes_short(run.saved_bytes)}{share}{cost}; its peak is {peak}."

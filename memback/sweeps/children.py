@@ -54,7 +54,7 @@ class Children:
                 deaths += 1
                 if deaths < _TRIES:
                     continue
-                why = f"the process that ran it died {_TRIES} times; was it out of memory?"
+                why = f"the process that ran it died {_TRIES} times, perhaps out of memory"
                 done = Done([work.failed(points[0], why, "lost")])
             return Done(done.rows, (*done.rest, *task.points[len(points) :]))
 
@@ -99,7 +99,7 @@ class _Child:
     """A process, and the pipes to it."""
 
     def __init__(self) -> None:
-        # out of the terminal's group, so that Ctrl-C is left to the process that started it
+        # outside the terminal's group, so that only the process that started it gets Ctrl-C
         group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
         apart: dict[str, Any] = {"process_group": 0} if os.name == "posix" else {"creationflags": group}
         self._process = subprocess.Popen(
@@ -142,7 +142,7 @@ def main() -> None:
     """Run tasks from standard input until it ends; what prints goes to standard error."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    with suppress(EOFError, pickle.UnpicklingError, BrokenPipeError):  # who asked is gone
+    with suppress(EOFError, pickle.UnpicklingError, BrokenPipeError):  # the process that asked is gone
         while True:
             task = _receive(sys.stdin.buffer)
             assert isinstance(task, Task)
@@ -152,4 +152,4 @@ def main() -> None:
             except Exception as error:
                 answer = error
             _send(answers, answer)
-    os._exit(0)  # without a last attempt to write to a pipe that nobody reads
+    os._exit(0)  # skip the last attempt to write to a pipe without a reader

@@ -24,7 +24,7 @@ from memback.units import format_bytes_short, parse_bytes, parse_count
 __all__ = ["PLANNER", "POLICY", "Axis", "Grid", "Point", "Value", "check_planner", "parse_axis", "settings_text"]
 
 PLANNER = "chain"
-"""Plans for points, where nothing else is asked for: it takes the same time, and finds the same plan, every time."""
+"""The default planner for points: it is deterministic."""
 
 POLICY = "checkpoint.policy"
 """The key of the profile that ``policy`` is short for."""
@@ -54,7 +54,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Point:
-    """A combination of values. ``id`` tells it, and nothing else, wherever its row is kept.
+    """A combination of values. ``id`` identifies it, wherever its row is kept.
 
     ``overrides`` are the keys of the profile that it changes but for the policy, which is None where it is the
     profile's own; ``budget`` (bytes) is None where no plan is asked for.

@@ -1,4 +1,4 @@
-"""Points of a sweep, run dry: what becomes of a few points of one model, as plain rows.
+"""Points of a sweep, run dry: rows for a few points of one model.
 
 Points that differ only in policy, budget and planner share their model, its runs in modes full and inference, and the
 measured stages of their plans.
@@ -25,13 +25,13 @@ from memback.profiling.step import Step
 from memback.profiling.workload import Workload
 from memback.sweeps.grid import Point
 
-__all__ = ["Arguments", "Done", "Figures", "Planned", "Row", "Task", "run"]
+__all__ = ["Arguments", "Done", "Figures", "PlanFigures", "Row", "Task", "run"]
 
 SECONDS = 5.0
-"""Of the processor: after them a task gives what it has, so that a killed process loses little more than this."""
+"""Seconds of processor time after which a task returns its rows, so that a killed process loses little more."""
 
 _WORTHWHILE = 5
-"""A task goes on for this many times what its first point took, which measures the model for all of them."""
+"""A task runs for at least this many times the duration of its first point, which measures the model for all."""
 
 Count = Annotated[int, Meta(ge=0)]
 T = TypeVar("T")
@@ -65,8 +65,8 @@ class Figures(Struct, frozen=True, kw_only=True):
     recomputed_flops: Count
 
 
-class Planned(Struct, frozen=True, kw_only=True):
-    """The plan for a budget, as ``memback plan`` finds it; where none fits, the budget that the leanest plan needs."""
+class PlanFigures(Struct, frozen=True, kw_only=True):
+    """The plan of ``memback plan`` for a budget; where none fits, the budget that the leanest plan needs."""
 
     budget_bytes: Count
     planner: str
@@ -79,10 +79,10 @@ class Planned(Struct, frozen=True, kw_only=True):
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """What became of a point.
+    """The outcome of a point.
 
-    ``failed`` is a point that can't be (``error`` says why; what could be run is there), ``lost`` one whose process
-    died: it is run again by the next ``--resume``.
+    ``failed`` is a point that can't be run (``error`` says why; what could be run is there), ``lost`` one whose process
+    died: the next ``--resume`` reruns it.
     """
 
     point: Count
@@ -95,11 +95,11 @@ class Row(Struct, frozen=True, kw_only=True):
     full: Figures | None = None
     checkpoint: Figures | None = None
     inference: Figures | None = None
-    plan: Planned | None = None
+    plan: PlanFigures | None = None
 
 
 class Task(Struct, frozen=True):
-    """Points of one model, to be run in one process. ``version`` is that of the memback which asks."""
+    """Points of one model, to be run in one process. ``version`` is that of the memback that started the sweep."""
 
     profile: Profile
     points: tuple[Point, ...]
@@ -114,14 +114,14 @@ class Done(Struct, frozen=True):
 
 
 def run(task: Task, seconds: float = SECONDS) -> Done:
-    """Run points, at least one, until ``seconds`` of the processor are over, and the model has been worth measuring.
+    """Run points, at least one, until ``seconds`` of the processor are over, and measuring the model has paid off.
 
     Raises:
-        MembackError: this is not the version of memback that asks for it.
+        MembackError: this is another version of memback than the sweep's.
     """
     if task.version != __version__:
         raise MembackError(
-            f"memback {__version__} runs where memback {task.version} asks for it: install the same version everywhere"
+            f"this process has memback {__version__}, the sweep {task.version}: install the same version everywhere"
         )
     began = time.thread_time()
     rows: list[Row] = []
@@ -173,7 +173,7 @@ def _row(model: _Model, point: Point) -> Row:
 
 
 def _reason(error: Exception) -> str:
-    """Why a point can't be; of a defect, its kind too: it is a point's, and not the end of the sweep."""
+    """Why a point can't be run; for a defect, its kind too, because it fails the point and not the sweep."""
     return str(error) if isinstance(error, MembackError) else f"{type(error).__name__}: {error}"
 
 
@@ -218,10 +218,10 @@ class _Model:
             )
         return self._figures[mode]
 
-    def plan(self, budget: int, planner: str) -> Planned:
+    def plan(self, budget: int, planner: str) -> PlanFigures:
         full = self.figures(Mode("full"))
         if full.peak_bytes + RESERVE <= budget and planner in KEEPING_EVERYTHING:
-            return Planned(
+            return PlanFigures(
                 budget_bytes=budget,
                 planner=planner,
                 fits=True,
@@ -234,8 +234,8 @@ class _Model:
             plan = self.planning.plan(budget, planner)
         except NoPlanError as error:
             least = error.minimum_bytes
-            return Planned(budget_bytes=budget, planner=planner, fits=False, least_budget_bytes=least)
-        return Planned(
+            return PlanFigures(budget_bytes=budget, planner=planner, fits=False, least_budget_bytes=least)
+        return PlanFigures(
             budget_bytes=budget,
             planner=planner,
             fits=True,

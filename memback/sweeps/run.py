@@ -28,7 +28,7 @@ from memback.sweeps.point import Done, Row, Task
 __all__ = ["cores", "on_cores", "on_dask", "tasks_of"]
 
 CONNECT_SECONDS = 10
-"""For how long a scheduler may keep silent."""
+"""Seconds that a scheduler may take to answer."""
 
 _ADDRESS = re.compile(r"(?:tcp|tls|ws|wss|ucx)://\S+:\d+/?")
 
@@ -45,7 +45,7 @@ def cores() -> int:
 
 
 def tasks_of(profile: Profile, points: Iterable[Point], workers: int) -> list[Task]:
-    """Points in tasks: those of one model together, as they share most of the work, but enough tasks for everybody.
+    """Points in tasks: those of one model together, as they share most of the work, but enough tasks for all workers.
 
     Those with one budget stay together longest, as they share its plan.
     """
@@ -142,7 +142,7 @@ def on_dask(profile: Profile, points: Sequence[Point], address: str) -> Iterator
         completed = as_completed(loop=client.loop, raise_errors=False)
 
         def submit() -> None:
-            """Let the cluster have enough to do."""
+            """Keep enough tasks on the cluster."""
             while waiting and len(running) < max(_AT_ONCE, 4 * threads):
                 task = waiting.popleft()
                 future = client.submit(_run_on_worker, task, pure=False)
@@ -171,7 +171,7 @@ def _client(address: str) -> Iterator[Any]:
     if not _ADDRESS.fullmatch(address):
         raise UsageError(f"--scheduler {address!r} is no address; write it as tcp://host:8786")
     before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # what Dask has to say of a lost connection, page after page, is one message here
+    logging.disable(logging.CRITICAL)  # one message here in place of Dask's pages about a lost connection
     try:
         try:
             client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
@@ -187,7 +187,7 @@ _on_worker = Children()
 
 
 def _run_on_worker(task: Task) -> Done:
-    """What Dask runs: a task, in a process of its own beside the worker's."""
+    """What Dask runs: a task, in a child process of the worker."""
     return _on_worker.run(task)
 
 
@@ -196,7 +196,7 @@ def _rest_on_worker() -> None:
 
 
 def _outcome(future: Any, task: Task) -> tuple[list[Row], list[Task]]:
-    """What became of a task: its rows, and what is left of it."""
+    """The outcome of a task: its rows, and the rest of it."""
     from distributed import KilledWorker
 
     if future.status == "finished":
@@ -205,7 +205,7 @@ def _outcome(future: Any, task: Task) -> tuple[list[Row], list[Task]]:
     error = future.exception() if future.status == "error" else None
     match error:
         case KilledWorker():
-            why = "the workers that had it died, again and again"
+            why = "every worker that ran it died"
             return [work.failed(point, why, "lost") for point in task.points], []
         case ModuleNotFoundError():
             raise UsageError(f"the workers of the cluster have no {error.name}: install this memback there") from error

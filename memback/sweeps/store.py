@@ -1,7 +1,7 @@
 """Rows of a sweep on disk: nothing that is finished is lost, and no file is ever half-written.
 
-Every row is first appended to a journal beside the file (``FILE.journal``, a JSON document a line, the sweep's own
-first). Every few seconds, and at the end, the file itself is written anew under a temporary name and renamed. A kill at
+Every row is first appended to a journal next to the file (``FILE.journal``, a JSON document a line, the sweep's own
+first). Every few seconds, and at the end, the file itself is rewritten under a temporary name and renamed. A kill at
 any moment leaves a whole file, or none yet, and a journal with at most its last line cut off: :meth:`Store.resumed`
 reads both. An orderly end leaves the file alone.
 """
@@ -25,7 +25,7 @@ from memback.files import check_target, explained, read_regular, write_atomicall
 from memback.reports.tables import cell_text, text_of_cell
 from memback.sweeps import parquet
 from memback.sweeps.grid import Grid, Point, settings_text
-from memback.sweeps.point import Arguments, Figures, Planned, Row
+from memback.sweeps.point import Arguments, Figures, PlanFigures, Row
 
 __all__ = ["SCHEMA", "SUFFIXES", "Store", "columns", "describe"]
 
@@ -37,11 +37,11 @@ _PARTS: dict[str, type[msgspec.Struct]] = {
     "full": Figures,
     "checkpoint": Figures,
     "inference": Figures,
-    "plan": Planned,
+    "plan": PlanFigures,
 }
 _SECONDS = 5.0
 _SHARE = 20
-"""A file is written anew after this many times as long as that took."""
+"""A file is rewritten after this many times the duration of the last write."""
 
 
 def describe(grid: Grid) -> dict[str, Any]:
@@ -230,11 +230,11 @@ class Store:
         for file in self.files:
             if Path(file).exists():
                 raise UsageError(
-                    f"File already exists, will not overwrite without --force: {file}; --resume goes on with its sweep"
+                    f"File already exists, will not overwrite without --force: {file}; --resume continues its sweep"
                 )
         if self._journal is not None and self._journal.exists():
             raise UsageError(
-                f"{self._journal} has rows of a sweep that was cut off: --resume goes on with it, --force starts anew"
+                f"{self._journal} has rows of an interrupted sweep: --resume continues it, --force starts over"
             )
 
     # -- adding rows
@@ -267,7 +267,7 @@ class Store:
         self._began = True
 
     def write(self) -> None:
-        """Write every file anew, with the rows that there are, in the order of the points.
+        """Rewrite every file with the rows so far, in the order of the points.
 
         Raises:
             MembackError: the system does not let it be written.
@@ -300,7 +300,7 @@ class Store:
     # -- going on
 
     def _resume(self) -> None:
-        """Take over the rows that are there, but for lost ones."""
+        """Adopt the existing rows, except lost ones."""
         points = {point.id: point for point in self.grid.points}
         taken = [row for file in self.files if Path(file).exists() for row in self._from_file(file, points)]
         taken += self._from_journal(points)
@@ -319,7 +319,7 @@ class Store:
                 yield _row({**flat, "point": point.number}, point.settings)
             except msgspec.ValidationError as error:
                 raise UsageError(
-                    f"{file}: point {flat['id']} has been changed: {shorten(error)}; --force starts anew"
+                    f"{file}: point {flat['id']} has been changed: {shorten(error)}; --force starts over"
                 ) from None
 
     def _from_journal(self, points: Mapping[str, Any]) -> list[Row]:
@@ -334,7 +334,7 @@ class Store:
             rows = [msgspec.json.decode(line, type=Row) for line in whole.split(b"\n")[1:]]
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise UsageError(
-                f"{self._journal} is no journal of a sweep: {shorten(error)}; --force starts anew"
+                f"{self._journal} is no journal of a sweep: {shorten(error)}; --force starts over"
             ) from None
         for row in rows:
             if row.id not in points:
@@ -353,7 +353,7 @@ class Store:
             why = f"its profile, policy, budget, planner or version of memback ({__version__} here) is another one"
         else:
             why = f"its point {settings_text(settings)} is not in this grid"
-        return UsageError(f"{file} has rows of another sweep: {why}; name another file, or start anew with --force")
+        return UsageError(f"{file} has rows of another sweep: {why}; name another file, or start over with --force")
 
 
 def _shown(value: Any) -> str:

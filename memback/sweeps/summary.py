@@ -43,12 +43,10 @@ VALUES: dict[str, Quantity] = {
     "checkpoint_peak": Quantity("peak of checkpoint", "B", _figure("checkpoint", "peak_bytes")),
     "inference_peak": Quantity("peak of inference", "B", _figure("inference", "peak_bytes")),
     "flops": Quantity("FLOPs of a forward pass", "FLOP", _figure("full", "flops")),
-    "recomputed_flops": Quantity(
-        "FLOPs that checkpoint computes again", "FLOP", _figure("checkpoint", "recomputed_flops")
-    ),
+    "recomputed_flops": Quantity("FLOPs that checkpoint recomputes", "FLOP", _figure("checkpoint", "recomputed_flops")),
     "parameter_bytes": Quantity("parameters", "B", _figure("arguments", "parameter_bytes")),
     "plan_peak": Quantity("peak of the plan", "B", _figure("plan", "peak_bytes")),
-    "plan_extra_flops": Quantity("FLOPs that the plan computes again", "FLOP", _figure("plan", "extra_flops")),
+    "plan_extra_flops": Quantity("FLOPs that the plan recomputes", "FLOP", _figure("plan", "extra_flops")),
     "least_budget": Quantity("budget that the leanest plan needs", "B", _figure("plan", "least_budget_bytes")),
 }
 """What a heat-map can show, by name."""
@@ -95,7 +93,7 @@ def _points(grid: Grid, rows: Sequence[work.Row]) -> Table:
         Column("peak full", group=1),
         Column("peak checkpoint", group=1),
         Column("peak inference", group=1),
-        *([Column("peak plan", group=2), Column("again", group=2)] if planned else []),
+        *([Column("peak plan", group=2), Column("recomputed", group=2)] if planned else []),
     ]
     names = ("saved_bytes", "peak", "checkpoint_peak", "inference_peak")
     body = [
@@ -109,7 +107,7 @@ def _points(grid: Grid, rows: Sequence[work.Row]) -> Table:
         for row in rows
     ]
     notes = [f"Checkpoint: policy {policies[0]}."] if len(policies := _policies(rows)) == 1 else []
-    notes += ["Again: FLOPs that the plan computes again, as a share of a forward pass."] if planned else []
+    notes += ["Recomputed: FLOPs that the plan recomputes, as a share of a forward pass."] if planned else []
     return Table("Points", columns, body, notes=notes)
 
 
@@ -265,7 +263,7 @@ def _amount(value: int, quantity: Quantity) -> Cell:
 
 
 def counts(grid: Grid, rows: Sequence[work.Row]) -> dict[str, Any]:
-    """How many points became what."""
+    """The number of points of each status."""
     planned = [row.plan for row in rows if row.plan is not None]
     return {
         "points": len(grid),

@@ -70,16 +70,18 @@ def test_the_table_of_memory_has_no_row_for_an_optimiser_that_is_not_there():
     report = bridge.profile(nn.Linear(8, 8), X, modes=["full"], dry=True)
     shown = plain(report.__rich__())
     assert not [line for line in shown.splitlines() if line.startswith("optimiser state")]
-    assert "No optimiser state is in this: what an optimiser keeps, as Adam two numbers a parameter, comes" in shown
+    assert "Optimiser state is not included: it comes on top (Adam keeps two numbers per parameter)" in shown
 
 
-def test_what_prediction_and_measurement_are_apart_is_explained_where_they_are():
+def test_what_prediction_and_measurement_differ_by_is_explained_where_they_do():
     report = bridge.profile(nn.Linear(8, 8), X, modes=["full"], rounds=0)
     (run,) = report.runs
     assert run.measured_peak_bytes == run.predicted_peak_bytes
-    assert "Apart:" not in plain(report.__rich__())
+    assert "Difference:" not in plain(report.__rich__())
     more = replace(report, runs=(replace(run, measured_peak_bytes=run.measured_peak_bytes + 1),))
-    assert "Apart: measured less predicted. The real step ran other ops than the dry run" in plain(more.__rich__())
+    assert "Difference: measured minus predicted. The real step ran other ops than the dry run" in plain(
+        more.__rich__()
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

@@ -46,7 +46,7 @@ def test_a_plan_is_shown_with_its_budget_peak_cost_and_proof(capsys, monkeypatch
         assert main(argv) == 0
         out = capsys.readouterr().out
         assert max(map(len, out.splitlines())) <= int(columns)
-        for part in ("budget        12,582,912", "Computed again:", "Proof: ", "forward  ▪", "◂ reversed", "its input"):
+        for part in ("budget        12,582,912", "Recomputed:", "Proof: ", "forward  ▪", "◂ reversed", "its input"):
             assert part in out
 
 

@@ -146,7 +146,7 @@ def test_ctrl_c_finishes_the_step_saves_it_and_can_be_resumed_to_the_same_bits(t
         assert main([*QUICK, "--steps", "5", "--save", path]) == 130
     assert signal.getsignal(signal.SIGINT) is handler
     printed = capsys.readouterr()
-    assert f"Interrupted after step 3; go on with --resume {path}" in printed.out
+    assert f"Interrupted after step 3; continue with --resume {path}" in printed.out
     assert printed.err.strip() == "Error: Interrupted"
     assert main([*QUICK, "--steps", "5", "--resume", path, "--save", path, "--quiet"]) == 0
     assert (tmp_path / "file").read_bytes() == (tmp_path / "whole").read_bytes()
@@ -202,7 +202,7 @@ def test_running_out_of_memory_ends_in_one_line_and_exit_code_1(monkeypatch, cap
         (["train", "digits", "--save-every", "3"], "--save-every needs --save FILE"),
         (["train", "digits", "--resume", "/nowhere/file"], "There is no file /nowhere/file"),
         (["train", "digits", "--save", "/nowhere/file"], "There is no folder /nowhere"),
-        (["train", "gpt3-175b"], "too large to be run"),
+        (["train", "gpt3-175b"], "too large to run"),
         (["train", "digts"], "digits"),
         (["train"], "Missing argument"),
     ],

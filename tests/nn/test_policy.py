@@ -200,6 +200,57 @@ def test_an_output_that_a_segment_still_owes_is_refused_where_it_is_used() -> No
             ops.sum(model.middle(model.first(mb.Tensor(X))))
 
 
+class Skipping(Attributes):
+    """Gives the last block the output of the first one, or leaves it out."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def forward(self, x: Any) -> Any:
+        first = self.first(x)
+        middle = self.middle(first)
+        return self.last(first) if self.way == "back" else middle
+
+
+def test_a_block_that_gets_an_earlier_output_is_refused() -> None:
+    model = Skipping("back")
+    with (
+        nn.Policy.parse("every:3", ["first", "middle", "last", "last"]).apply(model),
+        pytest.raises(mb.UsageError, match="must call 'last' on the output of 'middle'"),
+    ):
+        model(mb.Tensor(X))
+
+
+@pytest.mark.parametrize("text", ["all", "every:2", "every:3"])
+def test_a_model_that_calls_fewer_blocks_than_are_named_is_refused(text: str) -> None:
+    model = Skipping("out")
+    with (
+        nn.Policy.parse(text, ["first", "middle", "last"]).apply(model),
+        pytest.raises(mb.UsageError, match="the model called 2 of 3 named blocks, up to 'middle'"),
+    ):
+        model(mb.Tensor(X))
+
+
+def test_a_block_in_a_loop_of_its_own_is_named_as_often_as_it_is_called() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Residual()
+
+        def forward(self, x: Any) -> Any:
+            for _ in range(5):
+                x = self.block(x)
+            return x
+
+    model = Recurrent()
+    policy = nn.Policy.parse("every:2", ["block"] * 5)
+    assert gradients(model, policy.apply(model)) == gradients(model)
+    twin = AsSequential([model.block] * 5)
+    for mine, other in zip(profile(model, policy).runs, profile(twin, nn.Policy.parse("every:2")).runs, strict=True):
+        assert figures(mine) == figures(other)
+
+
 def test_a_forward_pass_that_failed_leaves_nothing_behind() -> None:
     model, _, names = looped()
     policy = nn.Policy.parse("every:3", names)

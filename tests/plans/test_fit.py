@@ -68,14 +68,14 @@ def test_smaller_masks_are_offered_where_there_is_dropout(trials):
     tried = trials(model__dropout="0.1")
     options = fit(tried, tried.option(Setup({"model.mask": "bits"})).peak_bytes)
     bits = next(option for option in options if option.setup == Setup({"model.mask": "bits"}))
-    assert bits.results == "same bits"
+    assert bits.results == "bit-identical"
     assert bits.seconds == 0
 
 
 def test_what_changes_results_says_so(trials):
     tried = trials()
-    assert tried.option(Setup(policy="all")).results == "same bits"
-    assert tried.option(Setup(offload=True)).results == "same bits"
+    assert tried.option(Setup(policy="all")).results == "bit-identical"
+    assert tried.option(Setup(offload=True)).results == "bit-identical"
     assert tried.option(Setup(micro_batches=2)).results == "rounding"
     assert tried.option(Setup({"dtype": "bfloat16"})).results == "bfloat16"
     assert tried.option(Setup({"dtype": "bfloat16"})).seconds is None
@@ -175,7 +175,7 @@ def test_depths_of_which_there_are_only_some_are_tried(trials):
 def test_dimensions_that_a_profile_does_not_have_are_refused(trials):
     with pytest.raises(UsageError, match="no sequences"):
         find_largest(trials("digits"), "sequence", 2**20, Setup())
-    with pytest.raises(UsageError, match="no depth"):
+    with pytest.raises(UsageError, match="no numeric depth"):
         find_largest(trials("digits"), "depth", 2**20, Setup())
     with pytest.raises(MembackError, match="no batch fits 1,024 B .*: even batch 1 has a peak of"):
         find_largest(trials("digits"), "batch", 1024, Setup())

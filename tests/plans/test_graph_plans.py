@@ -211,7 +211,7 @@ def test_nothing_is_left_behind_after_backward():
         assert not run._store
         assert not run._saves
         assert not run._untold
-        nodes = [ref() for ref in run._nodes]
+        nodes = [call() for call in run._calls]
         assert nodes == [None] * len(nodes)
     finally:
         gc.enable()

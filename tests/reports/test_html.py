@@ -56,13 +56,13 @@ def test_the_page_holds_the_numbers_of_every_mode_without_a_script() -> None:
     for run in report.runs:
         for size in (run.saved_bytes, run.peak.total_bytes, run.measured_peak_bytes):
             assert f"{size:,}" in page
-    assert "The gradients of retain-all, full, checkpoint:sqrt are the same, bit for bit." in page
+    assert "The gradients of retain-all, full, checkpoint:sqrt are bit-identical." in page
 
 
 def test_gradients_that_differ_are_said_in_words() -> None:
     report = sample.report()
     runs = (report.runs[0], change(report.runs[1], gradient_sha256="1" * 64))
-    assert '<li class="bad">The gradients of retain-all, full are NOT the same bits.' in render(
+    assert '<li class="bad">The gradients of retain-all, full are NOT bit-identical.' in render(
         change(report, runs=runs)
     )
 

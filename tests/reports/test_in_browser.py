@@ -94,7 +94,7 @@ def test_the_frontier_is_the_reports(page: Page, report: Report) -> None:
         assert mark["y"] == [pytest.approx(100 * run.recomputed_flops / run.flops)]
         assert f"{run.label}: peak {run.peak.total_bytes:,} B" in mark["text"][0]
     axes = "const f = document.getElementById('frontier')._fullLayout; return [f.xaxis.title.text, f.yaxis.title.text]"
-    assert page.run(axes) == ["peak above the arguments, MiB", "computed again, % of a forward pass"]
+    assert page.run(axes) == ["peak above the arguments, MiB", "recomputed, % of a forward pass"]
 
 
 # -- it opens

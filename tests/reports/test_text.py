@@ -76,7 +76,17 @@ def test_a_pipe_that_knows_ascii_alone_gets_the_same_numbers() -> None:
 def test_a_mode_has_one_row_with_its_numbers() -> None:
     lines = show(text.comparison(sample.report()), 200).splitlines()
     (line,) = [line for line in lines if line.startswith("checkpoint:sqrt")]
-    for part in ("1,069,056", "1.02", "0.50×", "2,238,504", "2,249,256", "+10,752", "+0.48 %", "same bits", "1.81 ms"):
+    for part in (
+        "1,069,056",
+        "1.02",
+        "0.50×",
+        "2,238,504",
+        "2,249,256",
+        "+10,752",
+        "+0.48 %",
+        "bit-identical",
+        "1.81 ms",
+    ):
         assert part in line
 
 
@@ -97,7 +107,7 @@ def test_what_nobody_measured_has_no_column() -> None:
         assert title not in shown
 
 
-def apart_by(difference: int) -> RenderableType:
+def differing_by(difference: int) -> RenderableType:
     run = sample.full()
     run = change(run, measured_peak_bytes=run.peak.total_bytes + difference)
     return text.comparison(change(sample.report(), runs=(run,)))
@@ -105,19 +115,19 @@ def apart_by(difference: int) -> RenderableType:
 
 def test_a_prediction_that_does_not_hold_is_said_in_words_and_in_red() -> None:
     limit = sample.full().peak.total_bytes // 100 + 256 * 1024
-    assert "does not hold" not in show(apart_by(limit))
-    assert "does not hold" not in show(apart_by(-limit))
-    assert "! full: predicted and measured peak are" in show(apart_by(limit + 1))
-    assert "does not hold" in show(apart_by(-limit - 1)).replace("\n  ", " ")
-    assert "\x1b[1;31m" not in coloured(apart_by(limit))
-    assert "\x1b[1;31m" in coloured(apart_by(limit + 1))
+    assert "does not hold" not in show(differing_by(limit))
+    assert "does not hold" not in show(differing_by(-limit))
+    assert "! full: predicted and measured peak differ by" in show(differing_by(limit + 1))
+    assert "does not hold" in show(differing_by(-limit - 1)).replace("\n  ", " ")
+    assert "\x1b[1;31m" not in coloured(differing_by(limit))
+    assert "\x1b[1;31m" in coloured(differing_by(limit + 1))
 
 
-def test_what_peaks_are_apart_is_explained_where_they_are() -> None:
-    assert "Apart:" not in show(apart_by(0))
+def test_what_peaks_differ_by_is_explained_where_they_do() -> None:
+    assert "Difference:" not in show(differing_by(0))
     for difference in (1, -1):
-        assert "Apart: measured less predicted. The measurement also sees what Python" in show(
-            apart_by(difference), 120
+        assert "Difference: measured minus predicted. The measurement includes temporaries" in show(
+            differing_by(difference), 120
         )
 
 
@@ -126,8 +136,8 @@ def test_an_optimiser_that_keeps_nothing_has_no_row_but_a_sentence() -> None:
     without = change(report, arguments=change(report.arguments, optimizer_bytes=0))
     shown = show(text.composition(without, sample.full()), 120)
     assert not [line for line in shown.splitlines() if line.startswith("optimiser state")]
-    assert "No optimiser state is in this" in shown
-    assert "No optimiser state is in this" not in show(text.composition(report, sample.full()), 120)
+    assert "Optimiser state is not included" in shown
+    assert "Optimiser state is not included" not in show(text.composition(report, sample.full()), 120)
 
 
 def test_gradients_that_differ_are_said_in_words_and_in_red() -> None:
@@ -173,7 +183,7 @@ def test_a_saved_value_says_where_it_came_from() -> None:
     assert "    h  524,288 B  output of relu (blocks.2.act), mlp.py:12" in shown
 
 
-def test_alike_layers_fold_and_unfold() -> None:
+def test_identical_layers_fold_and_unfold() -> None:
     folded = show(text.layers(sample.full()), 120)
     assert "blocks.1…3.fc " in folded
     assert "524,288 B each  output of relu (blocks.0…2.act)" in folded

@@ -150,5 +150,5 @@ def test_a_defect_is_a_points_and_not_the_sweeps(monkeypatch):
 
 def test_another_version_of_memback_is_refused():
     one = grid("batch=1")
-    with pytest.raises(MembackError, match=r"memback \S+ runs where memback 0\.0\.1 asks for it"):
+    with pytest.raises(MembackError, match=r"this process has memback \S+, the sweep 0\.0\.1: install the same"):
         run(Task(one.profile, one.points, version="0.0.1"))

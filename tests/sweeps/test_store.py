@@ -175,11 +175,11 @@ def test_rows_of_another_sweep_are_refused_with_the_reason(other, reason, only_j
 
 def test_what_is_there_is_left_alone_without_a_word(rows, file):
     Path(file).write_text("mine")
-    with pytest.raises(UsageError, match=r"will not overwrite without --force: .*; --resume goes on"):
+    with pytest.raises(UsageError, match=r"will not overwrite without --force: .*; --resume continues its sweep"):
         Store(GRID, [file])
     Path(file).unlink()
     journal(file).write_text("{}\n")
-    with pytest.raises(UsageError, match="has rows of a sweep that was cut off: --resume goes on with it"):
+    with pytest.raises(UsageError, match="has rows of an interrupted sweep: --resume continues it"):
         Store(GRID, [file])
     assert journal(file).read_text() == "{}\n"
     store = Store(GRID, [file], force=True)

@@ -244,11 +244,11 @@
     }), CONFIG);
     const step = reps.length < state.last - first + 1;
     $("time-note").textContent =
-      `A band is a buffer, from its birth to its death; ${run.told ? "bands of a colour are of a category" : "this report does not tell categories"}. ` +
-      "Point at one for what it is, choose a moment for all that is alive then, drag over a stretch to zoom in. " +
+      `A band is a buffer, from allocation to release; ${run.told ? "its colour is its category" : "this report has no categories"}. ` +
+      "Hover over one for details, click a moment to list what is alive then, drag over a stretch to zoom in. " +
       (step ? `${group(state.last - first + 1)} events are drawn as ${group(reps.length)} columns, each with its highest moment; zoom in for every one. ` : "") +
-      `Buffers too small to see at this scale have no outline, and are there: ${group(run.buffers.bytes.length)} in all. ` +
-      "Workspace lives inside of an op, between two events: a report holds it for the peak alone, where the mark stands above the bands.";
+      `Buffers too small to see at this scale have no outline; there are ${group(run.buffers.bytes.length)} in all. ` +
+      "Workspace exists inside an op, between two events: a report has it for the peak only, where the mark is above the bands.";
     mark(null);
   }
 
@@ -535,7 +535,7 @@
   }
   function legendOfOps(t) {
     const ops = [...new Set(t.op.filter((op) => text(op)))].sort((a, b) => rank.get(a) - rank.get(b));
-    $("map-note").textContent = "Colours are ops; a module that is drawn whole has that of the op that keeps the most in it. ";
+    $("map-note").textContent = "Colours are ops; a module drawn as a whole has the colour of the op that keeps the most in it. ";
     const list = $("map-ops");
     list.replaceChildren(...ops.map((op) => {
       const swatch = make("span", { class: "swatch" });
@@ -652,7 +652,7 @@
       const list = make("ul");
       for (const [name, bytes, origin, source] of row.layers[0][11])
         list.append(make("li", {}, make("code", {}, text(name)), ` ${exact(bytes)}: ${text(origin)}${text(source) ? `, ${text(source)}` : ""}`));
-      const more = row.layers.length > 1 ? [make("p", { class: "note" }, `The first of ${group(row.layers.length)} alike layers saves:`)] : [];
+      const more = row.layers.length > 1 ? [make("p", { class: "note" }, `The first of ${group(row.layers.length)} identical layers saves:`)] : [];
       line.after(make("tr", { class: "detail" }, make("td", { colspan: columns().length }, ...more, list)));
     });
     return button;
@@ -695,7 +695,7 @@
     const traces = [{
       type: "scatter", mode: "lines+markers", x: points.map((p) => p.peak / unit), y: points.map((p) => (100 * p.cost) / forward),
       line: { color: colour("faint"), shape: "hv", width: 2 }, marker: { size: points.map((p) => (p.knee ? 11 : 7)), color: colour("faint"), line: { width: 0 } },
-      text: points.map((p) => `${p.knee ? "the knee: " : ""}peak ${exact(p.peak)} (${short(p.peak)})<br>${share(p.cost)} of a forward pass again (${flops(p.cost)})`),
+      text: points.map((p) => `${p.knee ? "the knee: " : ""}peak ${exact(p.peak)} (${short(p.peak)})<br>${share(p.cost)} of a forward pass recomputed (${flops(p.cost)})`),
       hovertemplate: "%{text}<extra></extra>",
     }];
     const annotations = [];
@@ -704,7 +704,7 @@
       const [at, height] = [run.peak_bytes / unit, (100 * run.recomputed_flops) / forward];
       traces.push({
         type: "scatter", mode: "markers", x: [at], y: [height], marker: { color: hue, size: 13, symbol: "diamond", line: { color: colour("card"), width: 1.5 } },
-        text: [`${plain(run.label)}: peak ${exact(run.peak_bytes)} (${short(run.peak_bytes)})<br>${share(run.recomputed_flops)} of a forward pass again`],
+        text: [`${plain(run.label)}: peak ${exact(run.peak_bytes)} (${short(run.peak_bytes)})<br>${share(run.recomputed_flops)} of a forward pass recomputed`],
         hovertemplate: "%{text}<extra></extra>",
       });
       const right = (run.peak_bytes - least) / Math.max(1, most - least) > 0.7;
@@ -715,7 +715,7 @@
     Plotly.react("frontier", traces, layout({
       hovermode: "closest", dragmode: false, annotations,
       xaxis: { title: { text: `peak above the arguments, ${UNITS[unitOf(most)]}`, standoff: 8 }, fixedrange: true, showline: true, ticks: "outside", range: [least / unit - margin, most / unit + margin] },
-      yaxis: { title: { text: narrow() ? "computed again, %" : "computed again, % of a forward pass", standoff: 10 }, range: [-highest * 0.03, highest * 1.15], zeroline: true },
+      yaxis: { title: { text: narrow() ? "recomputed, %" : "recomputed, % of a forward pass", standoff: 10 }, range: [-highest * 0.03, highest * 1.15], zeroline: true },
     }), CONFIG);
   }
 
@@ -723,7 +723,7 @@
     const all = points[points.length - 1].peak;
     const knee = points.find((p) => p.knee);
     $("frontier-note").textContent =
-      `From ${short(points[0].peak)}, computing ${share(points[0].cost)} of a forward pass again, to ${short(all)}, computing ` +
+      `From ${short(points[0].peak)}, recomputing ${share(points[0].cost)} of a forward pass, to ${short(all)}, recomputing ` +
       `${share(points[points.length - 1].cost)}. The knee, where less memory begins to cost much more, is at ${short(knee.peak)} and ${share(knee.cost)}.`;
     const number = (content) => make("td", { class: "number" }, content);
     $("frontier-table").tBodies[0].replaceChildren(...points.map((p) =>

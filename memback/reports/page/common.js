@@ -68,7 +68,7 @@ applyTheme(theme());
 $("theme").removeAttribute("aria-pressed");
 $("theme").hidden = false;
 
-const sorry = (error) => $("main").append(make("p", { class: "note bad" }, `This browser can't show the pictures (${error}); a current one can.`));
+const sorry = (error) => $("main").append(make("p", { class: "note bad" }, `This browser can't show the pictures (${error}); use a current one.`));
 
 // The page's data; null where the browser can't unpack it.
 async function begin() {
