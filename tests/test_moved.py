@@ -12,6 +12,26 @@ import memback
 from memback._moved import MOVED
 from memback.engine.checkpoint import checkpoint
 
+DIVIDED = {
+    "memback.arrays": (
+        "Array Buffer argument_like buffer_bytes distinct_bytes forgotten is_array is_whole "
+        "is_writeable leaves root stand_in"
+    ),
+    "memback.ledger": (
+        "CATEGORIES EXCHANGED Account Accounts Buffer Category Event Interval Ledger Row SavedValue Tape peak_of"
+    ),
+    "memback.packing": "Packed PackedValue saved_tensors_hooks",
+    "memback.profiling.passes": "MODES DryLedger Mode Peak Prediction RssSampler Seconds Step dry_arguments",
+    "memback.shape_array": (
+        "DryMemory NoValuesError ShapeArray UnsupportedError dry_memory fresh_dry_memory is_shape_array"
+    ),
+    "memback.tape": (
+        "AnomalyError Edge Node Observer Site Tape TapeError Tensor TensorOperators describe "
+        "detect_anomaly no_grad short_path"
+    ),
+}
+"""By the path of a module that is in several now, the public names that it had."""
+
 
 @pytest.mark.parametrize("path", MOVED)
 def test_an_old_path_leads_to_every_public_name_that_it_had(path: str) -> None:
@@ -20,6 +40,12 @@ def test_an_old_path_leads_to_every_public_name_that_it_had(path: str) -> None:
         for name in home.__all__:
             with pytest.warns(DeprecationWarning, match=f"{path}.{name} is in {home.__name__} now"):
                 assert getattr(old, name) is getattr(home, name)
+
+
+@pytest.mark.parametrize("path", DIVIDED)
+def test_every_public_name_of_a_divided_module_is_in_one_of_those_that_it_became(path: str) -> None:
+    homes = [import_module(home) for home in MOVED[path]]
+    assert [name for name in DIVIDED[path].split() if sum(name in home.__all__ for home in homes) != 1] == []
 
 
 def test_a_function_keeps_its_name_when_the_old_module_of_that_name_is_imported() -> None:
