@@ -1,4 +1,4 @@
-"""A plan for a PyTorch module that version 0.1 wrote is read, run, and written again with the same bytes."""
+"""A plan for a PyTorch module that an earlier version wrote is read, run, and written again with the same bytes."""
 
 from __future__ import annotations
 

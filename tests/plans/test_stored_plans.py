@@ -1,4 +1,4 @@
-"""Plans that version 0.1 wrote are read, run, and written again with the same bytes. The files are never made anew."""
+"""Plans that an earlier version wrote are read, run, and written again with the same bytes. The files are never made anew."""
 
 from __future__ import annotations
 
