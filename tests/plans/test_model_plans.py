@@ -399,7 +399,10 @@ def test_a_forward_that_stops_early_is_refused():
     model = mlp()
     plan = mb.plan(model, X, budget="1MiB")
     model._modules.popitem()
-    with planned(model, plan.region.begin), pytest.raises(mb.UsageError, match="16 calls, of which the model has made 15"):
+    with (
+        planned(model, plan.region.begin),
+        pytest.raises(mb.UsageError, match="16 calls, of which the model has made 15"),
+    ):
         model(mb.Tensor(X))
 
 
