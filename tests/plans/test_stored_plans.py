@@ -1,4 +1,4 @@
-"""Plans that an earlier version wrote are read, run, and written again byte for byte. The files are never regenerated."""
+"""Plans that an earlier version wrote are read, run, and written again byte for byte: nobody writes the files anew."""
 
 from __future__ import annotations
 
