@@ -6,13 +6,14 @@ A *partial* derivative belongs to one function: how its output changes when one 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from memback.engine.errors import TapeError
 from memback.engine.node import Node, Port, node_of
-from memback.engine.observer import Observer
 from memback.engine.state import current
 from memback.engine.tape import walk, walking
 from memback.engine.tensor import Tensor
@@ -87,7 +88,7 @@ def total(f: Tensor, x: Tensor) -> Any:
     rows = []
     with walking(_recorded(f)) as nodes:
         for unit in _unit_gradients(f):
-            with _Borrowed(nodes, x):
+            with _borrowed(nodes, x):
                 seed = [unit]
                 f.node.accumulate(seed, 0)  # type: ignore[union-attr]
                 rows.append(_walk_to(nodes, x))
@@ -103,38 +104,23 @@ def _walk_to(nodes: list[Node], x: Tensor) -> Any:
     return np.zeros(x.shape, x.dtype) if grad is None else np.array(grad)
 
 
-class _Borrowed(Observer):
-    """Sets the gradients of leaves aside as the walk reaches them, and puts them back.
-
-    As an observer, since which leaves a checkpoint reaches is known when it runs again. In the meantime nobody else
-    observes: the account is as it was when all is over.
-    """
-
-    def __init__(self, nodes: list[Node], x: Tensor) -> None:
-        self._nodes, self._x = nodes, x
-        self._leaves: dict[int, tuple[Tensor, Any]] = {}
-
-    def __enter__(self) -> None:
-        state = current()
-        self._outer, state.observer = state.observer, self
-        self._set_aside(self._x)
-
-    def __exit__(self, *_: object) -> None:
-        current().observer = self._outer
-        for leaf, grad in self._leaves.values():
+@contextmanager
+def _borrowed(nodes: list[Node], x: Tensor) -> Iterator[None]:
+    """In the block the gradients of leaves are set aside, and nobody observes: the account is as it was afterwards."""
+    state = current()
+    leaves = {id(x): x, **{id(e): e for node in nodes for e in node.edges if isinstance(e, Tensor)}}
+    before = [(leaf, leaf.grad) for leaf in leaves.values()]
+    observer, state.observer = state.observer, None
+    for leaf in leaves.values():
+        leaf.grad = None
+    try:
+        yield
+    finally:
+        state.observer = observer
+        for leaf, grad in before:
             leaf.grad = grad
-        for node in self._nodes:
+        for node in nodes:
             node.forget_gradients()
-
-    def backward_begins(self, node: Node) -> None:
-        for edge in node.edges:
-            if isinstance(edge, Tensor):
-                self._set_aside(edge)
-
-    def _set_aside(self, leaf: Tensor) -> None:
-        if id(leaf) not in self._leaves:
-            self._leaves[id(leaf)] = leaf, leaf.grad
-            leaf.grad = None
 
 
 def _check(f: Any, x: Any) -> None:

@@ -27,9 +27,9 @@ class saved_tensors_hooks(Setting):
         unpack: is given that, and returns an array of the same shape and dtype.
 
     Arguments (parameters, inputs and what else no op in the block has made) are left as they are, and so is what a
-    checkpoint computes again, which is used at once. What was packed in the block is unpacked by whichever backward
+    checkpoint recomputes, which is used at once. What was packed in the block is unpacked by whichever backward
     needs it, in the block or after it. Of nested blocks the innermost counts. If ``unpack`` gives the bits that
-    ``pack`` got, gradients have the same bits as without.
+    ``pack`` got, gradients are bit-identical to those without.
 
     After PyTorch's ``torch.autograd.graph.saved_tensors_hooks``, which packs parameters and inputs, too.
     """

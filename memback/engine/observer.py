@@ -31,13 +31,13 @@ class Observer:
         """``node`` was taken backward; its gradients have been added to ``edges``."""
 
     def recompute_begins(self, node: Node) -> None:
-        """A checkpoint's segment is about to be run again."""
+        """Calls of a region are about to be run again, ``node`` the first of them."""
 
     def recompute_ended(self, node: Node) -> None:
-        """A checkpoint's segment was run again; its backward begins."""
+        """They were run again; their backward follows."""
 
     def held(self, node: Node) -> None:
-        """A node that is no op's call (a checkpoint) was recorded."""
+        """``node`` holds what no :meth:`forward_ended` told of: what a region stores, or a call filled in."""
 
     def backward_pass_begins(self) -> None:
         """The walk over a tape begins; the forward pass is complete."""

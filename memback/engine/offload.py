@@ -168,7 +168,7 @@ class save_on_disk(saved_tensors_hooks):
         bytes_stored: in the file now.
 
     A root buffer is written once, however many calls save it or views of it. Arguments stay in memory, and so does what
-    a checkpoint computes again. The file has no name and disappears with the block, or with the last saved value if
+    a checkpoint recomputes. The file has no name and disappears with the block, or with the last saved value if
     that outlives it. The operating system may keep some of the file in memory that is free otherwise (page cache);
     that is not counted anywhere here. On a dry run nothing is written, and memory is predicted as ever.
 

@@ -92,7 +92,10 @@ def manual_seed(seed: int) -> None:
 
 
 def is_recomputing() -> bool:
-    """Whether the code runs a second time, for a checkpoint: side effects belong into the first run alone."""
+    """Whether an op is run again for backward: its side effects belong in the first run alone.
+
+    The function of a checkpoint and the layers in it run once, so only ops need to ask.
+    """
     return current().recomputing
 
 
