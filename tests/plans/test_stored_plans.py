@@ -1,4 +1,4 @@
-"""Plans that an earlier version wrote are read, run, and written again with the same bytes. The files are never made anew."""
+"""Stored plans of an earlier version are read, run, and written again with the same bytes; none is ever made anew."""
 
 from __future__ import annotations
 
