@@ -84,7 +84,7 @@ def test_a_checkpoint_does_not_compute_again_from_what_has_changed(edited: str) 
     with mb.detect_anomaly():
         out = mb.checkpoint(lambda a: ops.tanh(layer(ops.exp(a))), h)
         (layer.weight if edited == "weight" else h).data[0] += 1.0
-        what = "'W', an input of linear" if edited == "weight" else "'x', an input of exp"
+        what = "'weight', an input of linear" if edited == "weight" else "'input', an input of exp"
         with pytest.raises(mb.TapeError, match=rf"{what} .*not told of"):
             ops.sum(out).backward()
 

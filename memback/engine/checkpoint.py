@@ -23,12 +23,12 @@ from memback.engine.op import Op
 from memback.engine.packed import PackedValue
 from memback.engine.program import Program, Recompute, Release, Reverse, Step
 from memback.engine.recipe import Held
-from memback.engine.replay import Replay, replayed
+from memback.engine.replay import Replay, replaying
 from memback.engine.site import Site, call_site, short_path
 from memback.engine.state import State, current
 from memback.engine.tensor import Tensor
 
-__all__ = ["CheckpointWarning", "checkpoint", "run_segment", "tensors_in"]
+__all__ = ["CheckpointWarning", "checkpoint", "run_segment", "segment", "tensors_in"]
 
 
 class CheckpointWarning(UserWarning):
@@ -64,25 +64,43 @@ def run_segment(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], keep: Collection[str], warn: bool
 ) -> Any:
     """What :func:`checkpoint` does; a policy, which has chosen its segments on purpose, runs it without warnings."""
+    with segment(keep, function, args, kwargs, warn) as made:
+        out = function(*args, **kwargs)
+    if warn and made is not None:
+        _warn_if_useless(made, function, (args, kwargs))
+    return out
+
+
+@contextmanager
+def segment(
+    keep: Collection[str],
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    weigh: bool = False,
+) -> Iterator[Segment | None]:
+    """The block is a checkpointed segment, which begins with a call of ``function`` on these arguments.
+
+    Gives the segment; None where there is no tape, or where the region around it decides what is recomputed. Only with
+    ``weigh`` the segment knows in the end what it would have saved.
+    """
     state = current()
     outer = state.tape
     if outer is None:
-        return function(*args, **kwargs)
+        yield None
+        return
     try:
-        if outer.replay is not None or not state.checkpointing:  # the region around it decides
-            with outer.segment(keep) as segment:
-                out = function(*args, **kwargs)
+        if outer.replay is not None or not state.checkpointing:
+            with outer.segment(keep) as inner:
+                yield inner
         else:
             names = {id(array): name for name, array in _named_arrays(function, args, kwargs)}
-            replay = Segments(keep, warn, names, state.path, call_site())
-            out = replayed(replay, outer, function, args, kwargs)
-            segment = replay.whole
+            replay = Segments(keep, weigh, names, state.path, call_site())
+            with replaying(replay, outer):
+                yield replay.whole
     except BaseException:
         outer.clear()
         raise
-    if warn and segment is not None:
-        _warn_if_useless(segment, function, (args, kwargs))
-    return out
 
 
 @dataclass(eq=False)

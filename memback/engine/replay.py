@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,7 +43,7 @@ from memback.engine.site import Site
 from memback.engine.state import State, current
 from memback.engine.tape import Tape
 
-__all__ = ["Replay", "replayed"]
+__all__ = ["Replay", "replaying"]
 
 
 @dataclass(slots=True)
@@ -394,9 +394,9 @@ class _RegionTape(Tape):
         replay.add_plain(call, out)
 
 
-def replayed(replay: Replay, outer: Tape, forward: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
-    """Run ``forward`` as a region of the tape ``outer``."""
+@contextmanager
+def replaying(replay: Replay, outer: Tape) -> Iterator[None]:
+    """The block runs a region of the tape ``outer``."""
     with _RegionTape(outer, replay):
-        out = forward(*args, **kwargs)
+        yield
         replay.finish()
-    return out

@@ -1,8 +1,7 @@
 """Segments of blocks that a model calls itself, one after the other, such as in a loop over its layers.
 
-The model decides what it calls, so a segment of several blocks is known when its last one is called. Up to then the
-model gets stand-ins for the outputs, which it may only give to the next block; that call of the last block runs the
-whole segment. Whatever else a model does with a stand-in is an error, because it would need a value that is not there.
+A segment begins where its first block is called and ends where its last one returns. What the model does in between is
+a part of it.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ from __future__ import annotations
 import fnmatch
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Protocol
 
-from memback.engine.checkpoint import run_segment
-from memback.engine.state import State, at_path, current
+from memback.engine.checkpoint import segment
 from memback.errors import UsageError, shorten
 
 if TYPE_CHECKING:
@@ -55,27 +54,15 @@ def _walk(model: Module, pattern: str, prefix: str = "") -> Iterator[tuple[str, 
             yield from _walk(child, pattern, f"{prefix}{name}.")
 
 
-class _Call(NamedTuple):
-    """A call of a block: ``args`` are those after the first, which is the block's input."""
-
-    path: str
-    forward: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
 class _Progress(threading.local):
-    """How far a thread's forward pass has come: the place of the next block, and the calls of an unfinished segment."""
+    """How far a thread's forward pass has come: the place of the next block, and the segment that has begun."""
+
+    inside = False
+    """Whether the model's own forward runs."""
 
     def __init__(self) -> None:
-        self.begin()
-
-    def begin(self) -> None:
         self.place = 0
-        self.calls: list[_Call] = []
-        self.input: Any = None
-        self.stand_in: _StandIn | None = None
-        self.moment: tuple[Any, ...] = ()
+        self.open = ExitStack()
 
 
 class Segmented(Protocol):
@@ -108,116 +95,53 @@ class CalledBlocks:
         Raises:
             UsageError: it calls fewer of them, so that they are not the segments that the policy cut.
         """
-        self.progress.begin()
-        out = forward(*args, **kwargs)
-        called = self.progress.place
-        if called % len(self.blocks):
-            self.progress.begin()
-            raise UsageError(
-                f"policy {self.policy.name!r}: the model called {called} of {len(self.blocks)} named blocks, up to"
-                f" {self.names[called - 1]!r}; name those that it calls, one that is called twice two times"
-            )
+        progress = self.progress
+        progress.place, progress.inside = 0, True
+        try:
+            with progress.open:
+                out = forward(*args, **kwargs)
+                called = progress.place
+                if called % len(self.blocks):
+                    raise UsageError(
+                        f"policy {self.policy.name!r}: the model called {called} of {len(self.blocks)} named blocks, up"
+                        f" to {self.names[called - 1]!r}; name those that it calls, one that is called twice two times"
+                    )
+        finally:
+            progress.inside = False
         return out
 
     def runner(self, block: Module) -> Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]:
         """What runs ``block`` in place of its forward."""
 
         def run(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            try:
-                return self._run(self._place(block), forward, args, kwargs)
-            except BaseException:
-                self.progress.begin()
-                raise
+            if not self.progress.inside:
+                return forward(*args, **kwargs)
+            place = self._place(block)
+            self.progress.place = place + 1
+            return self._run(place, forward, args, kwargs)
 
         return run
 
     def _place(self, block: Module) -> int:
-        """Which call of the order this is; a new forward pass begins with the first, however the last one ended."""
+        """Which call of the order this is.
+
+        Raises:
+            UsageError: it is another block's turn.
+        """
         place = self.progress.place % len(self.blocks)
-        if self.blocks[place] is block:
-            return place
-        if self.blocks[0] is block:
-            self.progress.begin()
-            return 0
-        raise UsageError(
-            f"policy {self.policy.name!r}: {block.path!r} is called where {self.names[place]!r} is the next of the"
-            " blocks; name them in the order of their calls, one that is called twice two times"
-        )
+        if self.blocks[place] is not block:
+            raise UsageError(
+                f"policy {self.policy.name!r}: {block.path!r} is called where {self.names[place]!r} is the next of the"
+                " blocks; name them in the order of their calls, one that is called twice two times"
+            )
+        return place
 
     def _run(self, place: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         start, stop, checkpointed = self.segments[place]
-        progress, state = self.progress, current()
-        progress.place = place + 1
-        if not checkpointed:
-            return forward(*args, **kwargs)
-        if stop - start == 1:
-            return run_segment(forward, args, kwargs, self.policy.keep, warn=False)
-        if place > start:
-            self._check_follows(place, args, state)
-        elif args:
-            progress.calls, progress.input, progress.moment = [], args[0], _moment(state)
-        else:
-            raise UsageError(f"block {self.names[place]!r} is called without its input as the first argument")
-        progress.calls.append(_Call(state.path, forward, args[1:], kwargs))
-        if place + 1 < stop:
-            progress.stand_in = _StandIn(self._misuse(start, stop, place))
-            return progress.stand_in
-        calls, carry = progress.calls, [progress.input]
-        progress.calls, progress.input, progress.stand_in = [], None, None
-        return _run_together(calls, carry, self.policy)
-
-    def _check_follows(self, place: int, args: tuple[Any, ...], state: State) -> None:
-        if not args or args[0] is not self.progress.stand_in or _moment(state) != self.progress.moment:
-            start, stop, _ = self.segments[place]
-            raise UsageError(self._misuse(start, stop, place - 1))
-
-    def _misuse(self, start: int, stop: int, place: int) -> str:
-        return (
-            f"policy {self.policy.name!r} runs blocks {self.names[start]!r} to {self.names[stop - 1]!r} as one segment:"
-            f" the model must call {self.names[place + 1]!r} on the output of {self.names[place]!r}, as its first"
-            " argument, and may neither use that output otherwise nor draw random numbers in between. Use policy 'all',"
-            " whose segments are single blocks"
-        )
-
-
-def _moment(state: State) -> tuple[Any, ...]:
-    """What must not change between the calls of a segment, because they run when the last one is called."""
-    return id(state.tape), state.seed, state.draws
-
-
-def _run_together(calls: Sequence[_Call], carry: list[Any], policy: Segmented) -> Any:
-    forwards = [(call.path, call.forward) for call in calls]
-
-    def chain(input: Any, *given: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
-        for (path, forward), (args, kwargs) in zip(forwards, given, strict=True):
-            with at_path(path):
-                input = forward(input, *args, **kwargs)
-        return input
-
-    return run_segment(chain, (carry.pop(), *((call.args, call.kwargs) for call in calls)), {}, policy.keep, warn=False)
-
-
-class _StandIn:
-    """Stands for an output until its segment is run; every use but as the next block's input is refused."""
-
-    __slots__ = ("_misuse",)
-
-    def __init__(self, misuse: str) -> None:
-        self._misuse = misuse
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise UsageError(self._misuse)
-
-
-def _refuse(self: _StandIn, *args: Any, **kwargs: Any) -> NoReturn:
-    raise UsageError(self._misuse)
-
-
-_SPECIAL = (
-    *("array", "array_function", "array_ufunc", "bool", "float", "getitem", "int", "iter", "len", "setitem"),
-    *("add", "matmul", "mul", "pow", "sub", "truediv", "abs", "neg"),
-    *("radd", "rmatmul", "rmul", "rpow", "rsub", "rtruediv"),
-    *("eq", "ge", "gt", "le", "lt", "ne"),
-)
-for _name in _SPECIAL:
-    setattr(_StandIn, f"__{_name}__", _refuse)
+        progress = self.progress
+        if checkpointed and place == start:
+            progress.open.enter_context(segment(self.policy.keep, forward, args, kwargs))
+        out = forward(*args, **kwargs)
+        if checkpointed and place + 1 == stop:
+            progress.open.close()
+        return out

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from memback.engine.arrays import dtype_name
 from memback.engine.op import Op
 from memback.engine.program import Program
-from memback.engine.replay import Replay, replayed
+from memback.engine.replay import Replay, replaying
 from memback.engine.state import current
 from memback.errors import UsageError
 
@@ -105,4 +105,5 @@ def run_region(
     outer = state.tape
     if outer is None or not state.checkpointing or outer.retain == "all" or outer.replay is not None:
         return forward(*args, **kwargs)
-    return replayed(begin(), outer, forward, args, kwargs)
+    with replaying(begin(), outer):
+        return forward(*args, **kwargs)
