@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Plans that an earlier version wrote are read, run, and written again byte for byte: nobody writes the files anew."""
-=======
-"""Stored plans of an earlier version are read, run, and written again with the same bytes; none is ever made anew."""
->>>>>>> judge
 
 from __future__ import annotations
 
