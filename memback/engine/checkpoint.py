@@ -94,7 +94,9 @@ def segment(
             with outer.segment(keep) as inner:
                 yield inner
         else:
-            names = {id(array): name for name, array in _named_arrays(function, args, kwargs)}
+            names: dict[int, str] = {}
+            if state.observer is not None:
+                names.update((id(array), name) for name, array in _named_arrays(function, args, kwargs))
             replay = Segments(keep, weigh, names, state.path, call_site())
             with replaying(replay, outer):
                 yield replay.whole
@@ -271,6 +273,8 @@ class Segments(Replay):
 
     def _keep_inputs(self, segment: Segment) -> None:
         """Have the observer know what the recipes of a segment hold: arrays that no call of the region has made."""
+        if current().observer is None:
+            return
         inputs: dict[int, tuple[str, Any]] = {}
         first: Any = None
         for call, recipe in self._recipes(segment):

@@ -166,8 +166,12 @@ class Replay:
             elif isinstance(step, Release):
                 if not retain:
                     self._release(step)
-            elif self._position > reversal:
+            elif self._position > reversal and any(map(self._is_lean, range(*step))):
                 self._recompute(Recompute(*step, fill=range(*step)), state, retain)
+
+    def _is_lean(self, number: int) -> bool:
+        call = self._calls[number]()
+        return call is not None and call.kept is LEAN
 
     def _release(self, step: Release) -> None:
         for number in step.outputs:
