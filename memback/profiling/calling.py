@@ -25,7 +25,7 @@ def step_of(module: Module | None, inputs: tuple[Any, ...], step: Callable[[], T
     """``step``; or where there is none, the sum of what ``module`` makes of ``inputs``.
 
     Raises:
-        UsageError: a step and inputs, neither a step nor a module, or a function among the inputs.
+        UsageError: neither a step nor a module is given, or a function among the inputs.
     """
     for value in inputs:
         if callable(value):
@@ -34,7 +34,9 @@ def step_of(module: Module | None, inputs: tuple[Any, ...], step: Callable[[], T
             )
     if step is not None:
         if inputs:
-            raise UsageError("both inputs and a step are given: the step calls the module on inputs of its own")
+            warn_deprecated(
+                "inputs beside a step are not used, because the step calls the module on its own: leave them out"
+            )
         return step
     if module is None:
         raise UsageError("there is nothing to run: give a module and its inputs, or a step= that returns the loss")

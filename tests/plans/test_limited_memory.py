@@ -53,7 +53,7 @@ step = dry.predicted_step()
 full = step.predict(Mode("full")).peak.bytes
 x, _ = dry.batch(0)
 # not by a solver, whose freed memory stays in the process's address space
-plan = mb.plan(dry.model, x, step=step.function, optimizer=dry.optimizer, budget=int(share * full), planner="chain")
+plan = mb.plan(dry.model, step=step.function, optimizer=dry.optimizer, budget=int(share * full), planner="chain")
 result = {"full": full, "plan": plan.peak_bytes, "argument_bytes": dry.argument_bytes}
 train_one = load("digits").with_overrides({"train.steps": "1"})
 list(Training(Workload.build(train_one)).steps(1))  # whatever is loaded when it is first used

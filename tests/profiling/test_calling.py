@@ -69,8 +69,6 @@ WRONG: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
         "an input of the module is a Sequential: .* step=",
     ),
     "a plan's step": (lambda model, step: mb.plan(model, step, budget="1MiB"), "an input of the module is a function"),
-    "both": (lambda model, step: profile(model, X, step=step), "both inputs and a step"),
-    "a plan's both": (lambda model, step: mb.plan(model, X, step=step, budget="1MiB"), "both inputs and a step"),
     "nothing": (lambda model, step: profile(), "nothing to run"),
 }
 
@@ -80,6 +78,15 @@ def test_what_could_be_misread_is_refused(model: nn.Module, wrong: str) -> None:
     call, message = WRONG[wrong]
     with pytest.raises(mb.UsageError, match=message):
         call(model, lambda: ops.sum(model(mb.Tensor(X))))
+
+
+def test_inputs_beside_a_step_are_not_used_and_a_warning_says_so(model: nn.Module) -> None:
+    def step() -> mb.Tensor:
+        return ops.sum(model(mb.Tensor(X)))
+
+    with pytest.warns(DeprecationWarning, match="inputs beside a step are not used"):
+        plan = mb.plan(model, X[:1], step=step, budget="1MiB")
+    assert plan.peak_bytes == mb.plan(model, step=step, budget="1MiB").peak_bytes
 
 
 def test_an_old_call_that_says_a_thing_twice_is_refused(model: nn.Module) -> None:
