@@ -2,6 +2,10 @@
 
 Nothing here needs a GPU, and nothing but the standard library is imported before a case is built: the stub's run, a run
 on a real GPU and memback's predictions on a CPU build of PyTorch share these definitions. No weights are downloaded.
+
+Models of transformers look at values: whether a row holds several sequences, or padding. Here none does, so that on a
+device no mask is made. For fake tensors they make one, because they take them for a sign of tracing
+(``transformers.utils.import_utils.is_tracing``): a step on fake tensors is the device's only where that is undone.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["CASES", "MODELS", "OPTIMIZERS", "PRECISIONS", "Case", "Recipe", "Step", "case"]
+__all__ = ["CASES", "MODELS", "OPTIMIZERS", "PRECISIONS", "Case", "Recipe", "Step"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Recipe:
     """The modules that an adapter is put on, by the ends of their names; empty where none is."""
     library: str = "torch"
     notes: str = ""
+    """What the stub's figures do not have."""
 
 
 @dataclass(frozen=True)
@@ -175,11 +180,15 @@ def language_model(make: Callable[[], Any], batch: int, tokens: int, lora: tuple
     return Recipe(make, of_output, (), {"input_ids": of, "labels": of} | more, lora, "transformers")
 
 
+CONVOLUTIONS = "the workspace of convolutions is not in the figures: only cuDNN knows how much it is"
+
+
 def classifier(make: Callable[[], Any], batch: int, size: int = 224, library: str = "torchvision") -> Recipe:
     """A model of images, (batch, 3, size, size)."""
-    name = "pixel_values" if library == "transformers" else None
     pixels: tuple[tuple[int, ...], int | None] = ((batch, 3, size, size), None)
-    return Recipe(make, classes, () if name else (pixels,), {name: pixels} if name else {}, (), library)
+    if library == "transformers":
+        return Recipe(make, classes, (), {"pixel_values": pixels}, (), library)
+    return Recipe(make, classes, (pixels,), library=library, notes=CONVOLUTIONS)
 
 
 def block(nn: Any) -> list[Any]:
@@ -336,6 +345,8 @@ VISION: dict[str, Recipe] = {
     "vgg11": classifier(torchvision("vgg11"), 8),
 }
 
+RECURRENT = "what cuDNN keeps of a recurrent layer for backward is not in the figures: only cuDNN knows how much it is"
+
 LAYERS: dict[str, Recipe] = {
     "mlp": Recipe(
         of_torch(lambda nn: nn.Sequential(*(layer for _ in range(8) for layer in block(nn)))),
@@ -351,6 +362,18 @@ LAYERS: dict[str, Recipe] = {
         of_torch(lambda nn: nn.Transformer(256, 8, 3, 3, 1024, batch_first=True)),
         squares,
         (((8, 256, 256), None), ((8, 128, 256), None)),
+    ),
+    "lstm": Recipe(
+        of_torch(lambda nn: nn.LSTM(256, 512, 2, batch_first=True, dropout=0.1)),
+        squares,
+        (((32, 128, 256), None),),
+        notes=RECURRENT,
+    ),
+    "gru": Recipe(
+        of_torch(lambda nn: nn.GRU(256, 512, 2, batch_first=True, bidirectional=True)),
+        squares,
+        (((32, 128, 256), None),),
+        notes=RECURRENT,
     ),
 }
 
@@ -411,8 +434,3 @@ def cases() -> list[Case]:
 
 
 CASES: dict[str, Case] = {case.name: case for case in cases()}
-
-
-def case(name: str) -> Case:
-    """Return the case of this name; raise KeyError where there is none."""
-    return CASES[name]

@@ -93,11 +93,18 @@ def in_child(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def on_card(case: Case) -> dict[str, Any]:
     """Run a case on the card that it names; a real GPU is what it is."""
-    properties = card(f"cuda:{case.card}")
-    os.environ["STUB_BYTES"] = str(properties.memory_bytes)
-    os.environ["STUB_SM"] = "{}{}".format(*properties.capability)
-    os.environ["STUB_PROCESSORS"] = str(properties.multiprocessors)
+    os.environ.update(stub_of(case.card))
     return run(case)
+
+
+def stub_of(name: str) -> dict[str, str]:
+    """Return the variables under which the stub stands for a card, if they are set before CUDA is initialised."""
+    properties = card(name)
+    return {
+        "STUB_BYTES": str(properties.memory_bytes),
+        "STUB_SM": "{}{}".format(*properties.capability),
+        "STUB_PROCESSORS": str(properties.multiprocessors),
+    }
 
 
 def chosen(names: list[str]) -> list[Case]:
