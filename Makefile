@@ -46,6 +46,7 @@ test-device: $(if $(filter $(DEVICE)/%,$(DEVICE_PYTHON)),$(DEVICE)/.installed) #
 	  echo "These tests need a C compiler and nm; on Debian: apt-get install gcc binutils" >&2; exit 1; }
 	$(DEVICE_PYTHON) tests/device/stub/launch.py $(DEVICE_PYTHON) -m tests.device.figures $(DEVICE_ARGUMENTS)
 	$(DEVICE_PYTHON) tests/device/stub/launch.py $(DEVICE_PYTHON) -m tests.device.traces $(filter --write,$(DEVICE_ARGUMENTS))
+	$(DEVICE_PYTHON) tests/device/stub/launch.py $(DEVICE_PYTHON) -m tests.device.fuzz
 
 lint: $(VENV)/.installed-test ## ruff, its formatter and mypy (strict)
 	$(BIN)/ruff check .

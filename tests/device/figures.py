@@ -172,11 +172,10 @@ def main() -> int:
             wrong += 1
         elif options.write:
             stored["cases"][case.name] = observed
+            write(stored["cases"], here)
         elif lines := list(differences(stored["cases"].get(case.name, {}), observed)):
             print(f"{case.name}: {'; '.join(lines)}", flush=True)
             wrong += 1
-    if options.write:
-        write(stored["cases"], here)
     print(f"{len(chosen(options.cases))} cases, {wrong} with a difference or an error")
     return min(wrong, 1)
 

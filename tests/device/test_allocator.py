@@ -63,6 +63,7 @@ SETTINGS = (
     "",
     "expandable_segments:True",
     "max_split_size_mb:20",
+    "expandable_segments:True,max_split_size_mb:20",
     "roundup_power2_divisions:[1:2,4:8,>:4]",
     "large_segment_size_mb:64,per_process_memory_fraction:0.7,garbage_collection_threshold:0.3",
 )

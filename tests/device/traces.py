@@ -39,8 +39,9 @@ SETTINGS = (
     "large_segment_size_mb:64",
     "garbage_collection_threshold:0.5,per_process_memory_fraction:0.9",
     "garbage_collection_threshold:0.6",
+    "expandable_segments:True,max_split_size_mb:20",
 )
-ON_LITTLE_MEMORY = (SETTINGS[0], SETTINGS[1], SETTINGS[2], SETTINGS[7], SETTINGS[7].replace("0.9", "1.0"), SETTINGS[8])
+ON_LITTLE_MEMORY = (*SETTINGS[:3], *SETTINGS[7:], SETTINGS[7].replace("0.9", "1.0"))
 RECORDED = {
     "mlp fp32 adamw h200": (None, 250_000_000, 200_000_000),
     "gpt2-4 amp adamw h200": (None, 255_000_000, 200_000_000),

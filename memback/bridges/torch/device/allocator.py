@@ -245,7 +245,7 @@ class CachingAllocator:
 
     def _release_oversize(self, pool: Pool, size: int) -> bool:
         """Give back free blocks that may not be split: the smallest that suffices, or the largest until they do."""
-        if self.conf.max_split_size is None:
+        if self.conf.max_split_size is None or self.conf.expandable_segments:
             return False
         wanted = max(size, self.conf.max_split_size)
         at = bisect_left(pool.free, (wanted, 0))
