@@ -52,10 +52,13 @@ def train(step: Step, optimizer: Any) -> dict[str, int]:
         before = torch.cuda.memory_allocated()
         loss = forward(step)
         forward_bytes = max(forward_bytes, torch.cuda.memory_allocated() - before)
+        if step.zeroed_late:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
         del loss
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    if not step.zeroed_late:
+        optimizer.zero_grad(set_to_none=True)
     return {
         "forward_bytes": forward_bytes,
         "allocated_peak_bytes": torch.cuda.max_memory_allocated(),
@@ -121,7 +124,7 @@ def settings() -> dict[str, Any]:
     return {
         "versions": versions | {"torch": torch.__version__, "cuda": torch.version.cuda},
         "steps": STEPS,
-        "zero_grad": "set_to_none=True, after the update",
+        "zero_grad": "set_to_none=True, after the update, but in the cases that name another moment",
         "autocast": "bfloat16, around forward and loss",
         "cudnn_attention": "off, but in the cases that name it",
         "alloc_conf": os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF") or "",
