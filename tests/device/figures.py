@@ -166,6 +166,8 @@ def main() -> int:
     here, wrong = settings(), 0
     if not options.write and stored.get("settings") != here:
         print(*differences(stored.get("settings", {}), here), sep="\n")
+    if options.write and options.cases and stored.get("settings", here) != here:
+        sys.exit("the stored figures were made with other settings: write all of them, or none")
     for case in chosen(options.cases):
         observed = in_child(functools.partial(on_card, case))
         if options.print:
