@@ -165,9 +165,20 @@ def test_each_phase_has_its_own_peaks_and_its_own_picture() -> None:
     assert [peak.allocated_bytes // MIB for peak in result.phases.values()] == [4, 34, 36]
     assert [peak.reserved_bytes // MIB for peak in result.phases.values()] == [20, 50, 50]
     assert [peak.event for peak in result.phases.values()] == [0, 2, 6]
+    assert [(peak.start_bytes // MIB, peak.end_bytes // MIB) for peak in result.phases.values()] == [
+        (0, 4),
+        (4, 8),
+        (8, 36),
+    ]
     owners = [[block.owner for segment in peak.segments for block in segment.blocks] for peak in result.phases.values()]
     assert owners == [["model", ""], ["model", "", "layer"], ["model", "optimizer", "", "layer", ""]]
     assert result.phases["steady"].fragmentation_bytes == 14 * MIB
+
+
+def test_a_block_that_is_not_split_counts_as_a_whole() -> None:
+    events = [replays.Alloc("a", 19 * MIB + 1), replays.Free("a"), replays.Mark("again"), replays.Alloc("b", 19 * MIB)]
+    peak = replays.replay(events).phases["again"]
+    assert (peak.start_bytes, peak.end_bytes, peak.allocated_bytes) == (0, 20 * MIB, 20 * MIB)
 
 
 def test_nothing_is_taken_for_an_empty_tensor() -> None:

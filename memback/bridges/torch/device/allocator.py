@@ -7,7 +7,8 @@ function of the same name in ``c10/cuda/CUDACachingAllocator.cpp`` of PyTorch 2.
   others live in the large pool, in segments of 20 MiB for less than 10 MiB, else of the request rounded up to 2 MiB
   (``get_allocation_size``).
 - The smallest free block that fits is taken, of equal ones the one at the lowest address (``get_free_block``). The rest
-  becomes a free block if it is at least 512 B in the small pool, more than 1 MiB in the large one (``should_split``).
+  becomes a free block if it is at least 512 B in the small pool, more than 1 MiB in the large one (``should_split``);
+  otherwise the whole block counts as allocated.
 - A block that is freed merges with its free neighbours within the segment (``free_block``). Segments stay reserved.
 - Where the device has no memory left, segments without a block in use are given back, and it is tried once more.
 
