@@ -2,7 +2,7 @@
 
     python tests/device/stub/launch.py PYTHON -m tests.device.figures [--write] [--print] [CASE ...]
 
-runs on the stub; without launch.py it runs on a real GPU. A CASE is a name, or the beginning of some.
+runs on the stub; without launch.py on a real GPU, whatever card a case names. A CASE is a name, or how some begin.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ SETTINGS = (
 )
 SIZES = st.one_of(st.integers(1, 4096), st.integers(1, 2 * MIB), st.integers(MIB, 60 * MIB))
 REQUESTS = st.lists(st.one_of(SIZES, st.integers(-30, -1), st.just(0)), max_size=60)
-"""Sizes; negative: the so-manieth block in use is freed; 0: the cache is emptied."""
+"""Sizes; negative: which of the blocks in use is freed; 0: the cache is emptied."""
 
 
 def carried_out(allocator: Any, requests: list[int]) -> list[Any]:

@@ -101,6 +101,8 @@ def environment(python: str) -> dict[str, str]:
             if not folder.exists():
                 os.rename(made, folder)
                 os.mkdir(made)  # what the context removes
+    if folder.stat().st_uid != os.getuid():
+        sys.exit(f"launch.py: {folder} is somebody else's; set TMPDIR to a folder of yours")
     paths = [str(folder), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
     return {"LD_LIBRARY_PATH": os.pathsep.join(paths), "LD_PRELOAD": str(folder / "runtime.so")}
 

@@ -1,7 +1,7 @@
 """PyTorch's CUDA caching allocator, replayed on addresses without memory, to the byte.
 
-What is modelled is one device, one stream, no private pools (CUDA graphs), no cudaMallocAsync. Each rule stands at the
-function of the same name in ``c10/cuda/CUDACachingAllocator.cpp`` of PyTorch 2.14.1 (``DeviceCachingAllocator``):
+What is modelled is one device, one stream, no private pools (CUDA graphs), no cudaMallocAsync. The rules are those of
+``DeviceCachingAllocator`` in ``c10/cuda/CUDACachingAllocator.cpp`` of PyTorch 2.14.1; its function is named with each:
 
 - A request is rounded up to 512 B (``round_size``). Of at most 1 MiB, it lives in the small pool, in segments of 2 MiB;
   others live in the large pool, in segments of 20 MiB for less than 10 MiB, else of the request rounded up to 2 MiB
