@@ -198,6 +198,13 @@ def test_a_replay_ends_where_the_card_has_no_memory_left() -> None:
     assert len(error.segments) == 4
 
 
+def test_unused_segments_are_given_back_before_memory_is_out() -> None:
+    events = [replays.Alloc("a", 9 * 2**30), replays.Free("a"), replays.Alloc("b", 10 * 2**30)]
+    result = replays.replay(events, card="t4")
+    assert (result.error, result.retries) == (None, 1)
+    assert result.phases[""].reserved_bytes == 10 * 2**30
+
+
 @pytest.mark.parametrize(
     ("events", "message"),
     [
@@ -232,6 +239,8 @@ def test_events_that_cannot_be_are_refused(events: list[Any], message: str) -> N
         ("roundup_power2_divisions:[256]", "expected ':' after '256', not ']'"),
         ("backend:foo", "Unknown allocator backend, options are native and cudaMallocAsync"),
         ("backend:cudaMallocAsync", "the driver manages the memory of backend:cudaMallocAsync"),
+        ("throw_on_cudamalloc_oom:True", "throw_on_cudamalloc_oom:True, which refuses requests early, is not modelled"),
+        ("throw_on_cudamalloc_oom:1", "Expected 'True' or 'False' for throw_on_cudamalloc_oom but got '1'"),
         ("expandable_segments:True;max_split_size_mb:20", "but got 'True;max_split_size_mb'"),
         ("expandable_segments:True,,max_split_size_mb:20", "Unrecognized key ','"),
     ],
@@ -255,6 +264,14 @@ def test_a_setting_that_pytorch_refuses_is_refused(conf: str, message: str) -> N
 )
 def test_divisions_are_read_as_pytorch_reads_them(conf: str, expected: list[int]) -> None:
     assert list(confs.parse_conf(f"roundup_power2_divisions:{conf}").roundup_divisions) == expected
+
+
+@pytest.mark.parametrize(
+    "conf",
+    ["", " ", "backend:native", "throw_on_cudamalloc_oom:False", "pinned_use_background_threads:True"],
+)
+def test_a_setting_without_effect_is_pytorchs_default(conf: str) -> None:
+    assert confs.parse_conf(conf) == confs.AllocatorConf()
 
 
 @given(st.text(alphabet="expandablesgmnt_izbcordupw2v:,[]>TrueFals0189 .", max_size=60))

@@ -32,7 +32,6 @@ WITHOUT_EFFECT = frozenset(
         "pinned_use_hip_host_register",
         "release_lock_on_cudamalloc",
         "release_lock_on_hipmalloc",
-        "throw_on_cudamalloc_oom",
     )
 )
 """Keys that change nothing about which device memory is taken for one stream."""
@@ -65,8 +64,8 @@ def parse_conf(text: str) -> AllocatorConf:
     """Read the value of PYTORCH_CUDA_ALLOC_CONF: ``key:value,key:[value,value]``; the empty text is PyTorch's default.
 
     Raises:
-        UsageError: a key that PyTorch doesn't know, a value that it doesn't take, or ``backend:cudaMallocAsync``, whose
-            memory the driver manages.
+        UsageError: a key that PyTorch doesn't know, a value that it doesn't take, or what is not modelled:
+            ``backend:cudaMallocAsync``, whose memory the driver manages, and ``throw_on_cudamalloc_oom:True``.
     """
     try:
         return _settings(_Tokens(text))
@@ -119,6 +118,9 @@ def _settings(tokens: _Tokens) -> AllocatorConf:
             values[name] = read(key, tokens.value(key))
         elif key == "backend":
             _check_backend(tokens.value(key))
+        elif key == "throw_on_cudamalloc_oom":
+            if _flag(key, tokens.value(key)):
+                raise _WrongConfError("throw_on_cudamalloc_oom:True, which refuses requests early, is not modelled")
         elif key in WITHOUT_EFFECT:
             tokens.value(key)
         else:

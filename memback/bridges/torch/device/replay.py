@@ -86,6 +86,8 @@ class Replay:
 
     phases: dict[str, Peak]
     error: OutOfMemory | None
+    retries: int
+    """How often the device had no memory left until unused segments were given back (``num_alloc_retries``)."""
 
 
 def replay(
@@ -114,7 +116,7 @@ def replay(
     moments = {phase.event for phase in run.phases.values()}
     pictures = _pictures(events[: max(moments, default=-1) + 1], moments, _Run(card, conf, other_bytes))
     phases = {name: replace(phase, segments=pictures.get(phase.event, ())) for name, phase in run.phases.items()}
-    return Replay(phases, run.error)
+    return Replay(phases, run.error, run.allocator.retries)
 
 
 def _pictures(events: Sequence[Event], moments: set[int], run: _Run) -> dict[int, tuple[Segment, ...]]:
