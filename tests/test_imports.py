@@ -51,6 +51,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("__init__",),
     ),
     "bridges/torch": (
+        ("device",),
         ("recording",),
         ("loading", "planning"),
         ("profile",),
