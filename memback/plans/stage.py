@@ -26,7 +26,7 @@ _SIZES = (
 class Stage(Data, frozen=True):
     """One stage of a chain; :mod:`memback.plans.simulate` says when each of its sizes is live.
 
-    Args:
+    Attributes:
         forward_cost: of one forward, in any unit (FLOPs, seconds), the same for all stages.
         backward_cost: of the backward, in that unit.
         output_bytes: of the stage's output, which is the next stage's input.

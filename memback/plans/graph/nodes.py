@@ -18,7 +18,7 @@ __all__ = ["Graph", "Node", "Running"]
 class Node(Data, frozen=True):
     """One node of a graph.
 
-    Args:
+    Attributes:
         cost: of running it, in any unit (FLOPs, seconds), the same for all nodes.
         output_bytes: of its output.
         uses: the nodes whose outputs it reads when it runs, all before it.
@@ -64,7 +64,7 @@ class Running(Data, frozen=True):
 class Graph(Data, frozen=True, dict=True):
     """Nodes in a fixed order, with what is live around them.
 
-    Args:
+    Attributes:
         nodes: in the order in which forward runs them.
         running: the moments of the forward pass; by default one a node, in which outputs live until their last use.
         before: by node, the bytes besides values that are live when nodes are computed for its backward; by default the
