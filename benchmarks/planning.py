@@ -19,7 +19,7 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from memback.plans import Stage, chain
-from memback.plans.chain.tabled import Tabled
+from memback.plans.chain.table_solver import TableSolver
 from memback.plans.simulate import Chain
 from memback.units import MIB
 
@@ -93,7 +93,7 @@ def grouping(n: int) -> None:
     """Print how much costlier the tables for long mixed chains are where the optimum is known."""
     stages = alike(n)
     most = chain.solve(stages, 2**62).peak_bytes
-    tabled = Tabled(Chain(stages), most, True)
+    tabled = TableSolver(Chain(stages), most, True)
     for share in SHARES:
         budget = int(most * share)
         ratio = tabled.solve(budget).cost / chain.solve(stages, budget).cost

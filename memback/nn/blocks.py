@@ -65,7 +65,7 @@ class _Progress(threading.local):
         self.open = ExitStack()
 
 
-class Segmented(Protocol):
+class BlockPolicy(Protocol):
     """A policy, as far as its blocks know it."""
 
     @property
@@ -80,7 +80,7 @@ class Segmented(Protocol):
 class CalledBlocks:
     """Runs blocks, in the order in which a model calls them, as the segments of a policy."""
 
-    def __init__(self, blocks: Sequence[tuple[str, Module]], policy: Segmented) -> None:
+    def __init__(self, blocks: Sequence[tuple[str, Module]], policy: BlockPolicy) -> None:
         self.blocks = [module for _, module in blocks]
         self.names = [name for name, _ in blocks]
         self.policy = policy

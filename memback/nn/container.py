@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from memback.nn.module import Module
-from memback.nn.policy import Planned, Policy, run_chain
+from memback.nn.policy import PlanLike, Policy, run_chain
 
 __all__ = ["ModuleList", "Sequential"]
 
@@ -48,10 +48,10 @@ class Sequential(_NumberedModules):
     is_chain = True
     renamed = {"x": "input"}
 
-    def __init__(self, *layers: Module, checkpoint: str | Policy | Planned = "none") -> None:
+    def __init__(self, *layers: Module, checkpoint: str | Policy | PlanLike = "none") -> None:
         super().__init__(layers)
         planned = not isinstance(checkpoint, (str, Policy))
-        self.plan: Planned | None = checkpoint if planned else None  # type: ignore[assignment]
+        self.plan: PlanLike | None = checkpoint if planned else None  # type: ignore[assignment]
         self.policy = Policy.parse("none" if planned else checkpoint)  # type: ignore[arg-type]
         if self.plan is not None:
             self.plan.check(self)

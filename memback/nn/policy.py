@@ -29,10 +29,10 @@ from memback.units import parse_count
 if TYPE_CHECKING:
     from memback.nn.module import Module
 
-__all__ = ["POLICIES", "Planned", "Policy", "applied", "run_chain", "run_units"]
+__all__ = ["POLICIES", "PlanLike", "Planned", "Policy", "applied", "run_chain", "run_units"]
 
 
-class Planned(Protocol):
+class PlanLike(Protocol):
     """A plan for a whole model, usable in place of a policy."""
 
     @property
@@ -47,6 +47,10 @@ class Planned(Protocol):
 
     def run(self, forward: Callable[..., Any], *args: Any) -> Any:
         """Run ``forward`` under the plan."""
+
+
+Planned = PlanLike
+"""Its name in version 0.1."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +231,7 @@ def _parsed(text: str) -> Policy:
     return POLICIES[name](argument)
 
 
-def applied(module: Module, policy: str | Policy | Planned | None) -> AbstractContextManager[None]:
+def applied(module: Module, policy: str | Policy | PlanLike | None) -> AbstractContextManager[None]:
     """Apply a policy, by name or not, or a plan to a model in a ``with`` block; None applies nothing.
 
     Raises:

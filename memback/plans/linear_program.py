@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-__all__ = ["GAP", "ONE", "Program", "Term", "solve"]
+__all__ = ["GAP", "ONE", "LinearProgram", "Term", "solve"]
 
 GAP = 1e-9
 """Share of the objective within which a solution is optimal."""
@@ -23,7 +23,7 @@ ONE = -1
 
 
 @dataclass
-class Program:
+class LinearProgram:
     """Rows and columns in the making."""
 
     lower: list[float] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Program:
         self.row_upper.append(bound)
 
 
-def solve(program: Program, time_limit: float) -> tuple[Sequence[float] | None, float]:
+def solve(program: LinearProgram, time_limit: float) -> tuple[Sequence[float] | None, float]:
     """The values of the best solution found, if any, and a lower bound of the objective."""
     import highspy
 

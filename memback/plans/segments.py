@@ -12,7 +12,7 @@ __all__ = [
     "Choices",
     "Part",
     "Segment",
-    "Segmenting",
+    "Segmenter",
     "inputs_alone",
     "record",
     "recorded",
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 
-class Segmenting(Protocol):
+class Segmenter(Protocol):
     """What splits a segment into actions and shorter segments."""
 
     def parts(self, s: int, t: int, free: int) -> Iterator[Part]:
@@ -32,7 +32,7 @@ class Segmenting(Protocol):
 class Segment(NamedTuple):
     """A segment that is still to be split."""
 
-    by: Segmenting
+    by: Segmenter
     start: int
     stop: int
     free: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memback.errors import UsageError
-from memback.nn.policy import Planned
+from memback.nn.policy import PlanLike
 
 __all__ = ["MODES", "Mode"]
 
@@ -22,7 +22,7 @@ class Mode:
     """
 
     name: str
-    policy: str | Planned | None = None
+    policy: str | PlanLike | None = None
 
     def __post_init__(self) -> None:
         if self.name not in MODES:

@@ -17,7 +17,7 @@ from memback.dry.array import NoValuesError
 from memback.engine.arrays import distinct_bytes
 from memback.engine.state import current
 from memback.engine.tensor import Tensor
-from memback.nn.policy import Planned
+from memback.nn.policy import PlanLike
 from memback.ops import compiled
 from memback.profiling import report as plain
 from memback.profiling.accounts import Accounts, Row
@@ -41,7 +41,7 @@ def profile(
     *inputs: Any,
     step: Callable[[], Tensor] | None = None,
     modes: Sequence[str] = ("retain-all", "full", "inference"),
-    policy: str | Planned | None = None,
+    policy: str | PlanLike | None = None,
     optimizer: Optimizer | None = None,
     rounds: int = 3,
     predict: bool = True,
@@ -98,7 +98,7 @@ def profile(
     return report
 
 
-def modes_of(modes: Sequence[str], policy: str | Planned | None) -> list[Mode]:
+def modes_of(modes: Sequence[str], policy: str | PlanLike | None) -> list[Mode]:
     """The modes to run, each with its policy; ``checkpoint`` comes before ``inference`` where it is only implied.
 
     Raises:

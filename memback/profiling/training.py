@@ -22,7 +22,7 @@ from memback.engine.state import current
 from memback.engine.tape import Tape
 from memback.errors import MembackError, UsageError, shorten
 from memback.nn.module import check_state
-from memback.nn.policy import Planned, Policy, applied
+from memback.nn.policy import PlanLike, Policy, applied
 from memback.nn.state import read, write
 from memback.optim import AdamW
 from memback.profiling.accounts import Category, Row
@@ -78,7 +78,7 @@ class Training:
     """
 
     def __init__(
-        self, work: Workload, policy: str | Planned | None = None, micro_batches: int = 1, offload: bool = False
+        self, work: Workload, policy: str | PlanLike | None = None, micro_batches: int = 1, offload: bool = False
     ) -> None:
         if not 1 <= micro_batches <= work.profile.data.batch:
             raise UsageError(

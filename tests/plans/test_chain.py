@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from memback.plans import BudgetError, Forward, Keep, Stage, chain, exact, simulate
-from memback.plans.chain.tabled import Tabled
+from memback.plans.chain.table_solver import TableSolver
 from memback.plans.simulate import Chain
 from tests.plans.chains import chains, mixed, schedules
 
@@ -217,7 +217,7 @@ def test_stages_alike_cost_the_same_from_either_table() -> None:
     for saved, work in ((0, 0), (3, 1), (1, 5)):
         stages = [Stage(1, 1, 2, saved_bytes=saved, gradient_bytes=1, forward_workspace=work)] * 40
         most = chain.solve(stages, 10**6).peak_bytes
-        tabled = Tabled(Chain(stages), most, True)
+        tabled = TableSolver(Chain(stages), most, True)
         assert tabled.exact
         for budget in range(tabled.minimum_bytes, most, 7):
             assert chain.solve(stages, budget).cost == tabled.solve(budget).cost

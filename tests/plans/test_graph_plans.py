@@ -17,8 +17,8 @@ from memback.plans.graph import simulate
 from memback.plans.graph.schedule import everything, nothing, unfold
 from memback.plans.model import RESERVE, ModelPlan, NoPlanError, Planning
 from memback.plans.model.graph_region import GraphRegion
-from memback.plans.model.graphed import graphed as graphed_of
 from memback.plans.model.measure import predict, trace
+from memback.plans.model.step_graph import graph_of
 from memback.profiling import definition
 from memback.profiling.mode import Mode
 from memback.profiling.step import Step
@@ -120,7 +120,7 @@ def test_the_memory_model_is_that_of_a_dry_run_with_everything_stored_and_with_n
     work = Workload.build(definition.load(name), dry=True)
     x, y = work.batch(0)
     step = Step(lambda: work.loss(x, y), work.model, work.optimizer)
-    graphed = graphed_of(step, trace(step))
+    graphed = graph_of(step, trace(step))
     for schedule in (everything(graphed.graph), nothing(graphed.graph)):
         actions = unfold(graphed.graph, schedule)
         region = graphed.region(actions)
@@ -166,7 +166,7 @@ class TwoHeads(nn.Module):
 
 def lean_plan(step: Step) -> ModelPlan:
     planning = Planning(step)
-    graphed = planning.graphed
+    graphed = planning.step_graph
     return planning.realise(graphed.region(unfold(graphed.graph, nothing(graphed.graph))), (), 0, "")
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from memback.plans.actions import Action, Plan
 from memback.plans.chain import identical
 from memback.plans.chain.identical import Identical
-from memback.plans.chain.tabled import PERSISTENT, Tabled
+from memback.plans.chain.table_solver import PERSISTENT, TableSolver
 from memback.plans.segments import Segment, inputs_alone, recorded, unfold
 from memback.plans.simulate import BudgetError, Chain, finish, replay
 from memback.plans.stage import Stage
@@ -103,7 +103,7 @@ class _Planner(Protocol):
 
 
 def _planner(chain: Chain, most: int, save_everything: bool) -> _Planner:
-    return (_Alike if identical.applies(chain) else Tabled)(chain, most, save_everything)
+    return (_Alike if identical.applies(chain) else TableSolver)(chain, most, save_everything)
 
 
 class _Alike:
@@ -124,7 +124,7 @@ class _Alike:
     def frontier(self) -> Iterator[Plan]:
         n = len(self._chain)
         if n <= _WHOLE_FRONTIER:
-            tabled = Tabled(self._chain, self._most, self._save_everything)
+            tabled = TableSolver(self._chain, self._most, self._save_everything)
             if tabled.exact:
                 yield from tabled.frontier()
                 return

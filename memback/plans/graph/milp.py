@@ -29,7 +29,7 @@ from memback.plans.actions import GraphAction, GraphPlan
 from memback.plans.graph.memory import finish
 from memback.plans.graph.nodes import Graph
 from memback.plans.graph.schedule import Schedule, everything, unfold
-from memback.plans.linear_program import GAP, ONE, Program, Term, solve
+from memback.plans.linear_program import GAP, ONE, LinearProgram, Term, solve
 
 __all__ = ["cheapest", "leanest"]
 
@@ -91,7 +91,7 @@ class _Model:
         self.graph = graph
         self.n = len(graph)
         self.pinned = pinned
-        self.program = Program()
+        self.program = LinearProgram()
         self.scale = max((node.cost for node in graph.nodes), default=0.0) or 1.0
         self.unit = max(math.gcd(*_sizes(graph)), 1)
         self.needs = [frozenset(node.needs) for node in graph.nodes]

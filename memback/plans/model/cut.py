@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from memback.plans.linear_program import Program, solve
+from memback.plans.linear_program import LinearProgram, solve
 
 __all__ = ["CutCall", "cut"]
 
@@ -50,7 +50,7 @@ class CutCall(NamedTuple):
 def cut(calls: Sequence[CutCall], sizes: Sequence[int], price: float) -> frozenset[int]:
     """The values that are kept where a byte is worth ``price`` FLOPs; ``sizes`` are bytes by value."""
     maker = {value: number for number, call in enumerate(calls) for value in call.makes}
-    program = Program()
+    program = LinearProgram()
     scale = max(*(call.flops for call in calls), *(price * sizes[value] for value in maker), 1.0)
     again = [program.variable(call.flops / scale) for call in calls]
     kept = {value: program.variable(price * sizes[value] / scale) for value in maker}

@@ -12,8 +12,8 @@ from memback.errors import UsageError
 from memback.plans.actions import GraphPlan
 from memback.plans.graph import milp
 from memback.plans.graph.search import search
-from memback.plans.model.graphed import Graphed
 from memback.plans.model.planning import RESERVE, ModelPlan, NoPlanError, leaner
+from memback.plans.model.step_graph import StepGraph
 
 if TYPE_CHECKING:
     from memback.plans.model.planning import Planning
@@ -32,7 +32,7 @@ def whole(planning: Planning, budget: int, time_limit: float) -> ModelPlan:
     """
     if planning.everything.budget <= budget:
         return replace(planning.everything, budget=budget)
-    found = _within(planning, planning.graphed, budget, time_limit)
+    found = _within(planning, planning.step_graph, budget, time_limit)
     if found is None:
         found = planning.leanest("graph", time_limit)
         if found.budget > budget:
@@ -53,7 +53,7 @@ def better(planning: Planning, budget: int, time_limit: float) -> ModelPlan:
         plans.append(_by("chain", planning.plan(budget, "chain")))
     seconds: float | None = None
     with suppress(UsageError):  # too large
-        found = _within(planning, planning.graphed, budget, time_limit)
+        found = _within(planning, planning.step_graph, budget, time_limit)
         seconds = time_limit
         if found is not None:
             plans.append(_by("graph", replace(found, budget=budget)))
@@ -76,7 +76,7 @@ def leanest(planning: Planning, planner: str, time_limit: float) -> ModelPlan:
         UsageError: the planner is ``graph``, and the graph is too large.
     """
     if planner == "graph":
-        return _leanest(planning, planning.graphed, time_limit)
+        return _leanest(planning, planning.step_graph, time_limit)
     plans = [_by("chain", planning.leanest("chain"))]
     with suppress(UsageError):  # too large
         plans.append(_by("graph", planning.leanest("graph", time_limit)))
@@ -87,7 +87,7 @@ def _by(planner: str, plan: ModelPlan) -> ModelPlan:
     return replace(plan, optimality=f"{plan.optimality} (planner {planner})")
 
 
-def _within(planning: Planning, step: Graphed, budget: int, time_limit: float) -> ModelPlan | None:
+def _within(planning: Planning, step: StepGraph, budget: int, time_limit: float) -> ModelPlan | None:
     """The cheapest plan that a dry run finds within the budget, if there is one."""
     end = time.monotonic() + time_limit
     most = budget - RESERVE
@@ -103,7 +103,7 @@ def _within(planning: Planning, step: Graphed, budget: int, time_limit: float) -
     return None
 
 
-def _leanest(planning: Planning, step: Graphed, time_limit: float) -> ModelPlan:
+def _leanest(planning: Planning, step: StepGraph, time_limit: float) -> ModelPlan:
     """The plan with the least peak that is found; within twice the time limit, since solving it once may take all."""
     solved = milp.leanest(step.graph, time_limit, step.pinned)
     made = min(_realised(planning, step, solved, 0), planning.everything, key=lambda plan: plan.peak_bytes)
@@ -116,5 +116,5 @@ def _leanest(planning: Planning, step: Graphed, time_limit: float) -> ModelPlan:
     return leaner(made, solved.peak_bytes + RESERVE, find)
 
 
-def _realised(planning: Planning, step: Graphed, solved: GraphPlan, budget: int) -> ModelPlan:
+def _realised(planning: Planning, step: StepGraph, solved: GraphPlan, budget: int) -> ModelPlan:
     return planning.realise(step.region(solved.actions), (), budget, solved.optimality)

@@ -38,7 +38,7 @@ from memback.profiling.step import Step
 if TYPE_CHECKING:
     from memback.nn.module import Module
 
-__all__ = ["Choice", "Staged", "measure", "planned", "predict", "trace"]
+__all__ = ["Choice", "StepStages", "measure", "planned", "predict", "trace"]
 
 
 @contextmanager
@@ -135,7 +135,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Staged:
+class StepStages:
     """A step cut into stages, the last of which includes all that comes after the region, up to the loss.
 
     ``base_bytes`` is live during all of them: what comes before the region holds, and lasting activations.
@@ -154,7 +154,7 @@ class Staged:
         return replace(self.skeleton, kept=tuple(kept), actions=tuple(actions))
 
 
-def measure(step: Step, traced: Trace | None = None) -> Staged:
+def measure(step: Step, traced: Trace | None = None) -> StepStages:
     """Cut a step into stages, and measure these by dry runs; ``traced`` is the step's trace, if it is there already.
 
     Raises:
@@ -180,7 +180,7 @@ class _Measurement:
         self.everything: list[Action] = list(recorded(0, self.n))
         self.inputs: list[Action] = list(inputs_alone(self.n))
 
-    def staged(self) -> Staged:
+    def staged(self) -> StepStages:
         """The stages, with a choice for each sort of op that may be computed again."""
         layout, trace = self.layout, self.layout.trace
         full, _ = self._run(self.skeleton.kept, self.everything)
@@ -193,7 +193,7 @@ class _Measurement:
         choices = [Choice(self.skeleton.kept, stages)]
         choices += [self._choice(selection) for selection in selections(layout)]
         flops = tuple(call.flops for call in layout.calls)
-        return Staged(self.skeleton, tuple(choices), self.base, full.flops, flops)
+        return StepStages(self.skeleton, tuple(choices), self.base, full.flops, flops)
 
     def _choice(self, selections: Sequence[Selection]) -> Choice:
         kept: tuple[Selection | None, ...] = (*selections[:-1], None)  # the last stage's backward follows at once

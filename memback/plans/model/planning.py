@@ -19,9 +19,9 @@ from memback.plans.actions import Action, GraphAction, Plan
 from memback.plans.budget import Budget
 from memback.plans.chain import persistent
 from memback.plans.model.graph_region import GraphRegion
-from memback.plans.model.measure import Choice, Staged, measure, planned, predict, trace
+from memback.plans.model.measure import Choice, StepStages, measure, planned, predict, trace
 from memback.plans.model.mixing import Mixing
-from memback.plans.model.policies import programs
+from memback.plans.model.policies import policy_plans
 from memback.plans.model.region import Region, Selection
 from memback.plans.model.replay import run_region
 from memback.plans.registry import WHOLE
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from memback.engine.tensor import Tensor
     from memback.nn.module import Module
     from memback.optim import Optimizer
-    from memback.plans.model.graphed import Graphed
+    from memback.plans.model.step_graph import StepGraph
 
 __all__ = [
     "KEEPING_EVERYTHING",
@@ -231,7 +231,7 @@ class Planning:
     def __init__(self, step: Step) -> None:
         self.step = step
         self.trace = trace(step)
-        self.staged: Staged = measure(step, self.trace)
+        self.staged: StepStages = measure(step, self.trace)
         self._leanest: dict[tuple[str, float], ModelPlan] = {}
         self._realised: dict[tuple[tuple[Selection | None, ...], tuple[Action, ...]], ModelPlan] = {}
 
@@ -248,22 +248,22 @@ class Planning:
         return replace(plan, budget=plan.peak_bytes + RESERVE)
 
     @cached_property
-    def graphed(self) -> Graphed:
+    def step_graph(self) -> StepGraph:
         """The step as a graph of its calls.
 
         Raises:
             UsageError: the graph is too large to be planned as a whole.
         """
-        from memback.plans.model.graphed import graphed
+        from memback.plans.model.step_graph import graph_of
 
-        return graphed(self.step, self.trace)
+        return graph_of(self.step, self.trace)
 
     @cached_property
     def policies(self) -> list[ModelPlan]:
         """What the policies do that find something in the model, as plans."""
         return [
             replace(plan, budget=plan.peak_bytes + RESERVE)
-            for program in programs(self.step, trace)
+            for program in policy_plans(self.step, trace)
             for plan in [self.realise(program.region, program.stages, 0, f"heuristic: the policy {program.policy}")]
         ]
 

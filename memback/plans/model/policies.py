@@ -19,13 +19,13 @@ from memback.plans.stage import Stage
 if TYPE_CHECKING:
     from memback.profiling.step import Step
 
-__all__ = ["POLICIES", "Program", "programs"]
+__all__ = ["POLICIES", "PolicyPlan", "policy_plans"]
 
 POLICIES = ("all", "selective", "selective:attention", "sqrt", "every:2")
 """The policies whose plans are candidates."""
 
 
-class Program(NamedTuple):
+class PolicyPlan(NamedTuple):
     """A policy's plan: its region, and the stages as reports show them."""
 
     policy: str
@@ -33,7 +33,7 @@ class Program(NamedTuple):
     stages: tuple[Stage, ...]
 
 
-def programs(step: Step, trace: Callable[[Step], Trace]) -> Iterator[Program]:
+def policy_plans(step: Step, trace: Callable[[Step], Trace]) -> Iterator[PolicyPlan]:
     """The programs of all policies that find something in a step's module; each of them is another one."""
     assert step.module is not None
     seen: set[tuple[tuple[int, int, frozenset[str]], ...]] = set()
@@ -49,7 +49,7 @@ def programs(step: Step, trace: Callable[[Step], Trace]) -> Iterator[Program]:
             yield _program(policy, traced)
 
 
-def _program(policy: str, trace: Trace) -> Program:
+def _program(policy: str, trace: Trace) -> PolicyPlan:
     edges = {edge for start, stop, _ in trace.segments for edge in (start, stop)}
     layout = Layout(trace, sorted({0, len(trace.calls)} | edges))
     n = len(layout.bounds) - 1
@@ -68,7 +68,7 @@ def _program(policy: str, trace: Trace) -> Program:
         kept=kept,
         actions=tuple(_actions(n, alone)),
     )
-    return Program(policy, region, tuple(_stage(layout, i, kept[i]) for i in range(n)))
+    return PolicyPlan(policy, region, tuple(_stage(layout, i, kept[i]) for i in range(n)))
 
 
 def _actions(stages: int, alone: set[int]) -> Iterator[Action]:

@@ -15,7 +15,7 @@ from memback.plans.segments import Segment, unfold
 from memback.plans.simulate import Chain, finish
 from memback.units import format_bytes_short
 
-__all__ = ["PERSISTENT", "Tabled"]
+__all__ = ["PERSISTENT", "TableSolver"]
 
 PERSISTENT = "optimal among persistent schedules"
 
@@ -29,7 +29,7 @@ _BUDGETS, _STEPS = 16, 500
 """Most points of a frontier by tier, and where all of them are known."""
 
 
-class Tabled:
+class TableSolver:
     """Plans for a chain whose budgets lie between the least need and ``most`` bytes, at which nothing is gained.
 
     Budgets are split into tiers, each of which reaches down to half its largest budget and has a table of its own. The

@@ -32,7 +32,7 @@ from memback.plans.model.trace import Trace
 from memback.profiling.ledger import DryLedger
 from memback.profiling.step import Step
 
-__all__ = ["LARGEST", "Graphed", "graphed"]
+__all__ = ["LARGEST", "StepGraph", "graph_of"]
 
 LARGEST = 70
 """Nodes of the largest graph that is planned as a whole. Up to here five seconds of two cores are enough for plans that
@@ -43,7 +43,7 @@ _SMALL = 1 / 2000
 
 
 @dataclass(frozen=True)
-class Graphed:
+class StepGraph:
     """A step as a graph.
 
     ``skeleton`` is the region without actions; values of fewer than ``pinned`` bytes are always stored.
@@ -62,7 +62,7 @@ class Graphed:
         return replace(self.skeleton, actions=tuple(actions))
 
 
-def graphed(step: Step, trace: Trace) -> Graphed:
+def graph_of(step: Step, trace: Trace) -> StepGraph:
     """Make a graph of a traced step, and measure it by dry runs.
 
     Raises:
@@ -76,7 +76,7 @@ def graphed(step: Step, trace: Trace) -> Graphed:
         )
     graph = _measured(step, layout)
     total = sum(node.output_bytes + node.saved_bytes for node in graph.nodes)
-    return Graphed(replace(layout.region(graph), actions=()), int(total * _SMALL))
+    return StepGraph(replace(layout.region(graph), actions=()), int(total * _SMALL))
 
 
 class _Group(NamedTuple):
