@@ -5,13 +5,16 @@ OUT ?= build
 
 BIN := $(VENV)/bin
 BENCHMARK := .venv-benchmark
+DEVICE := .venv-device
+# A Python whose torch is a CUDA build, with the libraries of tests/device/requirements.txt.
+DEVICE_PYTHON ?= $(DEVICE)/bin/python
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 MANIFEST := pyproject.toml constraints.txt
 # A process a core, each with whole files, whose tests share what they have computed.
 PARALLEL := -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help profile test test-long test-torch test-browser lint docs benchmark clean
+.PHONY: help profile test test-long test-torch test-browser test-device lint docs benchmark clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -36,6 +39,11 @@ test-browser: $(VENV)/.installed-browser ## open reports in Chromium: numbers, h
 	  echo "These tests need Chromium and its driver; on Debian: apt-get install chromium chromium-driver" >&2; exit 1; }
 	$(BIN)/python -m pytest -m browser
 
+test-device: $(if $(filter $(DEVICE)/%,$(DEVICE_PYTHON)),$(DEVICE)/.installed) ## what a step takes on a GPU, by PyTorch's own code, without the GPU
+	@command -v "$${CC:-cc}" >/dev/null && command -v nm >/dev/null || { \
+	  echo "These tests need a C compiler and nm; on Debian: apt-get install gcc binutils" >&2; exit 1; }
+	$(DEVICE_PYTHON) tests/device/stub/launch.py $(DEVICE_PYTHON) -m tests.device.figures $(DEVICE_ARGUMENTS)
+
 lint: $(VENV)/.installed-test ## ruff, its formatter and mypy (strict)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,7 +57,7 @@ benchmark: $(BENCHMARK)/.installed ## compare with other engines, write benchmar
 	$(BENCHMARK)/bin/python -m benchmarks.page
 
 clean: ## remove the environments, caches and what was built
-	rm -rf $(VENV) $(BENCHMARK) $(OUT) dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BENCHMARK) $(DEVICE) $(OUT) dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # A stamp a set of dependencies: each is newer than the files that it was installed from.
 $(VENV)/.created:
@@ -84,4 +92,10 @@ $(BENCHMARK)/.installed: $(MANIFEST) benchmarks/requirements.txt
 	$(PYTHON) -m venv $(BENCHMARK)
 	$(BENCHMARK)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt \
 	  -r benchmarks/requirements.txt -e '.[fast]'
+	@touch $@
+
+# A CUDA build of PyTorch, and the libraries whose models the cases are.
+$(DEVICE)/.installed: $(MANIFEST) tests/device/requirements.txt
+	$(PYTHON) -m venv $(DEVICE)
+	$(DEVICE)/bin/python -m pip --disable-pip-version-check install --quiet -r tests/device/requirements.txt -e .
 	@touch $@
