@@ -1,0 +1,5 @@
+"""Every family of ops, so that their tables are filled."""
+
+from __future__ import annotations
+
+from memback.bridges.torch.device import attention, attention_memory, copies, dropout, indexing, reductions  # noqa: F401
