@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gc
 import importlib.metadata
 import json
@@ -16,7 +17,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,8 @@ def forward(step: Step) -> Any:
         return step.loss(step.module(*step.args, **step.kwargs))
 
 
-def alone(case: Case) -> dict[str, Any]:
-    """Run a case in a process of its own, because what one leaves in the allocator's cache is found by the next."""
+def in_child(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Do it in a process of its own, because what is left in the allocator's cache is found by the next."""
     reading, writing = os.pipe()
     child = os.fork()
     if child:
@@ -80,11 +81,7 @@ def alone(case: Case) -> dict[str, Any]:
         return json.loads(answer) if answer else {"error": "the process died"}
     os.close(reading)
     try:
-        properties = card(f"cuda:{case.card}")
-        os.environ["STUB_BYTES"] = str(properties.memory_bytes)
-        os.environ["STUB_SM"] = "{}{}".format(*properties.capability)
-        os.environ["STUB_PROCESSORS"] = str(properties.multiprocessors)
-        answer = json.dumps(run(case))
+        answer = json.dumps(work())
     except BaseException as error:
         traceback.print_exc()
         answer = json.dumps({"error": f"{type(error).__name__}: {error}"})
@@ -92,6 +89,15 @@ def alone(case: Case) -> dict[str, Any]:
         answers.write(answer)
     sys.stderr.flush()
     os._exit(0)
+
+
+def on_card(case: Case) -> dict[str, Any]:
+    """Run a case on the card that it names; a real GPU is what it is."""
+    properties = card(f"cuda:{case.card}")
+    os.environ["STUB_BYTES"] = str(properties.memory_bytes)
+    os.environ["STUB_SM"] = "{}{}".format(*properties.capability)
+    os.environ["STUB_PROCESSORS"] = str(properties.multiprocessors)
+    return run(case)
 
 
 def chosen(names: list[str]) -> list[Case]:
@@ -151,7 +157,7 @@ def main() -> int:
     if not options.write and stored.get("settings") != here:
         print(*differences(stored.get("settings", {}), here), sep="\n")
     for case in chosen(options.cases):
-        observed = alone(case)
+        observed = in_child(functools.partial(on_card, case))
         if options.print:
             print(json.dumps({"case": case.name} | observed), flush=True)
         if "error" in observed:

@@ -27,7 +27,20 @@ int cuMemAddressReserve(size_t *p, size_t n, size_t alignment, size_t at, unsign
   next += n + ((size_t)2 << 20);
   return 0;
 }
+/* A handle is its own size, in MiB, below a number. */
 static unsigned long long handles;
-int cuMemCreate(unsigned long long *handle, size_t n, void *properties, unsigned long long flags) { *handle = ++handles; return 0; }
+static int (*stub_take)(size_t);
+static void (*stub_give)(size_t);
+int cuMemCreate(unsigned long long *handle, size_t n, void *properties, unsigned long long flags) {
+  if (!stub_take) stub_take = (int (*)(size_t))dlsym(RTLD_DEFAULT, "stub_take");
+  if (stub_take && stub_take(n)) return 2; /* CUDA_ERROR_OUT_OF_MEMORY */
+  *handle = ++handles << 32 | n >> 20;
+  return 0;
+}
+int cuMemRelease(unsigned long long handle) {
+  if (!stub_give) stub_give = (void (*)(size_t))dlsym(RTLD_DEFAULT, "stub_give");
+  if (stub_give) stub_give((size_t)(handle & 0xffffffff) << 20);
+  return 0;
+}
 
 #include "driver_rest.inc"

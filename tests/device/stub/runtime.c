@@ -108,6 +108,19 @@ static uintptr_t next = FIRST;
 
 static int on_device(const void *p) { return (uintptr_t)p >= FIRST && (uintptr_t)p < LAST; }
 
+int stub_take(size_t n) { /* for the driver's half */
+  pthread_mutex_lock(&mutex);
+  int failed = used + n > capacity();
+  if (!failed) used += n;
+  pthread_mutex_unlock(&mutex);
+  return failed;
+}
+void stub_give(size_t n) {
+  pthread_mutex_lock(&mutex);
+  used -= n;
+  pthread_mutex_unlock(&mutex);
+}
+
 int cudaMalloc(void **p, size_t n) {
   int failed = 2; /* cudaErrorMemoryAllocation */
   *p = 0;

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 
 from memback.bridges.torch.device.cards import Card
+from memback.bridges.torch.device.workspaces import cublas_workspace_bytes
 
-__all__ = ["workspace_bytes", "uses_cublas"]
+__all__ = ["uses_cublas", "workspace_bytes"]
 
 _aten = torch.ops.aten
 _PRODUCTS = (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm, _aten.addmv, _aten.dot, _aten.vdot)
@@ -20,5 +22,5 @@ def uses_cublas(func: Any) -> bool:
 
 
 def workspace_bytes(card: Card) -> int:
-    """A workspace's bytes, by default."""
-    return 32 * 2**20 if card.capability[0] in (9, 10) else 8519680
+    """A workspace's bytes, as the environment of this process sets them."""
+    return cublas_workspace_bytes(card.capability, os.environ.get("CUBLAS_WORKSPACE_CONFIG", ""))
