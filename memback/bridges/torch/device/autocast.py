@@ -6,6 +6,7 @@ them. The lists are those of ``ATen/autocast_mode.h``.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,12 +62,14 @@ def autocasting() -> Iterator[None]:
 
     casts = {"lower": _lower(cache), "float32": _float32, "widest": _widest}
     try:
-        with patch.object(torch, "clear_autocast_cache", cleared):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Warning only once for all operators")  # of kernels that are overridden
             for kind, names in LISTS.items():
                 for name in names.split():
                     if (op := _overload(name)) is not None:
                         function = _summed(op) if kind == "float32 out" else _cast(op, casts[kind])
                         library.impl(name, function, "AutocastCUDA", allow_override=True)
+        with patch.object(torch, "clear_autocast_cache", cleared):
             yield
     finally:
         library._destroy()

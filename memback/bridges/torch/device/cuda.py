@@ -23,7 +23,7 @@ _FOREACH = optimizer._foreach_supported_types
 def answering_for(card: Card) -> Iterator[None]:
     """In the block code that asks PyTorch for its CUDA device is told of this card."""
     properties = SimpleNamespace(
-        name=card.name,
+        name=card.title,
         major=card.capability[0],
         minor=card.capability[1],
         total_memory=card.memory_bytes,
@@ -38,7 +38,7 @@ def answering_for(card: Card) -> Iterator[None]:
         "current_device": 0,
         "get_device_properties": properties,
         "get_device_capability": card.capability,
-        "get_device_name": card.name,
+        "get_device_name": card.title,
         "is_bf16_supported": card.capability >= (8, 0),
         "is_current_stream_capturing": False,
         "get_rng_state": no_state,

@@ -19,8 +19,9 @@ from memback.bridges.torch.device.mode import CUDA, DeviceMode
 from memback.bridges.torch.device.registry import composites_taken_apart
 from memback.bridges.torch.recording.fake import _as_it_was, _input
 from memback.bridges.torch.recording.leftovers import put_back
+from memback.bridges.torch.recording.step import Place
 
-__all__ = ["OnCard", "on_card"]
+__all__ = ["OnCard", "on_card", "place_on"]
 
 
 class OnCard:
@@ -48,6 +49,17 @@ class OnCard:
             made.__dict__.update({k: v for k, v in tensor.__dict__.items() if not k.startswith("_")})
             return made
         return made.requires_grad_(tensor.requires_grad)
+
+
+def place_on(card: Card) -> Place:
+    """Where a step is run dry as on a card."""
+
+    @contextmanager
+    def place(module: nn.Module, inputs: Any, *others: Any) -> Iterator[tuple[nn.Module, Any]]:
+        with on_card(card, module, inputs, others) as (_, given):
+            yield module, given
+
+    return place
 
 
 @contextmanager
