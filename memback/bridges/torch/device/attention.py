@@ -15,6 +15,8 @@ from memback.bridges.torch.device.registry import composite
 
 _aten = torch.ops.aten
 _HALVES = (torch.float16, torch.bfloat16)
+_EFFICIENT_GROUPS = torch.__version__ >= "2.14"
+"""Whether the efficient kernel takes several heads of queries to one of keys."""
 
 
 @composite("scaled_dot_product_attention")
@@ -120,7 +122,7 @@ def _chosen(
         "efficient": lambda: (
             backends.mem_efficient_sdp_enabled()
             and fused
-            and not heads_differ
+            and (not heads_differ or (grouped and _EFFICIENT_GROUPS))
             and size == key.size(-1)
             and size % _alignment(card, is_half) == wide % _alignment(card, is_half) == 0
             and dense

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
@@ -39,7 +40,6 @@ def answering_for(card: Card) -> Iterator[None]:
         "get_device_properties": properties,
         "get_device_capability": card.capability,
         "get_device_name": card.title,
-        "is_bf16_supported": card.capability >= (8, 0),
         "is_current_stream_capturing": False,
         "get_rng_state": no_state,
         "set_rng_state": None,
@@ -50,6 +50,10 @@ def answering_for(card: Card) -> Iterator[None]:
     with ExitStack() as stack:
         for name, answer in answers.items():
             stack.enter_context(patch.object(torch.cuda, name, _giving(answer)))
+        halves = lambda including_emulation=True: including_emulation or card.capability >= (8, 0)  # noqa: E731
+        stack.enter_context(patch.object(torch.cuda, "is_bf16_supported", halves))
+        if (transformers := sys.modules.get("transformers.utils.import_utils")) is not None:  # which takes other ways
+            stack.enter_context(patch.object(transformers, "is_fake_tensor", _giving(False), create=True))
         stream = SimpleNamespace(is_capturing=_giving(False))
         stack.enter_context(patch.object(torch.accelerator, "current_stream", _giving(stream)))
         stack.enter_context(patch.object(optimizer, "_foreach_supported_types", [*_FOREACH, FakeTensor]))

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-from memback.bridges.torch.device import attention, attention_memory, convolution, copies, dropout, indexing, reductions  # noqa: F401
+from memback.bridges.torch.device import attention, attention_memory, convolution, copies, dropout, indexing, normalisation, reductions  # noqa: F401

@@ -37,6 +37,7 @@ __all__ = ["CUDA", "DeviceMode"]
 CUDA = torch.device("cuda:0")
 _NOWHERE = torch.device("meta")
 _DEVICE = torch.ops.prim.device.default
+_NUMBER = torch.ops.aten._local_scalar_dense.default
 _HERE = ("cuda", "meta")
 _TAKE_ANY = (*_INDEXED, torch.ops.aten._to_copy, torch.ops.aten.copy_)
 """Ops that take tensors of the CPU's beside those of the card."""
@@ -51,6 +52,8 @@ class DeviceMode(DryMode):
 
     Attributes:
         memory: what has been asked for of the card's.
+        assumed: the number that any floating-point one of unknown value is taken to be; None where code that asks for
+            it can't be run.
         unmodelled: ops of which it is not known what they take on CUDA, and what is not known of them.
     """
 
@@ -58,6 +61,7 @@ class DeviceMode(DryMode):
         super().__init__(mode)
         self.card = card
         self.memory = Memory()
+        self.assumed: float | None = None
         self.unmodelled: dict[str, str] = {}
         self._values: dict[int, tuple[Any, torch.Tensor]] = {}
         self._workspaces: set[bool] = set()
@@ -77,6 +81,8 @@ class DeviceMode(DryMode):
             return self._on_cpu(func, given, args, kwargs)
         if func._overloadpacket in _READS and self._all_known(given):
             return self._valued(func, args, kwargs)
+        if func is _NUMBER and self.assumed is not None and given[0].is_floating_point():
+            return self.assumed
         return self._on_card(func, given, args, kwargs)
 
     # -- values

@@ -32,11 +32,10 @@ def training_on(card: Card, step: Step, optimizer: Optimizer) -> tuple[Device, i
     inputs = step.args, dict(step.kwargs)
     with explained(), on_card(card, step.module, inputs, (step.loss, optimizer)) as (there, (args, kwargs)):
         here = replace(step, args=args, kwargs=kwargs)
-        memory = there.mode.memory
-        static = memory.allocator.allocated_bytes
+        static = there.mode.memory.allocator.allocated_bytes
         made = optimizer_on_card(optimizer, step.module, there)
         with here.unchanged():
-            steps = train(memory, here.forward, made, step.module)
+            steps = train(there.mode, here.forward, made, step.module)
         first, steady = (DeviceStep(**asdict(one)) for one in (steps[0], steps[-1]))
         figures = {"static_bytes": static, "first": first, "steady": steady, "unmodelled": dict(there.mode.unmodelled)}
         return device_of(card, **figures, optimizer=_name(made)), _state_bytes(made)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from memback.bridges.torch.device.exchange import OnCard
-from memback.bridges.torch.device.memory import Memory
+from memback.bridges.torch.device.mode import DeviceMode
 from memback.errors import UsageError
 
 __all__ = ["Figures", "Optimizer", "optimizer_on_card", "train"]
@@ -30,10 +30,13 @@ class Figures:
 
 
 def train(
-    memory: Memory, forward: Callable[[], torch.Tensor], optimizer: Any, module: torch.nn.Module, steps: int = 3
+    mode: DeviceMode, forward: Callable[[], torch.Tensor], optimizer: Any, module: torch.nn.Module, steps: int = 3
 ) -> list[Figures]:
-    """Carry out training steps."""
-    taken, allocator = [], memory.allocator
+    """Carry out training steps, the first of which makes the optimiser's state.
+
+    What the update asks of numbers, such as whether a gradient's norm is too large, is answered with 1.
+    """
+    taken, allocator = [], mode.memory.allocator
     for _ in range(steps):
         allocator.reset_peaks()
         before = allocator.allocated_bytes
@@ -44,7 +47,9 @@ def train(
         if optimizer is None:
             module.zero_grad(set_to_none=True)
         else:
+            mode.assumed = 1.0
             optimizer.step()
+            mode.assumed = None
             optimizer.zero_grad(set_to_none=True)
         taken.append(Figures(after - before, allocator.allocated_peak_bytes, allocator.reserved_peak_bytes))
     return taken
