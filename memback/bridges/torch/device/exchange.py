@@ -23,6 +23,8 @@ from memback.bridges.torch.recording.step import Place
 
 __all__ = ["OnCard", "on_card", "place_on"]
 
+_OF_FAKES = ("fake_mode", "fake_device", "constant", "real_tensor", "pytype", "dispatch_keys", "_post_accumulate_grad_hooks")
+
 
 class OnCard:
     """What stands for a module's tensors on a card."""
@@ -46,7 +48,8 @@ class OnCard:
             self.mode.give_value(made, tensor.detach())
         if isinstance(tensor, nn.Parameter):
             made = nn.Parameter(made, requires_grad=tensor.requires_grad)
-            made.__dict__.update({k: v for k, v in tensor.__dict__.items() if not k.startswith("_")})
+            own = {name: value for name, value in vars(tensor).items() if name not in _OF_FAKES and name not in vars(made)}
+            vars(made).update(own)
             return made
         return made.requires_grad_(tensor.requires_grad)
 
