@@ -6,8 +6,10 @@ OUT ?= build
 BIN := $(VENV)/bin
 BENCHMARK := .venv-benchmark
 DEVICE := .venv-device
-# A Python whose torch is a CUDA build, with the libraries of tests/device/requirements.txt.
+# A Python whose torch is a CUDA build, with the libraries of tests/device/requirements.txt; arguments of
+# tests/device/figures.py: --write, --print, beginnings of cases' names.
 DEVICE_PYTHON ?= $(DEVICE)/bin/python
+DEVICE_ARGUMENTS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 MANIFEST := pyproject.toml constraints.txt
 # A process a core, each with whole files, whose tests share what they have computed.
@@ -43,6 +45,8 @@ test-device: $(if $(filter $(DEVICE)/%,$(DEVICE_PYTHON)),$(DEVICE)/.installed) #
 	@command -v "$${CC:-cc}" >/dev/null && command -v nm >/dev/null || { \
 	  echo "These tests need a C compiler and nm; on Debian: apt-get install gcc binutils" >&2; exit 1; }
 	$(DEVICE_PYTHON) tests/device/stub/launch.py $(DEVICE_PYTHON) -m tests.device.figures $(DEVICE_ARGUMENTS)
+	$(DEVICE_PYTHON) tests/device/stub/launch.py $(DEVICE_PYTHON) -m tests.device.traces $(filter --write,$(DEVICE_ARGUMENTS))
+	$(DEVICE_PYTHON) tests/device/stub/launch.py $(DEVICE_PYTHON) -m tests.device.fuzz
 
 lint: $(VENV)/.installed-test ## ruff, its formatter and mypy (strict)
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
     python tests/device/stub/launch.py PYTHON -m tests.device.figures [--write] [--print] [CASE ...]
 
-runs on the stub; without launch.py it runs on a real GPU. A CASE is a name, or the beginning of some.
+runs on the stub; without launch.py on a real GPU, whatever card a case names. A CASE is a name, or how some begin.
 """
 
 from __future__ import annotations
@@ -52,10 +52,13 @@ def train(step: Step, optimizer: Any) -> dict[str, int]:
         before = torch.cuda.memory_allocated()
         loss = forward(step)
         forward_bytes = max(forward_bytes, torch.cuda.memory_allocated() - before)
+        if step.zeroed_late:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
         del loss
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    if not step.zeroed_late:
+        optimizer.zero_grad(set_to_none=True)
     return {
         "forward_bytes": forward_bytes,
         "allocated_peak_bytes": torch.cuda.max_memory_allocated(),
@@ -93,11 +96,18 @@ def in_child(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def on_card(case: Case) -> dict[str, Any]:
     """Run a case on the card that it names; a real GPU is what it is."""
-    properties = card(f"cuda:{case.card}")
-    os.environ["STUB_BYTES"] = str(properties.memory_bytes)
-    os.environ["STUB_SM"] = "{}{}".format(*properties.capability)
-    os.environ["STUB_PROCESSORS"] = str(properties.multiprocessors)
+    os.environ.update(stub_of(case.card))
     return run(case)
+
+
+def stub_of(name: str) -> dict[str, str]:
+    """Return the variables under which the stub stands for a card, if they are set before CUDA is initialised."""
+    properties = card(name)
+    return {
+        "STUB_BYTES": str(properties.memory_bytes),
+        "STUB_SM": "{}{}".format(*properties.capability),
+        "STUB_PROCESSORS": str(properties.multiprocessors),
+    }
 
 
 def chosen(names: list[str]) -> list[Case]:
@@ -114,7 +124,7 @@ def settings() -> dict[str, Any]:
     return {
         "versions": versions | {"torch": torch.__version__, "cuda": torch.version.cuda},
         "steps": STEPS,
-        "zero_grad": "set_to_none=True, after the update",
+        "zero_grad": "set_to_none=True, after the update, but in the cases that name another moment",
         "autocast": "bfloat16, around forward and loss",
         "cudnn_attention": "off, but in the cases that name it",
         "alloc_conf": os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF") or "",
@@ -156,6 +166,8 @@ def main() -> int:
     here, wrong = settings(), 0
     if not options.write and stored.get("settings") != here:
         print(*differences(stored.get("settings", {}), here), sep="\n")
+    if options.write and options.cases and stored.get("settings", here) != here:
+        sys.exit("the stored figures were made with other settings: write all of them, or none")
     for case in chosen(options.cases):
         observed = in_child(functools.partial(on_card, case))
         if options.print:
@@ -165,11 +177,10 @@ def main() -> int:
             wrong += 1
         elif options.write:
             stored["cases"][case.name] = observed
+            write(stored["cases"], here)
         elif lines := list(differences(stored["cases"].get(case.name, {}), observed)):
             print(f"{case.name}: {'; '.join(lines)}", flush=True)
             wrong += 1
-    if options.write:
-        write(stored["cases"], here)
     print(f"{len(chosen(options.cases))} cases, {wrong} with a difference or an error")
     return min(wrong, 1)
 

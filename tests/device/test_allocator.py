@@ -63,12 +63,13 @@ SETTINGS = (
     "",
     "expandable_segments:True",
     "max_split_size_mb:20",
+    "expandable_segments:True,max_split_size_mb:20",
     "roundup_power2_divisions:[1:2,4:8,>:4]",
     "large_segment_size_mb:64,per_process_memory_fraction:0.7,garbage_collection_threshold:0.3",
 )
 SIZES = st.one_of(st.integers(1, 4096), st.integers(1, 2 * MIB), st.integers(MIB, 60 * MIB))
 REQUESTS = st.lists(st.one_of(SIZES, st.integers(-30, -1), st.just(0)), max_size=60)
-"""Sizes; negative: the so-manieth block in use is freed; 0: the cache is emptied."""
+"""Sizes; negative: which of the blocks in use is freed; 0: the cache is emptied."""
 
 
 def carried_out(allocator: Any, requests: list[int]) -> list[Any]:
@@ -164,9 +165,20 @@ def test_each_phase_has_its_own_peaks_and_its_own_picture() -> None:
     assert [peak.allocated_bytes // MIB for peak in result.phases.values()] == [4, 34, 36]
     assert [peak.reserved_bytes // MIB for peak in result.phases.values()] == [20, 50, 50]
     assert [peak.event for peak in result.phases.values()] == [0, 2, 6]
+    assert [(peak.start_bytes // MIB, peak.end_bytes // MIB) for peak in result.phases.values()] == [
+        (0, 4),
+        (4, 8),
+        (8, 36),
+    ]
     owners = [[block.owner for segment in peak.segments for block in segment.blocks] for peak in result.phases.values()]
     assert owners == [["model", ""], ["model", "", "layer"], ["model", "optimizer", "", "layer", ""]]
     assert result.phases["steady"].fragmentation_bytes == 14 * MIB
+
+
+def test_a_block_that_is_not_split_counts_as_a_whole() -> None:
+    events = [replays.Alloc("a", 19 * MIB + 1), replays.Free("a"), replays.Mark("again"), replays.Alloc("b", 19 * MIB)]
+    peak = replays.replay(events).phases["again"]
+    assert (peak.start_bytes, peak.end_bytes, peak.allocated_bytes) == (0, 20 * MIB, 20 * MIB)
 
 
 def test_nothing_is_taken_for_an_empty_tensor() -> None:

@@ -25,7 +25,7 @@ import torch
 from memback.bridges.torch.device.cards import card
 from tests.device.cases import CASES
 from tests.device.digests import digest
-from tests.device.figures import import_libraries, in_child, train
+from tests.device.figures import import_libraries, in_child, stub_of, train
 
 TRACES = Path(__file__).with_name("traces")
 STEPS = 2
@@ -39,8 +39,9 @@ SETTINGS = (
     "large_segment_size_mb:64",
     "garbage_collection_threshold:0.5,per_process_memory_fraction:0.9",
     "garbage_collection_threshold:0.6",
+    "expandable_segments:True,max_split_size_mb:20",
 )
-ON_LITTLE_MEMORY = (SETTINGS[0], SETTINGS[1], SETTINGS[2], SETTINGS[7], SETTINGS[7].replace("0.9", "1.0"), SETTINGS[8])
+ON_LITTLE_MEMORY = (*SETTINGS[:3], *SETTINGS[7:], SETTINGS[7].replace("0.9", "1.0"))
 RECORDED = {
     "mlp fp32 adamw h200": (None, 250_000_000, 200_000_000),
     "gpt2-4 amp adamw h200": (None, 255_000_000, 200_000_000),
@@ -51,7 +52,9 @@ RECORDED = {
 
 def run(name: str, conf: str, memory_bytes: int | None) -> dict[str, Any]:
     """Train a case a few steps, and return its requests with what the allocator made of them."""
-    os.environ["STUB_BYTES"] = str(memory_bytes or card_memory(name))
+    os.environ.update(stub_of(CASES[name].card))
+    if memory_bytes:
+        os.environ["STUB_BYTES"] = str(memory_bytes)
     if conf:
         torch._C._accelerator_setAllocatorSettings(conf)
     torch.cuda.init()
@@ -127,11 +130,8 @@ def record(name: str, devices: tuple[int | None, ...]) -> dict[str, Any]:
         if mine != events[: len(mine)]:
             sys.exit(f"{name} under {conf!r}: its requests are not those of the plain setting")
         results.append(result | {"event_count": len(mine)})
-    return {"case": name, "torch": torch.__version__, "capacity": card_memory(name), "events": events, "runs": results}
-
-
-def card_memory(name: str) -> int:
-    return card(f"cuda:{CASES[name].card}").memory_bytes
+    capacity = card(CASES[name].card).memory_bytes
+    return {"case": name, "torch": torch.__version__, "capacity": capacity, "events": events, "runs": results}
 
 
 def path_of(name: str) -> Path:

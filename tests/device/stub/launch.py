@@ -5,10 +5,10 @@
 
 PYTHON is an interpreter whose torch is a CUDA build (on Linux, x86-64). All of PyTorch's host code runs as it would on
 the device: the kernels it picks, what it saves for backward, its caching allocator. No kernel runs; values are garbage,
-and what is read back is zero. torch.cuda.max_memory_allocated(), max_memory_reserved(), memory_stats() and snapshots
-are those of the device, but for what libraries take for themselves (cuDNN's and NCCL's workspaces, the CUDA context).
-runtime.c describes STUB_BYTES, STUB_SM, STUB_PROCESSORS and STUB_LOG. Needs a C compiler (CC, or cc), nm, and the
-headers of a CUDA toolkit, which PyTorch's own dependencies bring.
+and what is read back is zero, or true. torch.cuda.max_memory_allocated(), max_memory_reserved(), memory_stats() and
+snapshots are those of the device, but for what libraries take for themselves (cuDNN's and NCCL's workspaces, the CUDA
+context). runtime.c describes STUB_BYTES, STUB_SM, STUB_PROCESSORS and STUB_LOG. Needs a C compiler (CC, or cc), nm, and
+the headers of a CUDA toolkit, which PyTorch's own dependencies bring.
 """
 
 from __future__ import annotations
@@ -101,6 +101,8 @@ def environment(python: str) -> dict[str, str]:
             if not folder.exists():
                 os.rename(made, folder)
                 os.mkdir(made)  # what the context removes
+    if folder.stat().st_uid != os.getuid():
+        sys.exit(f"launch.py: {folder} is somebody else's; set TMPDIR to a folder of yours")
     paths = [str(folder), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
     return {"LD_LIBRARY_PATH": os.pathsep.join(paths), "LD_PRELOAD": str(folder / "runtime.so")}
 

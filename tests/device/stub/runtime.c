@@ -3,7 +3,8 @@
  * Preloaded before a CUDA build of PyTorch, it answers what libcudart, cuBLAS, cuDNN and the like are asked for: device
  * queries with those of one GPU, allocations with addresses out of thin air, launches and library calls with success.
  * So all of PyTorch's own host code runs as on that GPU (which kernel is chosen, what is saved for backward, what the
- * caching allocator does), and no kernel does. Values are garbage; what is read back from the device is zero.
+ * caching allocator does), and no kernel does. Values are garbage; what is read back from the device is zero, but a single
+ * byte, which is 1: where a model reads one, it asks whether a condition holds for all of a mask, and for the cases it does.
  *
  * STUB_BYTES        the device's memory (default: that of an H200)
  * STUB_SM           its compute capability, as 90 (default), 89, 80, 75
@@ -153,7 +154,7 @@ int cudaHostAlloc(void **p, size_t n, unsigned flags) { *p = malloc(n); return 0
 int cudaFreeHost(void *p) { free(p); return 0; }
 
 static int copied(void *to, const void *from, size_t n) {
-  if (!on_device(to)) on_device(from) ? memset(to, 0, n) : memmove(to, from, n);
+  if (!on_device(to)) on_device(from) ? memset(to, n == 1, n) : memmove(to, from, n);
   return 0;
 }
 int cudaMemcpy(void *to, const void *from, size_t n, enum cudaMemcpyKind kind) { return copied(to, from, n); }
@@ -258,6 +259,53 @@ int cudnnDropoutGetStatesSize(void *h, size_t *s) { *s = 2228224; return 0; }
 int cudnnGetBatchNormalizationTrainingExReserveSpaceSize(void *h, int m, int o, void *a, void *x, size_t *s) { *s = 0; return 0; }
 int cudnnGetBatchNormalizationForwardTrainingExWorkspaceSize(void *h, int m, int o, void *a, void *b, void *c, void *d, void *e, size_t *s) { *s = 0; return 0; }
 int cudnnGetBatchNormalizationBackwardExWorkspaceSize(void *h, int m, int o, void *a, void *b, void *c, void *d, void *e, void *f, void *g, size_t *s) { *s = 0; return 0; }
+
+/* cuDNN's recurrent layers: weights lie as their cells ask for them, all biases behind; no workspace, nothing reserved. */
+struct cells { int gates, biases, directions, type, in, hidden, layers; };
+struct matrix { int type, rows, columns; };
+int cudnnSetRNNDescriptor_v8(struct cells *d, int algorithm, int mode, int bias, int both, int skip, int type, int precision,
+                             int math, int in, int hidden, int projection, int layers, void *dropout, unsigned flags) {
+  *d = (struct cells){mode == 2 ? 4 : mode == 3 ? 3 : 1, bias == 2 ? 2 : bias ? 1 : 0, both ? 2 : 1, type, in, hidden, layers};
+  return 0;
+}
+static size_t bytes_of(int type) { return type == 1 ? 8 : type == 2 || type == 9 ? 2 : 4; }
+static size_t inputs(struct cells *d, int pseudo_layer) {
+  return pseudo_layer < d->directions ? d->in : (size_t)d->hidden * d->directions;
+}
+static size_t of_matrices(struct cells *d, int pseudo_layers) {
+  size_t n = 0;
+  for (int i = 0; i < pseudo_layers; i++) n += d->gates * d->hidden * (inputs(d, i) + d->hidden);
+  return n;
+}
+static size_t of_biases(struct cells *d, int pseudo_layers) { return (size_t)pseudo_layers * d->biases * d->gates * d->hidden; }
+int cudnnGetRNNWeightSpaceSize(void *h, struct cells *d, size_t *bytes) {
+  int all = d->layers * d->directions;
+  *bytes = (of_matrices(d, all) + of_biases(d, all)) * bytes_of(d->type);
+  return 0;
+}
+int cudnnGetRNNWeightParams(void *h, struct cells *d, int layer, size_t n, char *weights, int id, struct matrix *m, void **at,
+                            struct matrix *bias, void **bias_at) {
+  int all = d->layers * d->directions, recurrent = id >= d->gates, columns = recurrent ? d->hidden : (int)inputs(d, layer);
+  size_t offset = of_matrices(d, layer);
+  offset += recurrent ? d->gates * d->hidden * inputs(d, layer) + (size_t)(id - d->gates) * d->hidden * d->hidden : (size_t)id * d->hidden * columns;
+  if (m) *m = (struct matrix){d->type, d->hidden, columns};
+  if (at) *at = weights + offset * bytes_of(d->type);
+  if (bias) *bias = (struct matrix){d->type, d->hidden, 1};
+  if (bias_at) *bias_at = d->biases ? weights + (of_matrices(d, all) + of_biases(d, layer) + (size_t)id * d->hidden) * bytes_of(d->type) : 0;
+  return 0;
+}
+int cudnnGetTensorNdDescriptor(struct matrix *m, int room, int *type, int *n, int *sizes, int *strides) {
+  *type = m->type, *n = 3;
+  sizes[0] = 1, sizes[1] = m->rows, sizes[2] = m->columns;
+  strides[0] = m->rows * m->columns, strides[1] = m->columns, strides[2] = 1;
+  return 0;
+}
+int cudnnGetRNNTempSpaceSizes(void *h, struct cells *d, int mode, void *x, size_t *work, size_t *reserve) {
+  if (work) *work = 0;
+  if (reserve) *reserve = 0;
+  return 0;
+}
+
 int cudnnBackendCreateDescriptor(int type, void **made) { int *d = calloc(1, 256); d[0] = type, *made = d; return 0; }
 int cudnnBackendGetAttribute(void *d, int name, int type, int64_t room, int64_t *n, void *values) {
   if (name == 202) { if (n) *n = 1; return 0; }                 /* the heuristics' engine configurations */

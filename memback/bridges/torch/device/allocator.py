@@ -1,13 +1,14 @@
 """PyTorch's CUDA caching allocator, replayed on addresses without memory, to the byte.
 
-What is modelled is one device, one stream, no private pools (CUDA graphs), no cudaMallocAsync. Each rule stands at the
-function of the same name in ``c10/cuda/CUDACachingAllocator.cpp`` of PyTorch 2.14.1 (``DeviceCachingAllocator``):
+What is modelled is one device, one stream, no private pools (CUDA graphs), no cudaMallocAsync. The rules are those of
+``DeviceCachingAllocator`` in ``c10/cuda/CUDACachingAllocator.cpp`` of PyTorch 2.14.1; its function is named with each:
 
 - A request is rounded up to 512 B (``round_size``). Of at most 1 MiB, it lives in the small pool, in segments of 2 MiB;
   others live in the large pool, in segments of 20 MiB for less than 10 MiB, else of the request rounded up to 2 MiB
   (``get_allocation_size``).
 - The smallest free block that fits is taken, of equal ones the one at the lowest address (``get_free_block``). The rest
-  becomes a free block if it is at least 512 B in the small pool, more than 1 MiB in the large one (``should_split``).
+  becomes a free block if it is at least 512 B in the small pool, more than 1 MiB in the large one (``should_split``);
+  otherwise the whole block counts as allocated.
 - A block that is freed merges with its free neighbours within the segment (``free_block``). Segments stay reserved.
 - Where the device has no memory left, segments without a block in use are given back, and it is tried once more.
 
@@ -245,7 +246,7 @@ class CachingAllocator:
 
     def _release_oversize(self, pool: Pool, size: int) -> bool:
         """Give back free blocks that may not be split: the smallest that suffices, or the largest until they do."""
-        if self.conf.max_split_size is None:
+        if self.conf.max_split_size is None or self.conf.expandable_segments:
             return False
         wanted = max(size, self.conf.max_split_size)
         at = bisect_left(pool.free, (wanted, 0))

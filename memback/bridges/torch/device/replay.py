@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
 from memback.bridges.torch.device.allocator import CachingAllocator, CudaOutOfMemory
@@ -54,6 +54,10 @@ class Peak:
     """The index of the event after which the most was allocated for the first time; -1 where nothing was."""
     segments: tuple[Segment, ...]
     """What was reserved then."""
+    start_bytes: int
+    """What was allocated when the phase began: blocks, which may be larger than what was asked for."""
+    end_bytes: int
+    """What was allocated when it ended."""
 
     @property
     def fragmentation_bytes(self) -> int:
@@ -107,12 +111,9 @@ def replay(
         if run.error:
             break
     run.end_phase()
-    moments = {moment for _, _, moment in run.phases.values()}
+    moments = {phase.event for phase in run.phases.values()}
     pictures = _pictures(events[: max(moments, default=-1) + 1], moments, _Run(card, conf, other_bytes))
-    phases = {
-        name: Peak(allocated, reserved, moment, pictures.get(moment, ()))
-        for name, (allocated, reserved, moment) in run.phases.items()
-    }
+    phases = {name: replace(phase, segments=pictures.get(phase.event, ())) for name, phase in run.phases.items()}
     return Replay(phases, run.error)
 
 
@@ -134,9 +135,9 @@ class _Run:
         settings = parse_conf(conf) if isinstance(conf, str) else conf
         self.allocator = CachingAllocator(settings, known.memory_bytes if known else None, other_bytes)
         self.blocks: dict[Hashable, object] = {}
-        self.phases: dict[str, tuple[int, int, int]] = {}
-        """Of each: the peaks of what was allocated and reserved, and the event of the first."""
-        self.phase, self.moment = "", -1
+        self.phases: dict[str, Peak] = {}
+        """Without their pictures."""
+        self.phase, self.moment, self.start = "", -1, 0
         self.error: OutOfMemory | None = None
 
     def carry_out(self, number: int, event: Event) -> None:
@@ -154,17 +155,21 @@ class _Run:
                     self.end_phase()
                 if name in self.phases:
                     raise ValueError(f"event {number} begins the phase {name!r} for a second time")
-                self.phase, self.moment = name, number
+                self.phase, self.moment, self.start = name, number, self.allocator.allocated_bytes
                 self.allocator.reset_peaks()
             case EmptyCache():
                 self.allocator.empty_cache()
 
     def end_phase(self) -> None:
         """Note the peaks of the phase."""
-        self.phases[self.phase] = (
-            self.allocator.allocated_peak_bytes,
-            self.allocator.reserved_peak_bytes,
+        allocator = self.allocator
+        self.phases[self.phase] = Peak(
+            allocator.allocated_peak_bytes,
+            allocator.reserved_peak_bytes,
             self.moment,
+            (),
+            self.start,
+            allocator.allocated_bytes,
         )
 
     def _allocate(self, number: int, event: Alloc) -> None:
