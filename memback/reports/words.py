@@ -32,7 +32,11 @@ def _on_device(device: Device) -> list[str]:
         update = f"with {device.optimizer}" if device.optimizer else "without an optimiser"
         said = [f"On {whose}, {update}: {_step('first', device.first)}; {_step('steady', device.steady)}."]
         spare = device.memory_bytes - max(device.first.reserved_peak_bytes, device.steady.reserved_peak_bytes)
-        fits = f"fits, with {format_bytes_short(spare)}" if spare >= 0 else f"does not fit: it lacks {format_bytes_short(-spare)}"
+        fits = (
+            f"fits, with {format_bytes_short(spare)}"
+            if spare >= 0
+            else f"does not fit: it lacks {format_bytes_short(-spare)}"
+        )
         said.append(f"It {fits}{' to spare' if spare >= 0 else ''}, CUDA's context apart, which takes some 0.5 GiB.")
     return said + [f"Not known of {op}: {what}." for op, what in sorted(device.unmodelled.items())]
 

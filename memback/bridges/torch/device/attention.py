@@ -31,6 +31,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
+    """Take the kernel that the card would take."""
     kind = _chosen(card_now(), query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
     keeps = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
     if kind == "cudnn":
@@ -145,4 +146,3 @@ def _alignment(card: Card, is_half: bool) -> int:
     major = card.capability[0]
     least = 4 if major >= 8 else 1
     return max(least, 128 // (16 if is_half else 32)) if major >= 8 or (major == 7 and is_half) else least
-

@@ -41,14 +41,14 @@ def _efficient(mode: DeviceMode, func: Any, *args: Any, **kwargs: Any) -> Any:
 
 @kernel(_aten._scaled_dot_product_efficient_attention_backward.default)
 def _efficient_backward(mode: DeviceMode, func: Any, grad: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
-    key, value, bias, out = args[:4]
+    key, value = args[:2]
     dropout = args[7]
     copied = _contiguous(mode, grad)
     grads = func(grad, query, *args, **kwargs)
     for made in grads:
         if made is not None:
             mode.memory.meet(made.untyped_storage())
-    batch, heads, rows, size = query.shape
+    batch, heads, rows, _ = query.shape
     deltas = 4 * batch * heads * rows
     if query.dtype in _HALVES:
         held = [mode.memory.take(deltas)]
@@ -100,7 +100,9 @@ def _tile(card: Card, is_half: bool, size: int, dropout: bool) -> tuple[int, int
 
 
 @kernel(_aten._scaled_dot_product_flash_attention.default)
-def _flash(mode: DeviceMode, func: Any, query: Any, key: Any, value: Any, dropout: float = 0.0, *args: Any, **kw: Any) -> Any:
+def _flash(
+    mode: DeviceMode, func: Any, query: Any, key: Any, value: Any, dropout: float = 0.0, *args: Any, **kw: Any
+) -> Any:
     out = func(query, key, value, dropout, *args, **kw)
     for number in (0, 1):
         mode.memory.meet(out[number].untyped_storage())

@@ -1,7 +1,7 @@
 """Automatic mixed precision by CUDA's lists of ops.
 
-PyTorch's own kernels for it ask in C++ whether a tensor is on CUDA, and are told that it is on ``meta``: these stand for
-them. The lists are those of ``ATen/autocast_mode.h``.
+PyTorch's own kernels for it ask in C++ whether a tensor is on CUDA, and are told that it is on ``meta``: these stand
+for them. The lists are those of ``ATen/autocast_mode.h``.
 """
 
 from __future__ import annotations
@@ -41,10 +41,17 @@ LISTS = {
         "prod prod.dim_int softmax.int log_softmax.int cumprod cumsum linalg_vector_norm linalg_matrix_norm"
         " linalg_matrix_norm.str_ord sum sum.dim_IntList"
     ),
+    "float32 norm": "norm.Scalar norm.ScalarOpt_dim",
     "widest": "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add",
 }
 """Ops by what is done with floating-point arguments: cast to autocast's type, to float32, added up in float32 unless
-another type is asked for, cast to the widest type among them."""
+another type is asked for (norms always), cast to the widest type among them."""
+
+_WITH_DTYPE = {
+    torch.ops.aten.norm.Scalar: torch.ops.aten.norm.ScalarOpt_dtype,
+    torch.ops.aten.norm.ScalarOpt_dim: torch.ops.aten.norm.ScalarOpt_dim_dtype,
+}
+"""What stands for ops that are not told of a type to add up in."""
 
 _KEY = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
 
@@ -67,7 +74,7 @@ def autocasting() -> Iterator[None]:
             for kind, names in LISTS.items():
                 for name in names.split():
                     if (op := _overload(name)) is not None:
-                        function = _summed(op) if kind == "float32 out" else _cast(op, casts[kind])
+                        function = _cast(op, casts[kind]) if kind in casts else _summed(op)
                         library.impl(name, function, "AutocastCUDA", allow_override=True)
         with patch.object(torch, "clear_autocast_cache", cleared):
             yield
@@ -137,13 +144,14 @@ def _widest(args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 def _summed(op: Any) -> Callable[..., Any]:
     """An op that gives float32 if no other type is asked for."""
+    op, plain = _WITH_DTYPE.get(op, op), op
     place = next(number for number, argument in enumerate(op._schema.arguments) if argument.name == "dtype")
     by_name = op._schema.arguments[place].kwarg_only
 
     def call(*args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(_KEY):
             if not args[0].is_floating_point() or args[0].dtype == torch.float64 or args[0].device.type != "cuda":
-                return op(*args, **kwargs)
+                return plain(*args, **kwargs)
             if by_name:
                 kwargs = {**kwargs, "dtype": kwargs.get("dtype") or torch.float32}
             else:

@@ -23,6 +23,7 @@ def to_dtype_layout(
     copy: bool = False,
     memory_format: Any = None,
 ) -> Any:
+    """Copy to another device or type, if it is another."""
     return _to(tensor, device, dtype, copy, memory_format)
 
 
@@ -30,6 +31,7 @@ def to_dtype_layout(
 def to_device(
     tensor: Any, device: Any, dtype: Any, non_blocking: bool = False, copy: bool = False, memory_format: Any = None
 ) -> Any:
+    """Copy to another device or type, if it is another."""
     return _to(tensor, device, dtype, copy, memory_format)
 
 

@@ -23,7 +23,15 @@ from memback.bridges.torch.recording.step import Place
 
 __all__ = ["OnCard", "on_card", "place_on"]
 
-_OF_FAKES = ("fake_mode", "fake_device", "constant", "real_tensor", "pytype", "dispatch_keys", "_post_accumulate_grad_hooks")
+_OF_FAKES = (
+    "fake_mode",
+    "fake_device",
+    "constant",
+    "real_tensor",
+    "pytype",
+    "dispatch_keys",
+    "_post_accumulate_grad_hooks",
+)
 
 
 class OnCard:
@@ -48,7 +56,9 @@ class OnCard:
             self.mode.give_value(made, tensor.detach())
         if isinstance(tensor, nn.Parameter):
             made = nn.Parameter(made, requires_grad=tensor.requires_grad)
-            own = {name: value for name, value in vars(tensor).items() if name not in _OF_FAKES and name not in vars(made)}
+            own = {
+                name: value for name, value in vars(tensor).items() if name not in _OF_FAKES and name not in vars(made)
+            }
             vars(made).update(own)
             return made
         return made.requires_grad_(tensor.requires_grad)

@@ -2,4 +2,13 @@
 
 from __future__ import annotations
 
-from memback.bridges.torch.device import attention, attention_memory, convolution, copies, dropout, indexing, normalisation, reductions  # noqa: F401
+from memback.bridges.torch.device import (  # noqa: F401
+    attention,
+    attention_memory,
+    convolution,
+    copies,
+    dropout,
+    indexing,
+    normalisation,
+    reductions,
+)

@@ -164,7 +164,7 @@ class DeviceMode(DryMode):
             fakes = self._with_indices(fakes)
         before = {key(s) for t in tensors((fakes, named)) for s in storages(t)}
         out = self._run_op(func, fakes, named, known)
-        fresh = self._born(out, before)
+        fresh = self._births(out, before)
         self._note_values(func, args, kwargs, out, fresh, known)
         return self._noted(tree_map(self._back(args, kwargs, fakes, named), out))
 
@@ -185,7 +185,7 @@ class DeviceMode(DryMode):
     def _with_workspace(self, func: Any, args: Any, kwargs: Any) -> Any:
         """A product by cuBLAS, which each thread gives a workspace before its first one; backward has its own."""
         out = func(*args, **kwargs)
-        self._born(out, set())
+        self._births(out, set())
         thread = torch._C._current_graph_task_id() != -1
         if thread not in self._workspaces:
             self._workspaces.add(thread)
@@ -206,7 +206,11 @@ class DeviceMode(DryMode):
         """Masks of known values that index, as the indices which CUDA makes of them."""
         indices: list[Any] = []
         for index in args[1]:
-            if isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8) and self._all_known([index]):
+            if (
+                isinstance(index, torch.Tensor)
+                and index.dtype in (torch.bool, torch.uint8)
+                and self._all_known([index])
+            ):
                 found = self.run(torch.ops.aten.nonzero.default, index)
                 indices += self.run(torch.ops.aten.unbind.int, found, 1)
             else:
@@ -234,7 +238,7 @@ class DeviceMode(DryMode):
             found = self._moved[id(tensor)] = (tensor, made)
         return found[1]
 
-    def _born(self, out: Any, before: set[int]) -> list[torch.Tensor]:
+    def _births(self, out: Any, before: set[int]) -> list[torch.Tensor]:
         fresh = []
         for tensor in tensors(out):
             if isinstance(tensor, FakeTensor) and tensor.device.type == "cuda":

@@ -38,7 +38,9 @@ def _batch_norm(mode: DeviceMode, func: Any, tensor: Any, *args: Any, **kwargs: 
 @kernel(_aten.native_batch_norm_backward.default)
 def _batch_norm_backward(mode: DeviceMode, func: Any, grad: Any, tensor: Any, weight: Any, *args: Any) -> Any:
     mask = args[-1]
-    copied = None if grad.is_contiguous(memory_format=suggest_memory_format(tensor)) else mode.empty(grad.size(), grad.dtype)
+    copied = (
+        None if grad.is_contiguous(memory_format=suggest_memory_format(tensor)) else mode.empty(grad.size(), grad.dtype)
+    )
     dtype = grad.dtype if weight is None else weight.dtype
     made: list[Any] = [torch.empty_like(tensor) if mask[0] else None]
     made += [torch.empty(tensor.size(1), dtype=dtype, device=tensor.device) if wanted else None for wanted in mask[1:]]
@@ -51,4 +53,5 @@ def _batch_norm_backward(mode: DeviceMode, func: Any, grad: Any, tensor: Any, we
 
 @composite("rms_norm")
 def rms_norm(tensor: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Any:
+    """Take the fused kernel, which keeps one number a row."""
     return _aten._fused_rms_norm(tensor, normalized_shape, weight, eps)[0]

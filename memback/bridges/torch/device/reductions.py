@@ -132,12 +132,14 @@ def accumulated_bytes(dtype: torch.dtype) -> int:
 
 
 @kernel(_aten.sum.default, _aten.sum.dim_IntList, _aten.mean.default, _aten.mean.dim, _aten.prod.default)
-def _sum(
-    mode: DeviceMode, func: Any, tensor: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
-) -> Any:
+def _sum(mode: DeviceMode, func: Any, tensor: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """A sum in another type than that of the numbers is one of a copy, but for halves that are added up in float32."""
     named = {} if dtype is None else {"dtype": dtype}
-    out = func(tensor, dim, keepdim, **named) if any(a.name == "dim" for a in func._schema.arguments) else func(tensor, **named)
+    out = (
+        func(tensor, dim, keepdim, **named)
+        if any(a.name == "dim" for a in func._schema.arguments)
+        else func(tensor, **named)
+    )
     mode.memory.meet(out.untyped_storage())
     if out.dtype != tensor.dtype and not (tensor.dtype in _HALVES and out.dtype == torch.float32):
         tensor = mode.empty(tensor.size(), out.dtype)
