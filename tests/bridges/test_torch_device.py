@@ -232,3 +232,8 @@ def test_an_optimizer_of_another_module_is_refused():
     other = torch.optim.SGD(nn.Linear(3, 3).parameters())
     with pytest.raises(UsageError, match="none of the module's"):
         bridge.profile(nn.Linear(8, 8), X, dry=True, modes=["full"], device="cuda:h100", optimizer=other)
+
+
+def test_a_recurrent_layer_runs_and_is_said_not_to_be_modelled():
+    report = bridge.profile(nn.LSTM(8, 16), torch.ones(3, 2, 8), dry=True, modes=["full"], device="cuda:h100")
+    assert report.device.unmodelled == {"lstm": "cuDNN's recurrent layer, which is taken to run cell by cell"}

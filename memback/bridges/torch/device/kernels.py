@@ -11,4 +11,5 @@ from memback.bridges.torch.device import (  # noqa: F401
     indexing,
     normalisation,
     reductions,
+    unmodelled,
 )
