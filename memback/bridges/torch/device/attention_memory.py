@@ -23,18 +23,18 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 @kernel(_aten._scaled_dot_product_efficient_attention.default)
 def _efficient(mode: DeviceMode, func: Any, *args: Any, **kwargs: Any) -> Any:
-    """The random stream's state is on the CPU, but where several heads of queries share one of keys."""
+    """The random stream's state is on the CPU where it is drawn from, and else two numbers on the card."""
     out, sums, seed, offset = func(*args, **kwargs)
     query, value = args[0], args[2]
-    grouped = query.size(1) != args[1].size(1)
-    if grouped:
+    unused = (args[5] if len(args) > 5 else kwargs.get("dropout_p", 0.0)) == 0
+    if unused:
         for state in (seed, offset):
             mode.memory.meet(state.untyped_storage())
     for made in (out, sums):
         mode.memory.meet(made.untyped_storage())
     if value.size(-1) > 128 and query.dtype in _HALVES:
         mode.memory.scratch(out.numel() * 4)
-    if grouped:
+    if unused:
         return out, sums, seed, offset
     return out, sums, torch.empty_like(seed, device="cpu"), torch.empty_like(offset, device="cpu")
 

@@ -120,13 +120,19 @@ def _lower(cache: dict[int, tuple[Any, Any]]) -> Callable[[Any, Any], tuple[Any,
                 found = cache[id(value)] = (weakref.ref(value), value.to(dtype))
             return found[1]
 
-        return tree_map(one, (args, kwargs))
+        return _backwards(one, args, kwargs)
 
     return cast
 
 
 def _float32(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    return tree_map(lambda value: value.float() if _is_cast(value, torch.float32) else value, (args, kwargs))
+    return _backwards(lambda value: value.float() if _is_cast(value, torch.float32) else value, args, kwargs)
+
+
+def _backwards(one: Callable[[Any], Any], args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Cast the last argument first, as PyTorch's compiler has C++ do it."""
+    named = {name: tree_map(one, kwargs[name]) for name in reversed(kwargs)}
+    return tuple([tree_map(one, value) for value in reversed(args)][::-1]), named
 
 
 def _widest(args: Any, kwargs: Any) -> tuple[Any, Any]:

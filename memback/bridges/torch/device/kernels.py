@@ -9,6 +9,7 @@ from memback.bridges.torch.device import (  # noqa: F401
     copies,
     dropout,
     indexing,
+    linear,
     normalisation,
     reductions,
     unmodelled,

@@ -55,3 +55,25 @@ def _batch_norm_backward(mode: DeviceMode, func: Any, grad: Any, tensor: Any, we
 def rms_norm(tensor: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Any:
     """Take the fused kernel, which keeps one number a row."""
     return _aten._fused_rms_norm(tensor, normalized_shape, weight, eps)[0]
+
+
+@kernel(_aten.native_layer_norm.default)
+def _layer_norm(mode: DeviceMode, func: Any, tensor: Any, *args: Any) -> Any:
+    """Of what does not lie in order, a copy is normalised."""
+    copied = None if tensor.is_contiguous() else mode.empty(tensor.size(), tensor.dtype)
+    out = func(tensor, *args)
+    for one in out:
+        mode.memory.meet(one.untyped_storage())
+    del copied
+    return out
+
+
+@kernel(_aten.native_layer_norm_backward.default)
+def _layer_norm_backward(mode: DeviceMode, func: Any, grad: Any, tensor: Any, *args: Any) -> Any:
+    copied = [mode.empty(one.size(), one.dtype) for one in (grad, tensor) if not one.is_contiguous()]
+    out = func(grad, tensor, *args)
+    for one in out:
+        if one is not None:
+            mode.memory.meet(one.untyped_storage())
+    del copied
+    return out

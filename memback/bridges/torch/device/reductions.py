@@ -171,3 +171,13 @@ def _extreme(mode: DeviceMode, func: Any, tensor: Any, dim: Any = None, *more: A
     mode.memory.meet(out.untyped_storage())
     _reduce(mode, tensor, dim, tensor.dtype.itemsize)
     return out
+
+
+@kernel(_aten.cumsum.default)
+def _cumsum(mode: DeviceMode, func: Any, tensor: Any, dim: int, *, dtype: Any = None) -> Any:
+    """Of numbers of another type than the sums' a copy is added up."""
+    out = func(tensor, dim, dtype=dtype)
+    mode.memory.meet(out.untyped_storage())
+    if out.dtype != tensor.dtype:
+        mode.memory.scratch(out.untyped_storage().nbytes())
+    return out
