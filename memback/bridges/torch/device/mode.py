@@ -30,6 +30,7 @@ from memback.bridges.torch.device.memory import Memory
 from memback.bridges.torch.device.registry import KERNELS
 from memback.bridges.torch.recording.corrections import instead
 from memback.bridges.torch.recording.dry_mode import _INDEXED, _MOST, _READS, DryMode, _is_empty, _written
+from memback.bridges.torch.recording.in_place import _is_alone, _is_dense, alone
 from memback.bridges.torch.recording.storages import key, storages, tensors
 
 __all__ = ["CUDA", "DeviceMode"]
@@ -37,6 +38,8 @@ __all__ = ["CUDA", "DeviceMode"]
 CUDA = torch.device("cuda:0")
 _NOWHERE = torch.device("meta")
 _DEVICE = torch.ops.prim.device.default
+_aten = torch.ops.aten
+_ADD = _aten.add.Tensor
 _NUMBER = torch.ops.aten._local_scalar_dense.default
 _HERE = ("cuda", "meta")
 _TAKE_ANY = (*_INDEXED, torch.ops.aten._to_copy, torch.ops.aten.copy_)
@@ -65,12 +68,16 @@ class DeviceMode(DryMode):
         self.unmodelled: dict[str, str] = {}
         self._values: dict[int, tuple[Any, torch.Tensor]] = {}
         self._workspaces: set[bool] = set()
+        self._makers: dict[int, int] = {}
+        alone()
         self._moved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _DEVICE:
             return _NOWHERE
         kwargs = kwargs or {}
+        if func is _ADD and torch._C._current_graph_task_id() != -1 and _is_alone(args) and self._adds_up(args):
+            func = _aten.add_.Tensor  # what holds a reference to its first argument comes after this
         if not isinstance(func, torch._ops.OpOverload):
             return self._noted(func(*args, **kwargs))
         device = kwargs.get("device")
@@ -84,6 +91,16 @@ class DeviceMode(DryMode):
         if func is _NUMBER and self.assumed is not None and given[0].is_floating_point():
             return self.assumed
         return self._on_card(func, given, args, kwargs)
+
+    def _adds_up(self, args: Any) -> bool:
+        """Whether the engine adds a gradient to one of another node that it holds alone, as it does in place."""
+        there, more = args
+        if not (isinstance(there, FakeTensor) and isinstance(more, FakeTensor)) or there.shape != more.shape:
+            return False
+        if there.dtype != more.dtype or there.layout is not torch.strided or not _is_dense(there):
+            return False
+        maker = self._makers.get(key(there.untyped_storage()))
+        return maker is not None and maker != _node_now()
 
     # -- values
 
@@ -246,6 +263,7 @@ class DeviceMode(DryMode):
                     self.memory.meet(storage)
                     if key(storage) not in before:
                         fresh.append(tensor)
+                        self._makers[key(storage)] = _node_now()
         return fresh
 
     def _note_values(self, func: Any, args: Any, kwargs: Any, out: Any, fresh: list[Any], known: bool) -> None:
@@ -272,6 +290,12 @@ class DeviceMode(DryMode):
             if fake is not real
         }
         return lambda value: originals.get(id(value), value)
+
+
+def _node_now() -> int:
+    """The node of autograd's graph that is running; -1 in the forward pass."""
+    node = torch._C._current_autograd_node()
+    return -1 if node is None else int(node._sequence_nr())
 
 
 def _looking_into(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
