@@ -36,7 +36,17 @@ __all__ = ["command"]
 )
 @click.option("--loss", metavar="MODULE:FUNCTION", help="Computes the loss from the output. Default: the output's sum.")
 @click.option("--mode", "modes", multiple=True, metavar="MODE", help="retain-all, full, checkpoint or inference.")
-@click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... Default: where the factory makes the module.")
+@click.option(
+    "--device",
+    metavar="DEVICE",
+    help="cpu, cuda, cuda:1, ... Default: where the factory makes the module. With --dry also a card that is not here:"
+    " cuda:h100, cuda:a100-80gb, cuda:t4, ...",
+)
+@click.option(
+    "--optimizer",
+    metavar="NAME",
+    help="With a card: whose update ends a training step: adamw, sgd, ... or MODULE:FUNCTION of the parameters.",
+)
 @click.option("--autocast", metavar="DTYPE", help="Automatic mixed precision in the forward pass: bfloat16 or float16.")
 @click.option("--eval", "evaluate", is_flag=True, help="Call module.eval() first.")
 @again_options
@@ -55,6 +65,7 @@ def command(
     loss: str | None,
     modes: tuple[str, ...],
     device: str | None,
+    optimizer: str | None,
     autocast: str | None,
     evaluate: bool,
     again: Again,
@@ -77,10 +88,14 @@ def command(
     within --budget, or by a saved plan. The parts are the members of its Sequential and ModuleList containers, or
     --blocks.
 
+    With --dry and --device cuda:CARD the step is predicted as CUDA would run it on that card, and with --optimizer what
+    whole training steps take there, by PyTorch's allocator, and whether that fits.
+
     With --distributed, --input is one rank's share of the batch. --dry --ranks N predicts for N ranks in this process;
     under torchrun each rank writes its own report next to the first -o FILE, and rank 0 merges them, the worst first.
     """
     from memback.bridges import torch as bridge
+    from memback.bridges.torch.device.names import card_named, optimizer_named
     from memback.bridges.torch.loading import device_named, find, load
     from memback.bridges.torch.profile import MODES
     from memback.bridges.torch.recording.arguments import parse_arguments
@@ -94,7 +109,13 @@ def command(
     modes_of(modes, None)
     kind = None if autocast is None else dtype_named(autocast)
     of_output = sum_of_outputs if loss is None else find(loss)
-    where = None if device is None else device_named(device)
+    card = None if device is None else card_named(device, dry)
+    where = None if device is None or card is not None else device_named(device)
+    update = None if optimizer is None else optimizer_named(optimizer)
+    if update is not None and card is None:
+        raise UsageError("--optimizer belongs to a prediction for a card: give --dry and --device cuda:h100, ...")
+    if card is not None and (again.asked or distributed is not None):
+        raise UsageError("a card is predicted for one process and without plans: leave out --device, or the others")
 
     def loading() -> Loaded:
         loaded = load(factory, given, where, dry, named)
@@ -135,6 +156,8 @@ def command(
                 rounds=rounds,
                 policy=plan,
                 progress=progress,
+                device=card,
+                optimizer=update,
             )
 
 

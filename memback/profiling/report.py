@@ -24,6 +24,8 @@ __all__ = [
     "SCHEMA",
     "Arguments",
     "Buffer",
+    "Device",
+    "DeviceStep",
     "Distributed",
     "Event",
     "FrontierPoint",
@@ -345,6 +347,39 @@ class Distributed(Struct, frozen=True, kw_only=True):
             raise MembackError(f"rank {self.rank} is not the first of its ranks, the one that needs the most memory")
 
 
+class DeviceStep(Struct, frozen=True, kw_only=True):
+    """What a whole training step takes on a device, in bytes, as PyTorch's allocator counts it there.
+
+    ``forward_bytes`` is what is allocated after the forward pass less what was before it. The peaks are of the whole
+    step with its update, and count what is there all the time: parameters, optimiser state, libraries' workspaces.
+    ``reserved_peak_bytes`` is what the allocator has from the device.
+    """
+
+    forward_bytes: Count
+    allocated_peak_bytes: Count
+    reserved_peak_bytes: Count
+
+
+class Device(Struct, frozen=True, kw_only=True):
+    """A device that a report was predicted for, and the training step of mode ``full`` there.
+
+    ``name`` is as ``--device cuda:NAME`` has it, ``title`` as the device's driver has it, ``capability`` the compute
+    capability (major, minor). ``first`` is the first step, which makes the optimiser's state and libraries' workspaces,
+    ``steady`` a later one; None where mode ``full`` was not run. ``static_bytes`` is what is allocated before the first
+    step. ``unmodelled`` says of ops what is not known of the memory that they take: figures are then too low.
+    """
+
+    name: str
+    title: str
+    capability: tuple[Count, Count]
+    memory_bytes: Count
+    static_bytes: Count = 0
+    optimizer: str | None = None
+    first: DeviceStep | None = None
+    steady: DeviceStep | None = None
+    unmodelled: Mapping[str, str] = {}
+
+
 class FrontierPoint(NamedTuple):
     """A plan of a frontier: its peak in bytes, and what it costs more than keeping everything, in FLOPs.
 
@@ -359,7 +394,8 @@ class FrontierPoint(NamedTuple):
 class Report(Struct, frozen=True, kw_only=True):
     """The result of a profile. Shows itself in a terminal, and is written by :meth:`save` in any format.
 
-    ``not_run`` says of modes in which the step can't be run why it can't.
+    ``not_run`` says of modes in which the step can't be run why it can't. ``device`` is the device that is predicted
+    for, where it is another than the machine's.
     """
 
     schema: Literal["memback.report/1"] = SCHEMA
@@ -372,6 +408,7 @@ class Report(Struct, frozen=True, kw_only=True):
     frontier: tuple[FrontierPoint, ...] = ()
     distributed: Distributed | None = None
     not_run: Mapping[str, str] = {}
+    device: Device | None = None
 
     @property
     def reference(self) -> Run | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,10 @@ from msgspec.structs import replace
 from torch.nn.parallel import DistributedDataParallel
 
 from memback._version import __version__
+from memback.bridges.torch.device.cards import Card, card
+from memback.bridges.torch.device.exchange import place_on
+from memback.bridges.torch.device.prediction import device_of, training_on
+from memback.bridges.torch.device.training import Optimizer
 from memback.bridges.torch.planning.plan import TorchPlan, planned_by
 from memback.bridges.torch.recording.allocator import Allocated
 from memback.bridges.torch.recording.calls import check_all_visible
@@ -50,6 +55,8 @@ def profile(
     policy: str | TorchPlan | None = None,
     about: Mapping[str, Any] | None = None,
     progress: Progress = lambda what, done, total: None,
+    device: str | None = None,
+    optimizer: Optimizer = None,
 ) -> Report:
     """Run a training step of a module in several modes and report the memory of each, op by op.
 
@@ -72,6 +79,11 @@ def profile(
         about: what the report says of the profile (``name``, ``model``, ``data``, ``dtype``), beside whether the module
             is in training mode (``model["training"]``) and which loss was taken (``data["loss"]``).
         progress: called with (what is done now, steps done, steps in all).
+        device: a card that need not be there, for a dry run: ``cuda:h100``, ``cuda:a100-80gb``, ``cuda:t4``, ... The
+            step is run as CUDA would run it there, with its kernels' choices, and the report's ``device`` says what
+            whole training steps take, by PyTorch's allocator.
+        optimizer: whose update ends a training step on the device: a class such as ``torch.optim.AdamW``, an optimiser
+            of the module's parameters, or a function that gives one of the parameters to be trained.
 
     Returns:
         the :class:`~memback.profiling.report.Report`; sizes in bytes, times in seconds. FLOPs are those of products of
@@ -93,19 +105,29 @@ def profile(
     _check(module)
     taken, name_of_loss = with_name(loss)
     step = Step.of(module, inputs, kwargs, taken, autocast)
+    on = _card(device, optimizer, step, dry)
+    if on is not None:
+        step = dataclasses.replace(step, place=place_on(on))
     chosen = modes_of(modes, None if policy is None else cast(Any, planned_by(step, policy)))
     failed = Failures(chosen)
     work = _dry(step, failed, progress) if dry or step.dry else _real(step, failed, rounds, progress)
     runs, input_bytes = zip(*work, strict=True)
+    arguments, there = _arguments(step, max(input_bytes)), None
+    if on is not None and any(run.mode == "full" for run in runs):
+        there, optimizer_bytes = training_on(on, step, optimizer)
+        arguments = replace(arguments, optimizer_bytes=optimizer_bytes)
+    elif on is not None:
+        there = device_of(on)
     report = Report(
         memback=__version__,
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         machine={**machine(), "torch": str(torch.__version__), "device": _device(step)},
         profile=_about(step, name_of_loss(), about or {}),
-        arguments=_arguments(step, max(input_bytes)),
+        arguments=arguments,
         runs=runs,
         distributed=_distributed(step),
         not_run={str(mode): why for mode, why in failed.reasons.items()},
+        device=there,
     )
     report.validate()
     return report
@@ -140,6 +162,24 @@ class Failures:
                 raise
             self.reasons[mode] = str(error) if isinstance(error, MembackError) else described(error)
             return None
+
+
+def _card(device: str | None, optimizer: Optimizer, step: Step, dry: bool) -> Card | None:
+    """The card that is predicted for, if one is.
+
+    Raises:
+        UsageError: it is not known, or the step is not one that can be predicted for a card.
+    """
+    if device is None:
+        if optimizer is not None:
+            raise UsageError("optimizer= belongs to a prediction for a card: give device=, such as 'cuda:h100'")
+        return None
+    named = card(device)
+    if not (dry or step.dry):
+        raise UsageError(f"device={device!r} predicts for a card that need not be there: give dry=True, too")
+    if step.strategy is not None:
+        raise UsageError("device= predicts for one process: take the module without DDP or FSDP")
+    return named
 
 
 def _check(module: torch.nn.Module) -> None:

@@ -1,1 +1,1 @@
-"""What PyTorch does on a GPU, without one: its caching allocator, its workspaces, the cards."""
+"""What a training step takes on a GPU that is not there: PyTorch's choices for CUDA, on tensors without memory."""

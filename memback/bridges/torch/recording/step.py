@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
@@ -31,9 +31,13 @@ from memback.errors import MembackError, UsageError
 from memback.profiling.measuring import RssSampler, Seconds
 from memback.profiling.mode import Mode
 
-__all__ = ["Account", "DryRunError", "Step", "explained", "sum_of_outputs"]
+__all__ = ["Account", "DryRunError", "Place", "Step", "explained", "sum_of_outputs"]
 
 Loss = Callable[[Any], torch.Tensor]
+
+Place = Callable[..., AbstractContextManager[tuple[torch.nn.Module, Any]]]
+"""What has a module and its inputs stand in for the real ones, as
+:func:`~memback.bridges.torch.recording.standing_in.standing_in` does."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ def sum_of_outputs(output: Any) -> torch.Tensor:
 class Step:
     """A module, what it is called with, and the loss of what it gives.
 
-    ``autocast`` is the type to which PyTorch's automatic mixed precision turns the forward pass, if at all.
+    ``autocast`` is the type to which PyTorch's automatic mixed precision turns the forward pass, if at all, and
+    ``place`` where it is run dry, if elsewhere than where the module is.
     """
 
     module: torch.nn.Module
@@ -78,6 +83,7 @@ class Step:
     kwargs: Mapping[str, Any]
     loss: Loss = sum_of_outputs
     autocast: torch.dtype | None = None
+    place: Place | None = None
     _outside: list[tuple[torch.Tensor, Any]] = field(default_factory=list, init=False, repr=False, compare=False)
     """Leaves that are no arguments and have been given gradients, and what they had before."""
 
@@ -170,7 +176,8 @@ class Step:
 
     def watch(self, mode: Mode, events: bool = True) -> tuple[Tracker, torch.Tensor]:
         """Run under a tracker, which keeps a timeline of ``events`` or none, and give it and the loss."""
-        tracker = Tracker(self.arguments(), self.module, mode.name == "retain-all", events)
+        kind = None if self.place is None else self.device.type
+        tracker = Tracker(self.arguments(), self.module, mode.name == "retain-all", events, kind)
         tracker.told_of_forward = True
         with exchanges_told(tracker, self.strategy), _seen(), tracker:
             loss = self.run(mode, tracker.forward_ended if mode.trains else lambda loss: None)
@@ -211,7 +218,8 @@ class Step:
             too.
         """
         inputs = self.args, dict(self.kwargs)
-        with explained(), standing_in(self.module, inputs, self.loss) as (module, (args, kwargs)):
+        place = standing_in if self.place is None else self.place
+        with explained(), place(self.module, inputs, self.loss) as (module, (args, kwargs)):
             yield replace(self, module=module, args=args, kwargs=kwargs)
 
     def run_in(self, mode: Mode) -> None:

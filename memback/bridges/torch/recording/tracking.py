@@ -117,6 +117,7 @@ class Tracker(Accounts):
         retain_all: whether every storage that the forward pass makes is kept until the step's end (the notes, section
             4.3, read literally), and counts as saved.
         events: whether to keep the timeline.
+        kind: the kind of device (``cuda``) whose memory alone is counted; by default all is.
 
     Attributes:
         rows, events, buffers, flops, recomputed_flops, saved_at_end_of_forward: as in
@@ -136,8 +137,10 @@ class Tracker(Accounts):
         module: torch.nn.Module | None = None,
         retain_all: bool = False,
         events: bool = True,
+        kind: str | None = None,
     ) -> None:
         super().__init__(events=events)
+        self._kind = kind
         pairs = list(arguments.items() if isinstance(arguments, Mapping) else arguments)
         self._parameters = [tensor for name, tensor in pairs if name.startswith("parameter ")]
         self._leaf_names = {id(tensor): name for name, tensor in pairs}
@@ -291,7 +294,7 @@ class Tracker(Accounts):
             row.output_shape, row.dtype = tuple(outputs[0].shape), _name(outputs[0].dtype)
         for tensor in outputs:
             self._note_unknown(func, tensor)
-            for storage in storages(tensor):
+            for storage in self._counted(tensor):
                 self._meet(storage, row)
         return out
 
@@ -446,7 +449,7 @@ class Tracker(Accounts):
     def _meet_inputs(self, func: Any, inputs: list[torch.Tensor], row: Row) -> None:
         parameters: dict[int, int] = {}
         for tensor in inputs:
-            for storage in storages(tensor):
+            for storage in self._counted(tensor):
                 account = self._accounts.get(key(storage))
                 if account is None and func not in _BIRTH and storage.nbytes():
                     bucket = self.reduces_in_buckets and self._phase == "backward"
@@ -455,6 +458,10 @@ class Tracker(Accounts):
                 if account is not None and account.argument and account.what.startswith("parameter"):
                     parameters[account.number] = account.bytes
         row.parameter_bytes = max(row.parameter_bytes, sum(parameters.values()))
+
+    def _counted(self, tensor: torch.Tensor) -> list[Any]:
+        """The storages of a tensor, where its device is one whose memory is counted."""
+        return storages(tensor) if self._kind in (None, tensor.device.type) else []
 
     def _meet(self, storage: Any, row: Row) -> None:
         size = storage.nbytes()
@@ -605,7 +612,7 @@ class Tracker(Accounts):
         row = self._keeper()
         self._where = (row.path, row.op or self._where[1])
         held = []
-        for storage in storages(tensor):
+        for storage in self._counted(tensor):
             account = self._accounts.get(key(storage))
             if account is None and storage.nbytes():
                 account = self._open(key(storage), storage, storage.nbytes(), None)

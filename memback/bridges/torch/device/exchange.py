@@ -1,0 +1,103 @@
+"""A module and its inputs on a card, without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_map_with_path
+
+from memback.bridges.torch.device import kernels  # noqa: F401 - it fills the tables
+from memback.bridges.torch.device.autocast import autocasting
+from memback.bridges.torch.device.cards import Card
+from memback.bridges.torch.device.cuda import answering_for
+from memback.bridges.torch.device.mode import CUDA, DeviceMode
+from memback.bridges.torch.device.registry import composites_taken_apart
+from memback.bridges.torch.recording.fake import _as_it_was, _input
+from memback.bridges.torch.recording.leftovers import put_back
+from memback.bridges.torch.recording.step import Place
+
+__all__ = ["OnCard", "on_card", "place_on"]
+
+_OF_FAKES = (
+    "fake_mode",
+    "fake_device",
+    "constant",
+    "real_tensor",
+    "pytype",
+    "dispatch_keys",
+    "_post_accumulate_grad_hooks",
+)
+
+
+class OnCard:
+    """What stands for a module's tensors on a card."""
+
+    def __init__(self, mode: DeviceMode) -> None:
+        self.mode = mode
+        self.known: dict[int, tuple[Any, torch.Tensor]] = {}
+
+    def stand_in(self, tensor: Any) -> Any:
+        """What stands for a tensor; whatever is none stays."""
+        if not isinstance(tensor, torch.Tensor):
+            return tensor
+        if id(tensor) not in self.known:
+            self.known[id(tensor)] = (tensor, self._made(tensor))
+        return self.known[id(tensor)][1]
+
+    def _made(self, tensor: torch.Tensor) -> torch.Tensor:
+        made = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=CUDA)
+        without = isinstance(tensor, FakeTensor) or tensor.is_meta
+        if not (without or tensor.is_floating_point() or tensor.is_complex()):
+            self.mode.give_value(made, tensor.detach())
+        if isinstance(tensor, nn.Parameter):
+            made = nn.Parameter(made, requires_grad=tensor.requires_grad)
+            own = {
+                name: value for name, value in vars(tensor).items() if name not in _OF_FAKES and name not in vars(made)
+            }
+            vars(made).update(own)
+            return made
+        return made.requires_grad_(tensor.requires_grad)
+
+
+def place_on(card: Card) -> Place:
+    """Where a step is run dry as on a card."""
+
+    @contextmanager
+    def place(module: nn.Module, inputs: Any, *others: Any) -> Iterator[tuple[nn.Module, Any]]:
+        with on_card(card, module, inputs, others) as (_, given):
+            yield module, given
+
+    return place
+
+
+@contextmanager
+def on_card(card: Card, module: nn.Module, inputs: Any, others: Sequence[Any] = ()) -> Iterator[tuple[OnCard, Any]]:
+    """In the block a module and its inputs are on a card, and every op is run as there.
+
+    Gives what stands for what, and the inputs in the same nesting.
+    """
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = DeviceMode(fake, card)
+    there = OnCard(mode)
+    with _as_it_was(module), put_back(mode, module, inputs, *others), _entered(card, fake, mode):
+        _exchange(module, there)
+        yield there, tree_map_with_path(lambda path, value: there.stand_in(_input(lambda v: v, path, value)), inputs)
+
+
+@contextmanager
+def _entered(card: Card, fake: FakeTensorMode, mode: DeviceMode) -> Iterator[None]:
+    with answering_for(card), composites_taken_apart(), autocasting(), fake, mode:
+        yield
+
+
+def _exchange(module: nn.Module, there: OnCard) -> None:
+    """Move tensors in the order in which ``Module.to`` does."""
+    for child in module.children():
+        _exchange(child, there)
+    for members in (module._parameters, module._buffers):
+        members.update({name: there.stand_in(tensor) for name, tensor in members.items()})
