@@ -51,9 +51,9 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("__init__",),
     ),
     "bridges/torch": (
-        ("device",),
         ("recording",),
         ("loading", "planning"),
+        ("device",),
         ("profile",),
         ("ranks",),
         ("__init__",),

@@ -175,7 +175,7 @@ def _on_ranks(
     at = place()
     if dry:
         if ranks is None:
-            raise UsageError("f--distributed with --dry needs the number of ranks: --ranks N")
+            raise UsageError("--distributed with --dry needs --ranks N, the number of ranks")
         if at is not None:
             raise UsageError("--dry predicts for all ranks in one process: start it without torchrun")
         with progress_bar(output) as progress, _notes(output):

@@ -257,8 +257,12 @@ def _real(step: Step, failed: Failures, rounds: int, progress: Progress) -> list
     return runs
 
 
+_SLACK = 1024
+"""Bytes that a watched step may hold more without a warning: a few numbers, such as a loss."""
+
+
 def _warn_of_watching(mode: Mode, measured: int, given_out: Allocated | None) -> None:
-    if given_out is not None and measured > given_out.peak_bytes * 1.01:
+    if given_out is not None and measured > given_out.peak_bytes * 1.01 + _SLACK:
         warnings.warn(
             f"Mode {mode} held {measured:,} B at its peak while it was watched, and {given_out.peak_bytes:,} B while it"
             " was not, so that an unwatched step takes less: of some ops (prod, cumprod, max and median of a whole"
