@@ -18,7 +18,7 @@ def test_what_is_written_is_read_back_equal(report: Report) -> None:
 def test_keys_keep_the_order_of_the_schema() -> None:
     keys = list(json.loads(render(sample.report())))
     assert keys[:8] == ["schema", "memback", "created", "machine", "profile", "arguments", "runs", "frontier"]
-    assert keys[8:] == ["distributed", "not_run"]
+    assert keys[8:] == ["distributed", "not_run", "device"]
 
 
 def test_an_event_takes_one_line() -> None:
