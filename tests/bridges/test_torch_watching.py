@@ -306,3 +306,11 @@ def test_inference_that_differentiates_is_over_when_the_step_is() -> None:
 def test_it_is_said_where_a_watched_step_takes_more() -> None:
     with pytest.warns(WatchingWarning, match="while it was watched"):
         bridge.profile(Scaled(lambda y: y.cumprod(1)), torch.rand(SQUARE), rounds=1, modes=("full",))
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_what_a_mode_retains_by_itself_is_not_left_behind(dry: bool) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.LayerNorm(64))
+    report = bridge.profile(module, torch.ones(8, 64), modes=["retain-all", "full"], dry=dry)
+    assert [run.left_bytes for run in report.runs] == [0, 0]
+    assert report.runs[0].saved_bytes > report.runs[1].saved_bytes > 0

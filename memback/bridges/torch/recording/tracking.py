@@ -204,13 +204,13 @@ class Tracker(Accounts):
         if self.saved_at_end_of_forward is None:
             self.forward_ended()
         self._over, self._keep_events = True, False
+        self._retained = None
         grads = [tensor.grad for tensor in self._parameters if tensor.grad is not None]
         self._gradient_bytes = sum({key(s): s.nbytes() for grad in grads for s in storages(grad)}.values())
         self._look_what_is_left(result)
         for held in self._kept:
             held.row.kept.append((held.name, held.account))
         self._mark_recomputed()
-        self._retained = None
         self._held.clear()
         self._fresh.clear()
 
