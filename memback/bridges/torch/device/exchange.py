@@ -17,7 +17,7 @@ from memback.bridges.torch.device.cards import Card
 from memback.bridges.torch.device.cuda import answering_for
 from memback.bridges.torch.device.mode import CUDA, DeviceMode
 from memback.bridges.torch.device.registry import composites_taken_apart
-from memback.bridges.torch.recording.fake import _as_it_was, _input
+from memback.bridges.torch.recording.fake import as_it_was, exchanged_input
 from memback.bridges.torch.recording.leftovers import put_back
 from memback.bridges.torch.recording.step import Place
 
@@ -84,9 +84,10 @@ def on_card(card: Card, module: nn.Module, inputs: Any, others: Sequence[Any] = 
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     mode = DeviceMode(fake, card)
     there = OnCard(mode)
-    with _as_it_was(module), put_back(mode, module, inputs, *others), _entered(card, fake, mode):
+    with as_it_was(module), put_back(mode, module, inputs, *others), _entered(card, fake, mode):
         _exchange(module, there)
-        yield there, tree_map_with_path(lambda path, value: there.stand_in(_input(lambda v: v, path, value)), inputs)
+        made = tree_map_with_path(lambda path, value: there.stand_in(exchanged_input(lambda v: v, path, value)), inputs)
+        yield there, made
 
 
 @contextmanager

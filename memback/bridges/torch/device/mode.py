@@ -29,7 +29,7 @@ from memback.bridges.torch.device.libraries import uses_cublas, workspace_bytes
 from memback.bridges.torch.device.memory import Memory
 from memback.bridges.torch.device.registry import KERNELS
 from memback.bridges.torch.recording.corrections import instead
-from memback.bridges.torch.recording.dry_mode import _INDEXED, _MOST, _READS, DryMode, _is_empty, _written
+from memback.bridges.torch.recording.dry_mode import INDEXED, MOST, READS, DryMode, is_empty, written_by
 from memback.bridges.torch.recording.in_place import _is_alone, _is_dense, alone
 from memback.bridges.torch.recording.storages import key, storages, tensors
 
@@ -42,7 +42,7 @@ _aten = torch.ops.aten
 _ADD = _aten.add.Tensor
 _NUMBER = torch.ops.aten._local_scalar_dense.default
 _HERE = ("cuda", "meta")
-_TAKE_ANY = (*_INDEXED, torch.ops.aten._to_copy, torch.ops.aten.copy_)
+_TAKE_ANY = (*INDEXED, torch.ops.aten._to_copy, torch.ops.aten.copy_)
 """Ops that take tensors of the CPU's beside those of the card."""
 
 
@@ -86,7 +86,7 @@ class DeviceMode(DryMode):
         given = list(tensors((args, kwargs)))
         if not any(isinstance(tensor, FakeTensor) for tensor in given) and kwargs.get("device") != CUDA:
             return self._on_cpu(func, given, args, kwargs)
-        if func._overloadpacket in _READS and self._all_known(given):
+        if func._overloadpacket in READS and self._all_known(given):
             return self._valued(func, args, kwargs)
         if func is _NUMBER and self.assumed is not None and given[0].is_floating_point():
             return self.assumed
@@ -153,13 +153,13 @@ class DeviceMode(DryMode):
     def _on_cpu(self, func: Any, given: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
         """An op on the CPU's own tensors, for real if it is small."""
         seeded = torch.Tag.nondeterministic_seeded in func.tags
-        if not (func.is_view or torch.Tag.inplace_view in func.tags) and func._overloadpacket not in _READS:
+        if not (func.is_view or torch.Tag.inplace_view in func.tags) and func._overloadpacket not in READS:
             try:
                 out = func(*args, **kwargs)
             except (DataDependentOutputException, DynamicOutputShapeException):
                 out = ()
-            large = any(t.untyped_storage().nbytes() > _MOST for t in tensors(out) if t.layout is torch.strided)
-            if large or (seeded and not list(_written(func, args, kwargs))):
+            large = any(t.untyped_storage().nbytes() > MOST for t in tensors(out) if t.layout is torch.strided)
+            if large or (seeded and not list(written_by(func, args, kwargs))):
                 return self._noted(out)
             if seeded:
                 return out
@@ -177,7 +177,7 @@ class DeviceMode(DryMode):
             return self._on_the_card(value) if onto and value.dim() else self.mode.from_tensor(value)
 
         fakes, named = tree_map(fake, args), tree_map(fake, kwargs)
-        if func._overloadpacket in _INDEXED:
+        if func._overloadpacket in INDEXED:
             fakes = self._with_indices(fakes)
         before = {key(s) for t in tensors((fakes, named)) for s in storages(t)}
         out = self._run_op(func, fakes, named, known)
@@ -267,14 +267,14 @@ class DeviceMode(DryMode):
         return fresh
 
     def _note_values(self, func: Any, args: Any, kwargs: Any, out: Any, fresh: list[Any], known: bool) -> None:
-        written = [t for t in _written(func, args, kwargs) if isinstance(t, FakeTensor)]
+        written = [t for t in written_by(func, args, kwargs) if isinstance(t, FakeTensor)]
         off_card = [t for t in tensors(out) if isinstance(t, FakeTensor) and t.device.type == "cpu"]
-        fits = all(t.layout is torch.strided and t.untyped_storage().nbytes() <= _MOST for t in (*fresh, *off_card))
+        fits = all(t.layout is torch.strided and t.untyped_storage().nbytes() <= MOST for t in (*fresh, *off_card))
         if not known or not fits or not (written or fresh or off_card):
             for tensor in written:
                 self._values.pop(key(tensor.untyped_storage()), None)
             return
-        if _is_empty(func) and any(t.is_floating_point() for t in fresh):
+        if is_empty(func) and any(t.is_floating_point() for t in fresh):
             return
         values = list(tensors(self._valued(func, args, kwargs)))
         if fresh or off_card:

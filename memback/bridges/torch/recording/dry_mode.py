@@ -32,15 +32,15 @@ from memback.bridges.torch.recording.corrections import corrected, instead
 from memback.bridges.torch.recording.dtypes import refuse_types
 from memback.bridges.torch.recording.storages import key, storages, tensors
 
-__all__ = ["DryMode", "in_dry_run"]
+__all__ = ["INDEXED", "MOST", "READS", "DryMode", "in_dry_run", "is_empty", "written_by"]
 
-_MOST = 32 * 2**20
+MOST = 32 * 2**20
 """Bytes that an op on known values may give: a larger one is not run, as a dry run is to take no memory."""
 
 _BIRTH = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift.default)
 """Ops that are told of a tensor which has been made unseen, as torch.tensor does it."""
 
-_READS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.equal, torch.ops.aten.is_nonzero)
+READS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.equal, torch.ops.aten.is_nonzero)
 """Ops that give a value and no tensor: they may look at any real tensor that has not been written to."""
 
 _WITHOUT_VALUES = ("empty", "new_empty", "_efficientzerotensor")
@@ -132,7 +132,7 @@ class DryMode(TorchDispatchMode):
 
     def _may_run(self, func: Any, reals: list[torch.Tensor], args: Any, kwargs: Any) -> bool:
         """Whether all values that an op needs are known, and what it gives is small."""
-        if func._overloadpacket in _READS:
+        if func._overloadpacket in READS:
             return all(not self._real(tensor).stale for tensor in reals)
         if func.namespace not in ("aten", "prims") or torch.Tag.nondeterministic_seeded in func.tags:
             return False
@@ -143,12 +143,12 @@ class DryMode(TorchDispatchMode):
                 out = func(*tree_map(self._stand_in, args), **tree_map(self._stand_in, kwargs))
         except (DataDependentOutputException, DynamicOutputShapeException):
             return True  # no larger than what it is given
-        if _is_empty(func) and any(t.is_floating_point() or t.is_complex() for t in tensors(out)):
+        if is_empty(func) and any(t.is_floating_point() or t.is_complex() for t in tensors(out)):
             return False  # though integers are real from the first, as code may fill them in unseen
-        return all(t.layout is torch.strided and t.untyped_storage().nbytes() <= _MOST for t in tensors(out))
+        return all(t.layout is torch.strided and t.untyped_storage().nbytes() <= MOST for t in tensors(out))
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        for tensor in _written(func, args, kwargs):
+        for tensor in written_by(func, args, kwargs):
             real = self._real(tensor)
             if not real.made and all(storage is not real() for storage, _ in self._before):
                 self._before.append((real(), tensor.untyped_storage().clone()))
@@ -178,7 +178,7 @@ class DryMode(TorchDispatchMode):
             run = instead(func)
             out = corrected(func, fakes, named, func(*fakes, **named) if run is None else run(*fakes, **named))
         refuse_types(func, fakes, named)
-        for tensor in _written(func, args, kwargs):
+        for tensor in written_by(func, args, kwargs):
             if not isinstance(tensor, FakeTensor):
                 real = self._real(tensor)
                 real.known, real.stale = False, True
@@ -261,7 +261,7 @@ def in_dry_run() -> bool:
 
 def _with_known_indices(mode: DryMode, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """Known masks, by which a tensor of unknown values is indexed, as the indices that they say."""
-    if func._overloadpacket not in _INDEXED or len(args) < 2:
+    if func._overloadpacket not in INDEXED or len(args) < 2:
         return args, kwargs
 
     given: list[Any] = []
@@ -278,7 +278,7 @@ def _with_known_indices(mode: DryMode, func: Any, args: Any, kwargs: Any) -> tup
 
 
 _PACKED = torch.ops.aten._pack_padded_sequence.default
-_INDEXED = (
+INDEXED = (
     torch.ops.aten.index,
     torch.ops.aten.index_put,
     torch.ops.aten.index_put_,
@@ -303,7 +303,8 @@ def _is_here(device: Any) -> bool:
 
 
 @cache
-def _is_empty(func: Any) -> bool:
+def is_empty(func: Any) -> bool:
+    """Whether an op makes memory without writing values into it."""
     return bool(func._overloadpacket.__name__.startswith(_WITHOUT_VALUES))
 
 
@@ -318,6 +319,7 @@ def _writes(func: Any) -> tuple[tuple[int, str], ...]:
     )
 
 
-def _written(func: Any, args: Any, kwargs: Any) -> Iterator[torch.Tensor]:
+def written_by(func: Any, args: Any, kwargs: Any) -> Iterator[torch.Tensor]:
+    """The tensors among an op's arguments that it writes into."""
     for number, name in _writes(func):
         yield from tensors(args[number] if number < len(args) else kwargs.get(name))

@@ -16,7 +16,7 @@ from memback.bridges.torch.recording.leftovers import put_back
 from memback.bridges.torch.recording.storages import tensors, unwrapped
 from memback.errors import MembackError
 
-__all__ = ["DryRunError", "fake_mode", "faked", "is_dry"]
+__all__ = ["DryRunError", "as_it_was", "exchanged_input", "fake_mode", "faked", "is_dry"]
 
 
 class DryRunError(MembackError):
@@ -78,19 +78,19 @@ def faked(
             memo[id(value)] = _fake(mode, value, device)
         return memo[id(value)]
 
-    with _as_it_was(module):
+    with as_it_was(module):
         if exchanged:
             for owner in module.modules():
                 for members in (owner._parameters, owner._buffers):
                     members.update({name: fake(tensor) for name, tensor in members.items()})
-            inputs = tree_map_with_path(partial(_input, fake), inputs)
+            inputs = tree_map_with_path(partial(exchanged_input, fake), inputs)
         dry = DryMode(mode, module.parameters())
         with put_back(dry, module, inputs, *others), dry:
             yield inputs
 
 
 @contextmanager
-def _as_it_was(module: torch.nn.Module) -> Iterator[None]:
+def as_it_was(module: torch.nn.Module) -> Iterator[None]:
     """Put back every attribute of every submodule: some keep what they compute, which would have no memory."""
     before = [(vars(owner), dict(vars(owner)), [dict(m) for m in _members(owner)]) for owner in module.modules()]
     owners = list(module.modules())
@@ -109,7 +109,7 @@ def _members(owner: torch.nn.Module) -> tuple[dict[str, Any], ...]:
     return owner._parameters, owner._buffers, owner._modules
 
 
-def _input(fake: Callable[[Any], Any], path: tuple[Any, ...], value: Any) -> Any:
+def exchanged_input(fake: Callable[[Any], Any], path: tuple[Any, ...], value: Any) -> Any:
     """An input of a dry run: integers and truth values are real."""
     if not isinstance(value, torch.Tensor) or value.is_floating_point() or value.is_complex():
         return fake(value)
