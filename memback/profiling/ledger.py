@@ -10,13 +10,12 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from memback.dry.memory import dry_memory
-from memback.engine.arrays import Array, buffer_bytes, is_array, leaves, root
+from memback.engine.arrays import Array, buffer_bytes, dtype_name, is_array, leaves, root
 from memback.engine.node import Edge, Node, Recorder
 from memback.engine.observer import Call, Observer
 from memback.engine.op import Op
@@ -25,13 +24,6 @@ from memback.engine.tensor import Tensor
 from memback.profiling.accounts import Account, Accounts, Category, Event, Interval, Phase, Row
 
 __all__ = ["DryLedger", "Ledger"]
-
-
-@lru_cache
-def _name_of(dtype: Any) -> str:
-    """NumPy puts a type's name together anew each time."""
-    name: str = dtype.name
-    return name
 
 
 class _Holding(weakref.ref[Node]):
@@ -203,7 +195,7 @@ class Ledger(Accounts, Observer):
         path, name, tape = call.path, op.name, call.tape
         number = 0 if repeated else self._count(path, name)
         reruns = tape is not None and tape.reruns(call.node)
-        row = Row(path, name, number, out.shape, _name_of(out.dtype), call.site, flops, seconds, reruns)
+        row = Row(path, name, number, out.shape, dtype_name(out.dtype), call.site, flops, seconds, reruns)
         if not repeated:
             self.rows.append(row)
         return row
