@@ -166,7 +166,7 @@ class Tracker(Accounts):
         self._own = False
         self._over = False
         self._exchange: _Exchange | None = None
-        self._in_flight: list[torch.Tensor] = []
+        self._in_flight: list[tuple[torch.Tensor, int]] = []
         self._gradient_bytes = 0
         self.unknown: set[str] = set()
         self.reduces_in_buckets = False
@@ -284,7 +284,7 @@ class Tracker(Accounts):
             if any(key(s) not in self._accounts and s.nbytes() for tensor in inputs for s in storages(tensor)):
                 return func(*args, **kwargs)  # on memory of the backend's own
             if func.namespace == "c10d":
-                self._in_flight += inputs
+                self._in_flight += [(tensor, _uses(tensor)) for tensor in inputs]
         row = self._begins(func, inputs)
         self._meet_inputs(func, inputs, row)
         out = func(*args, **kwargs)
@@ -567,14 +567,15 @@ class Tracker(Accounts):
     def settle(self) -> None:
         """The collectives begun so far are done: have the backend let go of the buffers made for them.
 
-        Its threads do so a moment later, which would make the account another one each time.
+        Its threads do so a moment later, which would make the account another one each time. They hold the tensors, or
+        views of them.
         """
         flying, self._in_flight = self._in_flight, []
         until = time.monotonic() + _SETTLED_AFTER
-        for tensor in flying:
+        for tensor, uses in flying:
             accounts = (self._accounts.get(key(storage)) for storage in storages(tensor))
             if any(account is not None and account.role is not None for account in accounts):
-                while tensor._use_count() > 1 and time.monotonic() < until:
+                while (tensor._use_count() > 1 or _uses(tensor) > uses) and time.monotonic() < until:
                     time.sleep(0)
 
     def is_gradient(self, tensor: torch.Tensor) -> None:
@@ -703,6 +704,11 @@ class _Dispatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self._tracker.run(func, args, kwargs or {})
+
+
+def _uses(tensor: torch.Tensor) -> int:
+    """How many hold a tensor's storages: tensors, views among them, and a backend's threads."""
+    return sum(torch._C._storage_Use_Count(key(storage)) for storage in storages(tensor))
 
 
 @cache
