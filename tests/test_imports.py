@@ -45,15 +45,16 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("simulate",),
         ("links",),
         ("segments",),
-        ("chain", "graph"),
+        ("calls", "chain", "graph"),
         ("registry",),
         ("model",),
         ("__init__",),
     ),
     "bridges/torch": (
         ("recording",),
-        ("loading", "planning"),
+        ("loading",),
         ("device",),
+        ("planning",),
         ("profile",),
         ("ranks",),
         ("__init__",),
@@ -65,10 +66,12 @@ LATE = {
     # a report writes itself, and shows itself in a terminal and a notebook, by formats that are built on it
     "memback.profiling.report": {"memback.reports", "memback.reports.html", "memback.reports.text"},
     # a plan gives itself as a file and as code
-    "memback.bridges.torch.planning.plan": {
+    "memback.bridges.torch.planning.base": {"memback.bridges.torch.planning.plan_files"},
+    "memback.bridges.torch.planning.block_plan": {
         "memback.bridges.torch.planning.code",
         "memback.bridges.torch.planning.plan_files",
     },
+    "memback.bridges.torch.planning.call_plan": {"memback.bridges.torch.planning.call_code"},
     # likewise; and plans of the whole graph are made of a Planning, which makes them: still to be divided
     "memback.plans.model.planning": {"memback.plans.model.files", "memback.plans.model.graph_plans"},
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import rich_click as click
 
@@ -14,7 +14,8 @@ from memback.commands.options import Output
 from memback.errors import UsageError
 
 if TYPE_CHECKING:
-    from memback.bridges.torch.planning.plan import TorchPlan
+    from memback.bridges.torch.planning.base import TorchPlan
+    from memback.bridges.torch.planning.call_plan import CallPlanning
     from memback.bridges.torch.recording.step import Step
     from memback.plans.model.planning import FrontierPoint
 
@@ -33,6 +34,7 @@ class Again:
     curve: bool
     save: str | None
     code: bool
+    how: str | None
 
     @property
     def asked(self) -> bool:
@@ -64,6 +66,10 @@ class Again:
             raise UsageError("--time runs blocks for real and --dry runs nothing: leave out one of them")
         if self.blocks and self.budget is None and self.policy is None and not self.curve:
             raise UsageError("--blocks needs something to plan: give --budget BYTES, --policy NAME or --frontier")
+        if self.how is not None and self.budget is None and not self.curve:
+            raise UsageError("--how needs something to plan: give --budget BYTES or --frontier")
+        if self.how == "calls" and (self.blocks or self.timed):
+            raise UsageError("--how calls knows no blocks: leave out --blocks and --time, or give --how checkpoint")
 
     def plan(self, step: Step, output: Output) -> TorchPlan | None:
         """The plan that is asked for, if any, after what is to be shown of it has been shown, and saved.
@@ -72,7 +78,8 @@ class Again:
             NoPlanError: nothing fits the budget.
             UsageError: the module has no blocks, the file is no plan for it, or the budget no size.
         """
-        from memback.bridges.torch.planning.plan import Planning, TorchPlan
+        from memback.bridges.torch.planning.blocks import BlockPlanning
+        from memback.bridges.torch.planning.plan import TorchPlan, planning_of
         from memback.plans.budget import Budget
 
         if self.plan_file is not None:
@@ -83,11 +90,16 @@ class Again:
             return None
         wanted = None if self.budget is None else Budget.read(self.budget)
         with progress_bar(output) as progress:
-            planning = Planning(step, self.blocks or None, self.timed, progress)
-            plan = planning.by_policy(self.policy) if self.policy is not None else None
+            planning: BlockPlanning | CallPlanning
+            plan: TorchPlan | None = None
+            if self.policy is not None:
+                planning = BlockPlanning(step, self.blocks or None, self.timed, progress)
+                plan = planning.by_policy(self.policy)
+            else:
+                planning = planning_of(step, self.how, self.blocks or None, self.timed, progress=progress)
             plan = planning.plan(wanted.bytes(planning.full_peak_bytes)) if wanted is not None else plan
             points = planning.frontier() if self.curve else None
-            everything = planning.realise(planning.everything, 0, "")
+            everything = planning.unplanned()
         plan = self._shown(plan, points, output, everything)
         if plan is not None and self.save is not None:
             plan.save(self.save, output.force)
@@ -120,6 +132,7 @@ class Again:
 def _show(plan: TorchPlan, output: Output) -> None:
     from rich.text import Text
 
+    from memback.bridges.torch.planning.plan import BlockPlan
     from memback.reports import plan as tables
     from memback.reports import text, torch_plan
     from memback.units import format_seconds
@@ -130,8 +143,9 @@ def _show(plan: TorchPlan, output: Output) -> None:
         console.print(text.line(sentence))
     if plan.extra_seconds is not None:
         console.print(text.line(f"Predicted time: {format_seconds(plan.extra_seconds)} more a step."))
-    console.print(Text(), text.table(tables.memory(plan)), Text(), text.table(torch_plan.blocks(plan)), sep="\n")
-    if plan.runs:
+    rows = torch_plan.blocks(plan) if isinstance(plan, BlockPlan) else torch_plan.recomputed(cast(Any, plan))
+    console.print(Text(), text.table(tables.memory(plan)), Text(), text.table(rows), sep="\n")
+    if isinstance(plan, BlockPlan) and plan.runs:
         console.print(Text(), text.line("What is kept and recomputed, sweep by sweep", "bold"), sep="\n")
         for row in torch_plan.picture(plan, console.width - 12):
             console.print(text.line(row))
@@ -157,10 +171,16 @@ def again_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @plan_options
     @click.option("--blocks", multiple=True, metavar="PATTERN", help="Plan these submodules, as in encoder.layer.*")
+    @click.option(
+        "--how",
+        type=click.Choice(["calls", "checkpoint"]),
+        help="Plan over calls (each saved tensor is kept or recomputed), or over blocks under torch.utils.checkpoint."
+        " Default: calls, or checkpoint with --blocks or --time.",
+    )
     @click.option("--time", "timed", is_flag=True, help="Time the blocks by running them, and plan for the least time.")
     @click.option("--frontier", "curve", is_flag=True, help="Show the frontier instead: peak against recomputation.")
     @click.option("--save", metavar="FILE", help="Write the plan for --budget as JSON, for --plan and for Python.")
-    @click.option("--code", is_flag=True, help="Print the plan as lines of torch.utils.checkpoint instead.")
+    @click.option("--code", is_flag=True, help="Print the plan as Python that needs PyTorch alone instead.")
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         again = Again(**{name: kwargs.pop(name) for name in Again.__dataclass_fields__})

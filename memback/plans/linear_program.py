@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-__all__ = ["GAP", "ONE", "LinearProgram", "Term", "solve"]
+__all__ = ["GAP", "ONE", "LinearProgram", "Term", "quiet_solver", "solve"]
 
 GAP = 1e-9
 """Share of the objective within which a solution is optimal."""
@@ -73,15 +73,7 @@ def solve(program: LinearProgram, time_limit: float) -> tuple[Sequence[float] | 
     kinds = highspy.HighsVarType
     lp.integrality_ = [kinds.kInteger if integer else kinds.kContinuous for integer in program.integer]
 
-    class Quiet(highspy.Highs):
-        """The solver, which would greet on standard output before it can be told to be silent."""
-
-        def enableCallbacks(self) -> None:  # the first thing that its constructor does
-            self.setOptionValue("output_flag", False)
-            super().enableCallbacks()  # type: ignore[no-untyped-call]
-
-    highs = Quiet()  # type: ignore[no-untyped-call]
-    highs.setOptionValue("output_flag", False)
+    highs = quiet_solver()
     highs.setOptionValue("time_limit", time_limit)
     highs.setOptionValue("mip_rel_gap", 0.0)
     highs.setOptionValue("mip_abs_gap", GAP)
@@ -92,3 +84,19 @@ def solve(program: LinearProgram, time_limit: float) -> tuple[Sequence[float] | 
     if info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
         return None, bound
     return list(highs.getSolution().col_value), bound
+
+
+def quiet_solver() -> Any:
+    """A solver of HiGHS's that prints nothing."""
+    import highspy
+
+    class Quiet(highspy.Highs):
+        """The solver, which would greet on standard output before it can be told to be silent."""
+
+        def enableCallbacks(self) -> None:  # the first thing that its constructor does
+            self.setOptionValue("output_flag", False)
+            super().enableCallbacks()  # type: ignore[no-untyped-call]
+
+    highs = Quiet()  # type: ignore[no-untyped-call]
+    highs.setOptionValue("output_flag", False)
+    return highs

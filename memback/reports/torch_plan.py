@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Protocol
@@ -11,7 +12,7 @@ from memback.reports.folding import span
 from memback.reports.plan import drawn, sweeps
 from memback.reports.tables import NONE, Cell, Column, Row, Table
 
-__all__ = ["blocks", "picture"]
+__all__ = ["blocks", "picture", "recomputed"]
 
 _MOST_ROWS = 24
 _LEGEND = "■ all kept  ▪ input kept  · nothing kept  ◂ reversed"
@@ -90,6 +91,52 @@ def _layers(plan: TorchPlan, units: list[int]) -> str:
     first, last = plan.calls[bounds[units[0]]].path, plan.calls[bounds[units[-1] + 1] - 1].path
     same_list = first.rpartition(".")[0] == last.rpartition(".")[0] and "." in first
     return span(first, last) if same_list or first == last else f"{first} – {last}"
+
+
+class RecomputedCalls(Protocol):
+    """Calls of one op in one module that a plan recomputes."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def op(self) -> str: ...
+    @property
+    def calls(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def flops(self) -> int: ...
+
+
+class PlanOfCalls(Protocol):
+    """A plan over calls, as far as it is shown."""
+
+    @property
+    def recomputed(self) -> Sequence[RecomputedCalls]: ...
+
+
+def recomputed(plan: PlanOfCalls) -> Table:
+    """One row for all modules that differ by a number alone, those that make most first."""
+    found: dict[str, list[RecomputedCalls]] = {}
+    for one in plan.recomputed:
+        found.setdefault(re.sub(r"\b\d+\b", "*", one.path), []).append(one)
+    groups = sorted(found.items(), key=lambda item: -sum(one.bytes for one in item[1]))
+    rows = [
+        _recomputed_row(path or "(top)", ", ".join(dict.fromkeys(one.op for one in group)), group)
+        for path, group in groups[:_MOST_ROWS]
+    ]
+    rows.append(_recomputed_row("total", "", plan.recomputed))
+    notes = ["All else that backward needs is kept. A * stands for the numbers of modules that are alike."]
+    if len(groups) > _MOST_ROWS:
+        notes.insert(0, f"{len(groups) - _MOST_ROWS} more rows are not shown; --save writes all of them.")
+    columns = [Column("layers", "key"), Column("ops", "text"), Column("calls"), Column("bytes made"), Column("FLOPs")]
+    return Table("Recomputed in backward", columns, rows, notes=notes)
+
+
+def _recomputed_row(path: str, ops: str, group: Sequence[RecomputedCalls]) -> Row:
+    flops = sum(one.flops for one in group)
+    cells = [path, ops, f"{sum(one.calls for one in group):,}", f"{sum(one.bytes for one in group):,}"]
+    return Row([*map(Cell, cells), Cell(f"{flops:,}" if flops else NONE)])
 
 
 def picture(plan: TorchPlan, width: int) -> Iterator[str]:

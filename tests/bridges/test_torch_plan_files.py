@@ -14,7 +14,7 @@ pytestmark = pytest.mark.torch
 from torch import nn
 
 import memback.bridges.torch as bridge
-from memback.bridges.torch.planning.plan import Planning
+from memback.bridges.torch.planning.blocks import BlockPlanning
 from memback.bridges.torch.recording.step import Step
 from memback.errors import UsageError
 from memback.profiling.mode import Mode
@@ -47,7 +47,7 @@ BODIES = {
 def made(make):
     """A model, its input, and a plan with segments in segments."""
     module, x = make()
-    planning = Planning(Step(module, (x,), {}, twins.cross_entropy))
+    planning = BlockPlanning(Step(module, (x,), {}, twins.cross_entropy))
     body = BODIES[make]
     if body is None:
         return module, x, planning.by_policy("every:2")
@@ -110,7 +110,7 @@ def test_the_code_runs_the_plan_without_memback(make):
 def test_there_is_no_code_for_nothing():
     module, x = gpt()
     with pytest.raises(UsageError, match="runs nothing again"):
-        bridge.plan(module, x, budget="1GiB").code()
+        bridge.plan(module, x, budget="1GiB", how="checkpoint").code()
 
 
 def test_a_plan_is_for_the_model_that_it_was_made_for():

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import memback.bridges.torch as bridge
-from memback.bridges.torch.planning.plan import Planning
+from memback.bridges.torch.planning.blocks import BlockPlanning
 from memback.bridges.torch.recording.body import actions_of, blocks_in, body_of, every_body, grouped, runs_again
 from memback.bridges.torch.recording.step import Step
 from memback.errors import MembackError, UsageError
@@ -51,7 +51,7 @@ def unet():
 def planned(make):
     """A model, its input, and its planning, which are the same for all budgets."""
     module, x = make()
-    return module, x, Planning(Step(module, (x,), {}, twins.cross_entropy))
+    return module, x, BlockPlanning(Step(module, (x,), {}, twins.cross_entropy))
 
 
 def step(module, x, loss=twins.cross_entropy):
@@ -115,7 +115,7 @@ class Stack(torch.nn.Module):
 
 def test_every_budget_has_a_plan_or_names_the_least_that_has():
     module, x = Stack(), torch.randn(256, 64)
-    planning = Planning(Step(module, (x,), {}, lambda y: y.mean()))
+    planning = BlockPlanning(Step(module, (x,), {}, lambda y: y.mean()))
     with pytest.raises(bridge.NoPlanError) as refused:
         planning.plan(0)
     least = refused.value.minimum_bytes
@@ -212,7 +212,7 @@ CHAINS = [
 def test_no_segmentation_of_a_small_chain_that_fits_is_cheaper(kinds):
     torch.manual_seed(0)
     module, x = Loop(kinds), torch.randn(64, 16)
-    planning = Planning(Step(module, (x,), {}, square))
+    planning = BlockPlanning(Step(module, (x,), {}, square))
     bodies = every_body(planning.blocks.joined, planning.blocks.fixed, 1000)
     truth = {}
     for body in bodies:
@@ -221,7 +221,7 @@ def test_no_segmentation_of_a_small_chain_that_fits_is_cheaper(kinds):
     lean, full = min(truth.values())[0], truth[planning.everything][0]
     for tenths in range(0, 11, 2):
         budget = lean + (full - lean) * tenths // 10
-        fresh = Planning(planning.step)
+        fresh = BlockPlanning(planning.step)
         fresh._judged.update(planning._judged)  # they were run dry already
         plan = fresh.plan(budget)
         cost = sum(
@@ -374,7 +374,7 @@ class Counting(nn.Module):
 def test_buffers_on_which_a_block_depends_are_as_before_when_it_runs_again():
     torch.manual_seed(0)
     module, x = nn.Sequential(*(Counting() for _ in range(4))), torch.randn(16, 8)
-    planning = Planning(Step(module, (x,), {}, square))
+    planning = BlockPlanning(Step(module, (x,), {}, square))
     twin = copy.deepcopy(module)
     body = ((0, (1, 2), 3),)
     plain = step(twin, x, square)
@@ -420,7 +420,7 @@ def small_resnet():
 def test_under_mixed_precision_it_fits_and_gives_the_same_bits(make):
     module, x = make()
     step_of = Step(module, (x,), {}, twins.cross_entropy, torch.bfloat16)
-    planning = Planning(step_of)
+    planning = BlockPlanning(step_of)
     low, full = planning.takes(planning.leanest), planning.takes(planning.everything)
     plan = planning.plan((low + full) // 2)
     verdict = bridge.verify(plan, module, x, loss=twins.cross_entropy, autocast=torch.bfloat16)
@@ -463,7 +463,7 @@ def segments(plan):
 def test_masks_constants_and_tuples_flow_through_segments():
     torch.manual_seed(0)
     module, x = Masked(), torch.randn(32, 16, requires_grad=True)
-    planning = Planning(Step(module, (x,), {}, square))
+    planning = BlockPlanning(Step(module, (x,), {}, square))
     plan = planning.realise(((0, (1, 2), 3),), 0, "")
     assert segments(plan) == [("layers.0", "layers.1", "layers.2", "layers.3")]
     verdict = bridge.verify(plan, module, x, loss=square)
@@ -491,7 +491,7 @@ class Skips(nn.Module):
 def test_a_value_that_is_used_elsewhere_is_not_amid_a_segment():
     torch.manual_seed(0)
     module, x = Skips(), torch.randn(8, 16)
-    planning = Planning(Step(module, (x,), {}, square))
+    planning = BlockPlanning(Step(module, (x,), {}, square))
     assert planning.blocks.joined == [False, False, True]
     assert segments(planning.by_policy("every:3")) == []
     assert segments(planning.by_policy("all")) == [("more.0",), ("more.1",), ("more.2",)]
@@ -524,7 +524,7 @@ class Branching(nn.Module):
 def test_another_way_through_the_model_is_an_error_and_no_wrong_number(way, message):
     torch.manual_seed(0)
     module, x = Branching(), torch.randn(8, 16)
-    plan = Planning(Step(module, (x,), {}, square)).realise(((0, 1, 2),), 0, "")
+    plan = BlockPlanning(Step(module, (x,), {}, square)).realise(((0, 1, 2),), 0, "")
     plain = step(module, x, square)
     with plan.apply(module):
         module.way = way
@@ -538,7 +538,7 @@ def test_a_block_that_is_called_again_and_again():
     torch.manual_seed(0)
     block = Part("wide", 16)
     module, x = nn.Sequential(*([block] * 5)), torch.randn(32, 16)
-    planning = Planning(Step(module, (x,), {}, square))
+    planning = BlockPlanning(Step(module, (x,), {}, square))
     assert [call.number for call in planning.blocks.calls] == list(range(5))
     plan = planning.realise(((0, 1), (2, 3), 4), 0, "")
     verdict = bridge.verify(plan, module, x, loss=square)
@@ -561,7 +561,7 @@ def test_a_block_that_is_called_again_and_again():
 )
 def test_blocks_are_named_by_patterns(patterns, paths):
     module, x, _ = planned(gpt)
-    blocks = Planning(Step(module, (x,), {}, twins.cross_entropy), patterns).blocks
+    blocks = BlockPlanning(Step(module, (x,), {}, twins.cross_entropy), patterns).blocks
     assert [call.path for call in blocks.calls] == paths
 
 
@@ -576,7 +576,7 @@ def test_blocks_are_found_where_the_tree_of_modules_has_them():
 
 def test_what_has_no_blocks_is_refused():
     with pytest.raises(UsageError, match="Linear calls no submodules that could be blocks; name those"):
-        bridge.plan(nn.Linear(4, 4), torch.ones(2, 4), budget=1000)
+        bridge.plan(nn.Linear(4, 4), torch.ones(2, 4), budget=1000, how="checkpoint")
     module, x, _ = planned(gpt)
     with pytest.raises(UsageError, match=r"no call of a submodule matches blocks pattern 'g.\*'; there are drop, h.0,"):
         bridge.plan(module, x, budget=1000, blocks=["g.*"])
@@ -626,7 +626,7 @@ def test_policies_cut_the_chain_of_blocks():
 
 def test_time_can_be_what_is_saved():
     module, x = Loop(["wide"] * 4), torch.randn(64, 16)
-    planning = Planning(Step(module, (x,), {}, square), timed=True)
+    planning = BlockPlanning(Step(module, (x,), {}, square), timed=True)
     plan = planning.plan(planning.takes(planning.leanest))
     assert 0 < plan.extra_seconds < 1
     assert all(stage.forward_cost > 0 for stage, unit in zip(plan.stages, plan.units, strict=True) if unit is not None)
@@ -640,7 +640,7 @@ def test_a_plan_is_made_without_memory():
     module, x = Loop(["wide"] * 4), torch.randn(64, 16)
     with torch.device("meta"):
         dry = Loop(["wide"] * 4)
-    budget = Planning(Step(module, (x,), {}, square)).plan(2**40).peak_bytes - 1
+    budget = BlockPlanning(Step(module, (x,), {}, square)).plan(2**40).peak_bytes - 1
     plans = [bridge.plan(m, x.to(m.first.weight.device), loss=square, budget=budget) for m in (module, dry)]
     assert plans[0] == plans[1]
 
@@ -708,7 +708,7 @@ class Translating(nn.Module):
 def test_all_kinds_of_models_give_the_same_bits_under_policies(make, x, policy):
     torch.manual_seed(0)
     module = make()
-    plan = Planning(Step(module, (x,), {}, square)).by_policy(policy)
+    plan = BlockPlanning(Step(module, (x,), {}, square)).by_policy(policy)
     assert plan.runs
     before = [buffer.clone() for buffer in module.buffers()]
     verdict = bridge.verify(plan, module, x, loss=square)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import memback.bridges.torch as bridge
-from memback.bridges.torch.planning.plan import Planning
+from memback.bridges.torch.planning.blocks import BlockPlanning
 from memback.bridges.torch.recording.step import Step
 from memback.errors import MembackError
 
@@ -85,8 +85,8 @@ DISTURBING: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-def planning(module: nn.Module, *inputs: Any, kwargs: Any = None) -> Planning:
-    return Planning(Step.of(module, inputs, kwargs, lambda y: y if y.dim() == 0 else y.square().mean(), None))
+def planning(module: nn.Module, *inputs: Any, kwargs: Any = None) -> BlockPlanning:
+    return BlockPlanning(Step.of(module, inputs, kwargs, lambda y: y if y.dim() == 0 else y.square().mean(), None))
 
 
 def gradients(module: nn.Module, *inputs: Any) -> list[Any]:
@@ -108,7 +108,7 @@ def test_blocks_that_change_what_is_not_theirs_are_never_run_again_and_the_plan_
     with plan.apply(module):
         assert all(map(torch.equal, gradients(module, X), plain))
     with pytest.raises(bridge.NoPlanError, match=reason):
-        bridge.plan(make(), X, budget=64, loss=lambda y: y)
+        bridge.plan(make(), X, budget=64, loss=lambda y: y, how="checkpoint")
 
 
 def test_an_attribute_that_is_computed_anew_each_time_disturbs_nobody() -> None:

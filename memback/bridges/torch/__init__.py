@@ -21,13 +21,26 @@ except ImportError as error:
         f"PyTorch can't be imported ({error}); models of it need it: {how_to_install('torch')}"
     ) from error
 
-from memback.bridges.torch.planning.plan import NoPlanError, TorchPlan, Verdict, frontier, plan, verify
+from memback.bridges.torch.planning.call_plan import PlanWarning
+from memback.bridges.torch.planning.plan import (
+    BlockPlan,
+    CallPlan,
+    NoPlanError,
+    TorchPlan,
+    Verdict,
+    frontier,
+    plan,
+    verify,
+)
 from memback.bridges.torch.profile import DryRunWarning, WatchingWarning, profile
 from memback.bridges.torch.ranks.predict import predict
 
 __all__ = [
+    "BlockPlan",
+    "CallPlan",
     "DryRunWarning",
     "NoPlanError",
+    "PlanWarning",
     "TorchPlan",
     "Verdict",
     "WatchingWarning",

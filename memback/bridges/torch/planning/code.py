@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 
-from memback.bridges.torch.planning.plan import TorchPlan
+from memback.bridges.torch.planning.block_plan import BlockPlan
 from memback.bridges.torch.recording.body import Body, blocks_in
 from memback.errors import UsageError
 
@@ -84,7 +84,7 @@ _MODULES = """
             return nullcontext(), StatisticsKept([model.get_submodule(block) for block in blocks(item)])"""
 
 
-def code(plan: TorchPlan) -> str:
+def code(plan: BlockPlan) -> str:
     """The lines; ``checkpointed(model)`` in them changes a model in place and gives it back.
 
     Raises:
@@ -114,11 +114,11 @@ def code(plan: TorchPlan) -> str:
     )
 
 
-def _paths(plan: TorchPlan, body: Body) -> list[object]:
+def _paths(plan: BlockPlan, body: Body) -> list[object]:
     return [plan.calls[item].path if isinstance(item, int) else _paths(plan, item) for item in body]
 
 
-def _check_calls(plan: TorchPlan, numbers: list[int]) -> None:
+def _check_calls(plan: BlockPlan, numbers: list[int]) -> None:
     times = Counter(call.path for call in plan.calls)
     for number in numbers:
         call = plan.calls[number]
@@ -134,7 +134,7 @@ def _check_calls(plan: TorchPlan, numbers: list[int]) -> None:
             )
 
 
-def _check_flow(plan: TorchPlan, first: int, number: int) -> None:
+def _check_flow(plan: BlockPlan, first: int, number: int) -> None:
     """One tensor goes from block to block, as the first argument; all else is given to all alike."""
     match plan.calls[first].flow, plan.calls[number].flow:
         case ["tuple", ["tuple", _, *same], named], ["tuple", ["tuple", ["output", 0], *same_there], named_there] if (

@@ -7,7 +7,9 @@ from typing import Any
 
 import msgspec
 
-from memback.bridges.torch.planning.plan import TorchPlan
+from memback.bridges.torch.planning import call_plan
+from memback.bridges.torch.planning.base import TorchPlan
+from memback.bridges.torch.planning.block_plan import BlockPlan
 from memback.bridges.torch.recording.body import Body, actions_of, blocks_in
 from memback.bridges.torch.recording.calls import Call
 from memback.bridges.torch.recording.flow import checked
@@ -60,7 +62,7 @@ _SAME = [name for name in _File.__struct_fields__ if name not in ("schema", "cal
 _SIZES = [name for name in _Stage.__struct_fields__ if name != "unit"]
 
 
-def to_dict(plan: TorchPlan) -> dict[str, Any]:
+def to_dict(plan: BlockPlan) -> dict[str, Any]:
     """A plan as plain data."""
     stages = tuple(
         _Stage(unit=unit, **{name: getattr(stage, name) for name in _SIZES})
@@ -78,6 +80,8 @@ def from_dict(data: Any) -> TorchPlan:
     Raises:
         UsageError: it is no plan of this schema, or contradicts itself; the message names what is wrong.
     """
+    if isinstance(data, dict) and data.get("schema") == call_plan.SCHEMA:
+        return call_plan.CallPlan.read(data)
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         other = data.get("schema") if isinstance(data, dict) else None
         raise UsageError(
@@ -85,7 +89,7 @@ def from_dict(data: Any) -> TorchPlan:
             + ("; it is one for a profile of memback's" if other == "memback.plan/1" else "")
         )
     content = read(data, _File)
-    plan = TorchPlan(
+    plan = BlockPlan(
         calls=tuple(map(_call, content.calls)),
         body=_body(content.body),
         stages=tuple(Stage(**{name: getattr(stage, name) for name in _SIZES}) for stage in content.stages),
@@ -108,7 +112,7 @@ def _body(items: Any) -> Body:
     return tuple(item if type(item) is int else _body(item) for item in items)
 
 
-def _check(plan: TorchPlan) -> None:
+def _check(plan: BlockPlan) -> None:
     if list(blocks_in(plan.body)) != list(range(len(plan.calls))):
         raise UsageError(f"this plan is malformed: its 'body' does not name its {len(plan.calls)} blocks in order")
     rising = plan.bounds[:1] == (0,) and all(a < b for a, b in pairwise((*plan.bounds, len(plan.calls))))
@@ -123,7 +127,7 @@ def _check(plan: TorchPlan) -> None:
         raise UsageError(f"this plan can't be run: {error}") from None
 
 
-def _check_segments(plan: TorchPlan, body: Body, top: bool) -> None:
+def _check_segments(plan: BlockPlan, body: Body, top: bool) -> None:
     """Within a segment neighbours are linked, and units whole."""
     before: int | None = None
     for item in body:

@@ -38,6 +38,7 @@ from torch.utils.flop_counter import flop_registry
 
 from memback.bridges.torch.recording.in_place import alone, as_unwatched
 from memback.bridges.torch.recording.paths import ModulePaths, call_site, called_from, in_file
+from memback.bridges.torch.recording.replay import current_call
 from memback.bridges.torch.recording.storages import key, storages, tensors
 from memback.engine.site import Site
 from memback.errors import MembackError
@@ -165,6 +166,8 @@ class Tracker(Accounts):
         self._base = 0
         self._own = False
         self._over = False
+        self._number: int | None = None
+        self._numbered: dict[int, Row] = {}
         self._exchange: _Exchange | None = None
         self._in_flight: list[tuple[torch.Tensor, int]] = []
         self._gradient_bytes = 0
@@ -245,7 +248,7 @@ class Tracker(Accounts):
         there = {(row.path, row.op, row.site) for row in self.rows}
         elsewhere = {(path, op) for path, op, site in self._repeated if (path, op, site) not in there}
         for row in self.rows:
-            again = (row.path, row.op, row.site) in self._repeated
+            again = row.recomputed or (row.path, row.op, row.site) in self._repeated
             row.recomputed = again or (row.path, row.op) in elsewhere
 
     # -- what is known
@@ -298,6 +301,10 @@ class Tracker(Accounts):
                 self._meet(storage, row)
         return out
 
+    def numbered(self, number: int) -> None:
+        """The next call of the forward pass has this number in a plan."""
+        self._number = number
+
     def _is_new(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor's memory was made since the last boundary."""
         keys = {key(storage) for storage in storages(tensor)}
@@ -319,10 +326,21 @@ class Tracker(Accounts):
             self._enter_forward()
             return self._forward_row(_op_name(func), inputs)
         self._enter_backward(task)
+        if current_call() is not None:
+            return self._replayed_row(_op_name(func))
         if self._recomputes():
             return self._recomputed_row(_op_name(func))
         self._phase = "backward"
         return self._node_row
+
+    def _replayed_row(self, op: str) -> Row:
+        """The row of a recorded call that a plan has run again."""
+        self._boundary()
+        self._phase = "recompute"
+        row = self._numbered.get(current_call() or 0, self._node_row)
+        row.recomputed = True
+        self._where = (row.path, op)
+        return row
 
     def _forward_row(self, op: str, inputs: list[torch.Tensor]) -> Row:
         self._boundary()
@@ -335,6 +353,8 @@ class Tracker(Accounts):
             row = Row(self._paths.path, op, 0, (), "", call_site())
             if differentiable:
                 self._nodes.setdefault(number, row)
+        if self._number is not None:
+            self._numbered[self._number], self._number = row, None
         self._unclaimed = self._checkpoint = None
         self._where = (row.path, op)
         return row
