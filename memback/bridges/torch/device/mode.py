@@ -31,6 +31,7 @@ from memback.bridges.torch.device.registry import KERNELS
 from memback.bridges.torch.recording.corrections import instead
 from memback.bridges.torch.recording.dry_mode import INDEXED, MOST, READS, DryMode, is_empty, written_by
 from memback.bridges.torch.recording.in_place import _is_alone, _is_dense, alone
+from memback.bridges.torch.recording.results import run_again
 from memback.bridges.torch.recording.storages import key, storages, tensors
 
 __all__ = ["CUDA", "DeviceMode"]
@@ -176,14 +177,18 @@ class DeviceMode(DryMode):
                 return value
             return self._on_the_card(value) if onto and value.dim() else self.mode.from_tensor(value)
 
-        fakes, named = tree_map(fake, args), tree_map(fake, kwargs)
+        fakes, named = args, kwargs
+        if not all(isinstance(tensor, FakeTensor) for tensor in given):
+            fakes, named = tree_map(fake, args), tree_map(fake, kwargs)
         if func._overloadpacket in INDEXED:
             fakes = self._with_indices(fakes)
         before = {key(s) for t in tensors((fakes, named)) for s in storages(t)}
         out = self._run_op(func, fakes, named, known)
         fresh = self._births(out, before)
         self._note_values(func, args, kwargs, out, fresh, known)
-        return self._noted(tree_map(self._back(args, kwargs, fakes, named), out))
+        if fakes is not args or named is not kwargs:
+            out = tree_map(self._back(args, kwargs, fakes, named), out)
+        return self._noted(out)
 
     def _run_op(self, func: Any, args: Any, kwargs: Any, known: bool) -> Any:
         if uses_cublas(func):
@@ -193,7 +198,7 @@ class DeviceMode(DryMode):
             return kernel(self, func, *args, **kwargs)
         run = instead(func)
         try:
-            return func(*args, **kwargs) if run is None else run(*args, **kwargs)
+            return run_again(self.mode, func, args, kwargs) if run is None else run(*args, **kwargs)
         except DynamicOutputShapeException:
             if not known:
                 raise
@@ -201,7 +206,7 @@ class DeviceMode(DryMode):
 
     def _with_workspace(self, func: Any, args: Any, kwargs: Any) -> Any:
         """A product by cuBLAS, which each thread gives a workspace before its first one; backward has its own."""
-        out = func(*args, **kwargs)
+        out = run_again(self.mode, func, args, kwargs)
         self._births(out, set())
         thread = torch._C._current_graph_task_id() != -1
         if thread not in self._workspaces:
