@@ -18,6 +18,7 @@ import memback.bridges.torch as bridge
 from memback.bridges.torch.device.autocast import LISTS
 from memback.bridges.torch.device.cards import card
 from memback.bridges.torch.device.exchange import on_card
+from memback.bridges.torch.recording import leftovers
 from memback.errors import UsageError
 from memback.profiling.report import Report
 from memback.reports.text import plain
@@ -162,6 +163,11 @@ def test_afterwards_nothing_of_pytorch_is_other_than_before():
     assert linear.weight is weight
     assert weight.grad is None
     assert linear(X).sum().backward() is None
+
+
+def test_nobody_is_asked_who_holds_what_a_dry_run_made_if_nothing_of_it_is_alive(monkeypatch):
+    monkeypatch.setattr(leftovers, "_holder", lambda mode: pytest.fail("all objects are walked over"))
+    bridge.profile(nn.Linear(8, 8), X, dry=True, device="cuda:t4", optimizer=torch.optim.AdamW)
 
 
 def test_integers_keep_their_values_on_the_card():
