@@ -30,7 +30,7 @@ from memback.bridges.torch.device.memory import Memory
 from memback.bridges.torch.device.registry import KERNELS
 from memback.bridges.torch.recording.corrections import instead
 from memback.bridges.torch.recording.dry_mode import INDEXED, MOST, READS, DryMode, is_empty, written_by
-from memback.bridges.torch.recording.in_place import _is_alone, _is_dense, alone
+from memback.bridges.torch.recording.in_place import _is_alone, _is_dense, alone, as_filled
 from memback.bridges.torch.recording.results import run_again
 from memback.bridges.torch.recording.storages import key, storages, tensors
 
@@ -79,6 +79,8 @@ class DeviceMode(DryMode):
         kwargs = kwargs or {}
         if func is _ADD and torch._C._current_graph_task_id() != -1 and _is_alone(args) and self._adds_up(args):
             func = _aten.add_.Tensor  # what holds a reference to its first argument comes after this
+        elif torch._C._current_graph_task_id() != -1 and not kwargs:
+            func = as_filled(func, args, self._is_of_node)
         if not isinstance(func, torch._ops.OpOverload):
             return self._noted(func(*args, **kwargs))
         device = kwargs.get("device")
@@ -92,6 +94,10 @@ class DeviceMode(DryMode):
         if func is _NUMBER and self.assumed is not None and given[0].is_floating_point():
             return self.assumed
         return self._on_card(func, given, args, kwargs)
+
+    def _is_of_node(self, tensor: torch.Tensor) -> bool:
+        """Whether it was made by the node that is running."""
+        return self._makers.get(key(tensor.untyped_storage())) == _node_now()
 
     def _adds_up(self, args: Any) -> bool:
         """Whether the engine adds a gradient to one of another node that it holds alone, as it does in place."""
