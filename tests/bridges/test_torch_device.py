@@ -27,9 +27,11 @@ from memback.profiling.report import Report
 from memback.reports import html, markdown
 from memback.reports.text import plain
 from memback.units import MIB
-from tests.device.cases import CASES
+from tests.device.cases import CASES, MODELS
 
-EXPECTED = json.loads((Path(__file__).parents[1] / "device" / "expected.json").read_text(encoding="utf-8"))["cases"]
+STORED = Path(__file__).parents[1] / "device"
+EXPECTED = json.loads((STORED / "expected.json").read_text(encoding="utf-8"))["cases"]
+PREDICTED = json.loads((STORED / "predicted.json").read_text(encoding="utf-8"))
 EXACT = [
     f"mlp {how} h200"
     for how in (
@@ -93,6 +95,17 @@ def test_a_step_takes_what_pytorchs_host_code_takes_but_for_its_allocators_leavi
             difference = found[step][figure] - expected[step][figure]
             assert abs(difference) <= expected[step][figure] * 0.001 + 2 * MIB, (step, figure, difference)
         assert found[step]["reserved_peak_bytes"] == pytest.approx(expected[step]["reserved_peak_bytes"], rel=0.02)
+
+
+OF_LIBRARIES = ("gpt2-4 fp32 adamw h200", "t5 bf16 adamw checkpointing h200", "resnet18 amp adamw h200")
+
+
+@pytest.mark.parametrize("name", OF_LIBRARIES)
+def test_stored_predictions_are_those_of_today(name):
+    recipe = MODELS[CASES[name].model]
+    pytest.importorskip(recipe.library)
+    stored = {of: figures for of, figures in PREDICTED[name].items() if of != "unmodelled"}
+    assert predicted(name, unmodelled=bool(PREDICTED[name]["unmodelled"])) == stored
 
 
 def test_dropout_keeps_a_mask_of_a_byte_for_each_number():
@@ -278,6 +291,18 @@ def test_convolutions_in_bfloat16_are_not_cudnns_on_cards_that_do_not_compute_in
     image = torch.ones(1, 3, 8, 8, dtype=torch.bfloat16)
     report = bridge.profile(module, image, dry=True, modes=["full"], device="cuda:t4")
     assert report.device.unmodelled == {"convolution": "what it takes without cuDNN"}
+
+
+def test_an_op_of_which_nothing_is_known_is_named():
+    class Sorted(nn.Module):
+        def forward(self, x):
+            return torch.bucketize(x, torch.linspace(0, 1, 5)).float() + x.sort(1).values + x.tanh()
+
+    report = bridge.profile(Sorted(), X.clone().requires_grad_(), dry=True, modes=["full"], device="cuda:h100")
+    assert report.device.unmodelled == {
+        "bucketize": "whether its kernel takes memory of its own",
+        "sort": "its scratch memory",
+    }
 
 
 def test_what_a_library_alone_knows_is_named():

@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._pytree import tree_map
 
 from memback.bridges.torch.device.cards import Card
+from memback.bridges.torch.device.known import takes_nothing_else
 from memback.bridges.torch.device.libraries import uses_cublas, workspace_bytes
 from memback.bridges.torch.device.memory import Memory
 from memback.bridges.torch.device.registry import KERNELS
@@ -202,6 +203,8 @@ class DeviceMode(DryMode):
         kernel = KERNELS.get(func) or KERNELS.get(func._overloadpacket)
         if kernel is not None:
             return kernel(self, func, *args, **kwargs)
+        if not takes_nothing_else(func):
+            self.unmodelled.setdefault(func._overloadpacket.__name__, "whether its kernel takes memory of its own")
         run = instead(func)
         try:
             return run_again(self.mode, func, args, kwargs) if run is None else run(*args, **kwargs)
