@@ -276,6 +276,9 @@ def test_a_gradient_that_is_added_up_by_indices_is_sorted_by_them():
     asked = takes(lambda x: x[chosen].sum().backward(), (50, 4))
     assert asked.count(1000 * 8) >= 5  # places, twice; those in order, whose they are, and their numbers
     assert asked.count(50 * 4 * 4) == 1  # which is filled in place
+    added = takes(lambda x, y: x.index_put((chosen,), y, accumulate=True), (50, 4), (1000, 4))
+    assert added[0] == 50 * 4 * 4  # the copy that is added to
+    assert added.count(1000 * 8) >= 5
 
 
 def test_a_convolution_lays_its_weight_out_after_its_result_is_made():

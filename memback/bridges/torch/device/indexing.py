@@ -76,6 +76,12 @@ def _index_put(
     return func(tensor, indices, values, accumulate, *more)
 
 
+@kernel(_aten.index_put.default)
+def _index_put_into_a_copy(mode: DeviceMode, func: Any, tensor: Any, *args: Any) -> Any:
+    """As :func:`_index_put`, into a copy."""
+    return mode.run(_aten.index_put_.default, mode.run(_aten.clone.default, tensor), *args)
+
+
 def _written(tensor: Any, indices: Any, where: Any) -> list[int]:
     """The shape of what is written: that of the indices, and of the dimensions without one."""
     return [*where, *(size for n, size in enumerate(tensor.shape) if n >= len(indices) or indices[n] is None)]

@@ -34,14 +34,12 @@ _OF_VIEWS = (
     " _reshape_alias _unsafe_view"
 )
 _CHOOSE = (
-    "embedding embedding_renorm_ gather index index_copy index_copy_ index_fill index_fill_ index_put index_put_"
-    " index_select masked_fill masked_fill_ put_ scatter scatter_ scatter_add scatter_add_ scatter_reduce take where"
-    " _unsafe_index index_add index_add_"
+    "embedding gather index index_add index_add_ index_copy index_copy_ index_fill index_fill_ index_select masked_fill"
+    " masked_fill_ put_ scatter scatter_ scatter_add scatter_add_ scatter_reduce take where _unsafe_index"
 )
 _NORMALISE = (
-    "_log_softmax _log_softmax_backward_data _softmax native_group_norm native_group_norm_backward"
-    " _fused_rms_norm _fused_rms_norm_backward native_dropout_backward _weight_norm_interface"
-    " _weight_norm_interface_backward"
+    "_log_softmax _log_softmax_backward_data _softmax _fused_rms_norm _fused_rms_norm_backward native_dropout_backward"
+    " _weight_norm_interface _weight_norm_interface_backward"
 )
 _LOSE = (
     "nll_loss_forward nll_loss_backward nll_loss2d_forward nll_loss2d_backward mse_loss_backward"
