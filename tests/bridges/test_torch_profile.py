@@ -356,8 +356,9 @@ def test_a_step_that_looks_at_values_is_measured_without_a_prediction():
 def test_a_dry_run_says_where_the_size_of_something_is_not_known():
     with warnings.catch_warnings(action="ignore"):
         sparse = nn.Embedding(9, 4, sparse=True), torch.zeros(3, dtype=torch.int64)
-        with pytest.warns(bridge.DryRunWarning, match="a sparse tensor.*too low"):
+        with pytest.warns(bridge.DryRunWarning, match="a sparse tensor.*too low") as said:
             bridge.profile(*sparse, dry=True)
+    assert {warning.filename for warning in said if warning.category is bridge.DryRunWarning} == {__file__}
     run = bridge.profile(*sparse, modes=("full",), rounds=1).runs[0]
     assert run.predicted_peak_bytes is None
     assert run.measured_peak_bytes > 0

@@ -304,8 +304,9 @@ def test_inference_that_differentiates_is_over_when_the_step_is() -> None:
 
 
 def test_it_is_said_where_a_watched_step_takes_more() -> None:
-    with pytest.warns(WatchingWarning, match="while it was watched"):
+    with pytest.warns(WatchingWarning, match="while it was watched") as said:
         bridge.profile(Scaled(lambda y: y.cumprod(1)), torch.rand(SQUARE), rounds=1, modes=("full",))
+    assert {warning.filename for warning in said if warning.category is WatchingWarning} == {__file__}
 
 
 @pytest.mark.parametrize("dry", [False, True])

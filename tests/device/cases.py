@@ -353,7 +353,7 @@ VISION: dict[str, Recipe] = {
     "vit-l16-of-16": classifier(torchvision("vit_l_16", num_classes=10), 16),
 }
 
-RECURRENT = "what cuDNN keeps of a recurrent layer for backward is not in the figures: only cuDNN knows how much it is"
+RECURRENT = "what cuDNN keeps of a recurrent layer for backward is an estimate: only cuDNN knows how much it is"
 
 LAYERS: dict[str, Recipe] = {
     "mlp": Recipe(

@@ -107,6 +107,7 @@ def stub_of(name: str) -> dict[str, str]:
         "STUB_BYTES": str(properties.memory_bytes),
         "STUB_SM": "{}{}".format(*properties.capability),
         "STUB_PROCESSORS": str(properties.multiprocessors),
+        "STUB_THREADS": str(properties.threads),
     }
 
 

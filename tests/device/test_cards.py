@@ -76,3 +76,10 @@ def test_figures_are_of_their_order(name: str) -> None:
     for step in (figures["first"], figures["steady"]):
         assert 0 < step["forward_bytes"] < step["allocated_peak_bytes"] <= step["reserved_peak_bytes"]
         assert figures["static_bytes"] < step["allocated_peak_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("card", "threads"), [("t4", 1024), ("rtx3090", 1536), ("rtx4090", 1536), ("a100", 2048), ("h100", 2048)]
+)
+def test_a_multiprocessor_has_room_for_the_threads_of_its_capability(card: str, threads: int) -> None:
+    assert cards.card(card).threads == threads

@@ -20,6 +20,7 @@ from memback.bridges.torch.device.training import Optimizer
 from memback.bridges.torch.planning.plan import TorchPlan, planned_by
 from memback.bridges.torch.recording.allocator import Allocated
 from memback.bridges.torch.recording.calls import check_all_visible
+from memback.bridges.torch.recording.leftovers import looked_for_once
 from memback.bridges.torch.recording.losses import with_name
 from memback.bridges.torch.recording.paths import described
 from memback.bridges.torch.recording.sharding import bucket_bytes, fsdp_params
@@ -43,6 +44,7 @@ Progress = Callable[[str, int, int], None]
 _T = TypeVar("_T")
 
 
+@looked_for_once()
 def profile(
     module: torch.nn.Module,
     *inputs: Any,
@@ -203,7 +205,7 @@ def _dry(step: Step, failed: Failures, progress: Progress) -> list[tuple[Run, in
             runs.append((replace(run, **_left(tracker)), tracker.input_bytes))
     if unknown:
         what = "; ".join(sorted(unknown))
-        warnings.warn(f"A dry run does not know the size of {what}: its figures are too low", DryRunWarning, 3)
+        warnings.warn(f"A dry run does not know the size of {what}: its figures are too low", DryRunWarning, 4)
     return runs
 
 
@@ -269,7 +271,7 @@ def _warn_of_watching(mode: Mode, measured: int, given_out: Allocated | None) ->
             " tensor, masked_fill with a tensor) PyTorch takes another derivative while it is watched, and it copies"
             " sparse gradients",
             WatchingWarning,
-            4,
+            5,
         )
 
 

@@ -7,8 +7,8 @@ PYTHON is an interpreter whose torch is a CUDA build (on Linux, x86-64). All of 
 the device: the kernels it picks, what it saves for backward, its caching allocator. No kernel runs; values are garbage,
 and what is read back is zero, or true. torch.cuda.max_memory_allocated(), max_memory_reserved(), memory_stats() and
 snapshots are those of the device, but for what libraries take for themselves (cuDNN's and NCCL's workspaces, the CUDA
-context). runtime.c describes STUB_BYTES, STUB_SM, STUB_PROCESSORS and STUB_LOG. Needs a C compiler (CC, or cc), nm, and
-the headers of a CUDA toolkit, which PyTorch's own dependencies bring.
+context). runtime.c describes STUB_BYTES, STUB_SM, STUB_PROCESSORS, STUB_THREADS and STUB_LOG. Needs a C compiler (CC,
+or cc), nm, and the headers of a CUDA toolkit, which PyTorch's own dependencies bring.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@
  * STUB_BYTES        the device's memory (default: that of an H200)
  * STUB_SM           its compute capability, as 90 (default), 89, 80, 75
  * STUB_PROCESSORS   its multiprocessors (default: as many as the first card of that capability has)
+ * STUB_THREADS      threads that a multiprocessor has room for (default: those of the capability)
  * STUB_LOG          1: every cudaMalloc and cudaFree is written to standard error
  */
 #define _GNU_SOURCE
@@ -36,6 +37,10 @@ static int sm(void) { return (int)asked("STUB_SM", 90); }
 static int processors(void) {
   int n = sm() >= 100 ? 148 : sm() >= 90 ? 132 : sm() == 89 ? 128 : sm() == 86 ? 82 : sm() >= 80 ? 108 : sm() == 75 ? 40 : 80;
   return (int)asked("STUB_PROCESSORS", n);
+}
+static int threads(void) {
+  int n = sm() == 75 ? 1024 : sm() == 86 || sm() == 89 || sm() == 120 ? 1536 : 2048;
+  return (int)asked("STUB_THREADS", n);
 }
 static size_t shared_memory(void) { /* of a block that asks for all that it may have */
   switch (sm()) {
@@ -65,7 +70,7 @@ int cudaGetDeviceProperties(struct cudaDeviceProp *p, int device) {
   p->maxGridSize[0] = 2147483647, p->maxGridSize[1] = p->maxGridSize[2] = 65535;
   p->major = sm() / 10, p->minor = sm() % 10;
   p->multiProcessorCount = processors();
-  p->maxThreadsPerMultiProcessor = 2048;
+  p->maxThreadsPerMultiProcessor = threads();
   p->sharedMemPerBlockOptin = shared_memory(), p->sharedMemPerMultiprocessor = shared_memory() + 1024;
   p->l2CacheSize = 62914560;
   p->totalConstMem = 65536;
@@ -85,7 +90,7 @@ int cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device
     case cudaDevAttrWarpSize: *value = 32; break;
     case cudaDevAttrMaxThreadsPerBlock: *value = 1024; break;
     case cudaDevAttrMaxGridDimX: *value = 2147483647; break;
-    case cudaDevAttrMaxThreadsPerMultiProcessor: *value = 2048; break;
+    case cudaDevAttrMaxThreadsPerMultiProcessor: *value = threads(); break;
     default: *value = 1;
   }
   return 0;
@@ -252,6 +257,10 @@ MAKES(cudnnCreateDropoutDescriptor)
 MAKES(cudnnCreateFilterDescriptor)
 MAKES(cudnnCreatePoolingDescriptor)
 MAKES(cudnnCreateRNNDataDescriptor)
+int cudnnSetRNNDataDescriptor(size_t *d, int type, int layout, int steps, int batch, int size, void *lengths, void *fill) {
+  *d = (size_t)steps * batch;
+  return 0;
+}
 MAKES(cudnnCreateRNNDescriptor)
 MAKES(cudnnCreateSpatialTransformerDescriptor)
 MAKES(cudnnCreateTensorDescriptor)
@@ -260,7 +269,8 @@ int cudnnGetBatchNormalizationTrainingExReserveSpaceSize(void *h, int m, int o, 
 int cudnnGetBatchNormalizationForwardTrainingExWorkspaceSize(void *h, int m, int o, void *a, void *b, void *c, void *d, void *e, size_t *s) { *s = 0; return 0; }
 int cudnnGetBatchNormalizationBackwardExWorkspaceSize(void *h, int m, int o, void *a, void *b, void *c, void *d, void *e, void *f, void *g, size_t *s) { *s = 0; return 0; }
 
-/* cuDNN's recurrent layers: weights lie as their cells ask for them, all biases behind; no workspace, nothing reserved. */
+/* cuDNN's recurrent layers: weights lie as their cells ask for them, all biases behind; no workspace. What is reserved is
+ * as many numbers as memback takes it to be (device/recurrent.py), which was published for LSTM and GRU. */
 struct cells { int gates, biases, directions, type, in, hidden, layers; };
 struct matrix { int type, rows, columns; };
 int cudnnSetRNNDescriptor_v8(struct cells *d, int algorithm, int mode, int bias, int both, int skip, int type, int precision,
@@ -300,9 +310,10 @@ int cudnnGetTensorNdDescriptor(struct matrix *m, int room, int *type, int *n, in
   strides[0] = m->rows * m->columns, strides[1] = m->columns, strides[2] = 1;
   return 0;
 }
-int cudnnGetRNNTempSpaceSizes(void *h, struct cells *d, int mode, void *x, size_t *work, size_t *reserve) {
+int cudnnGetRNNTempSpaceSizes(void *h, struct cells *d, int training, size_t *inputs, size_t *work, size_t *reserve) {
+  size_t kept = d->gates == 4 ? 5 : d->gates == 3 ? 6 : 1, numbers = kept * d->layers + d->layers - 1;
   if (work) *work = 0;
-  if (reserve) *reserve = 0;
+  if (reserve) *reserve = training ? *inputs * d->hidden * d->directions * numbers * bytes_of(d->type) : 0;
   return 0;
 }
 

@@ -35,6 +35,11 @@ class Card:
     multiprocessors: int
     source: str
 
+    @property
+    def threads(self) -> int:
+        """Threads that a multiprocessor has room for, by capability: CUDA's programming guide, compute capabilities."""
+        return {(7, 5): 1024, (8, 6): 1536, (8, 9): 1536, (12, 0): 1536}.get(self.capability, 2048)
+
 
 _TABLE = (
     Card("v100-16gb", "Tesla V100-SXM2-16GB", (7, 0), 16_928_342_016, 80, "deviceQuery, driver for CUDA 12.4"),

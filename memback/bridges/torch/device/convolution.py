@@ -32,15 +32,16 @@ def _convolution(
     output_padding: Any,
     groups: int,
 ) -> Any:
-    _note(mode)
+    _note(mode, tensor.dtype)
     layout = _layout(tensor, weight, groups, transposed)
-    copied = [_laid_out(mode, one, layout) for one in (tensor, weight)]
+    held = [_laid_out(mode, tensor, layout)]
     size = calc_conv_nd_return_shape(
         tensor, weight, stride, padding, dilation, transposed, groups, output_padding if transposed else None
     )
     out = torch.empty(size, dtype=tensor.dtype, device=tensor.device, memory_format=layout)
     mode.memory.meet(out.untyped_storage())
-    del copied
+    held.append(_laid_out(mode, weight, layout))
+    del held
     return out
 
 
@@ -61,14 +62,15 @@ def _backward(
     mask: Any,
 ) -> Any:
     layout = _layout(tensor, weight, groups, transposed)
-    copied = [_laid_out(mode, one, layout) for one in (grad, tensor, weight)]
+    held = [_laid_out(mode, one, layout) for one in (tensor, grad)]
     made = []
     for wanted, like in zip(mask[:2], (tensor, weight), strict=True):
         one = torch.empty(like.size(), dtype=like.dtype, device=like.device, memory_format=layout) if wanted else None
         if one is not None:
             mode.memory.meet(one.untyped_storage())
+            _laid_out(mode, weight if like is tensor else None, layout)
         made.append(one)
-    del copied
+    del held
     over = [dim for dim in range(grad.dim()) if dim != 1]
     return (*made, mode.run(_aten.sum.dim_IntList, grad, over) if mask[2] else None)
 
@@ -89,14 +91,15 @@ def _is_by_channel(tensor: Any, weight: Any, groups: int, transposed: bool) -> b
 
 
 def _laid_out(mode: DeviceMode, tensor: Any, layout: Any) -> Any:
-    """The copy of a tensor that lies otherwise; None of one that need not be copied."""
-    if tensor.is_contiguous(memory_format=layout):
+    """The copy of a tensor that lies otherwise; None of one that need not be copied, or is none."""
+    if tensor is None or tensor.is_contiguous(memory_format=layout):
         return None
     return mode.empty(tensor.size(), tensor.dtype)
 
 
-def _note(mode: DeviceMode) -> None:
-    if torch.backends.cudnn.enabled:
+def _note(mode: DeviceMode, dtype: torch.dtype) -> None:
+    """Say what is not known; of bfloat16 cuDNN has convolutions on cards that compute in it."""
+    if torch.backends.cudnn.enabled and (dtype != torch.bfloat16 or mode.card.capability >= (8, 0)):
         mode.unmodelled.setdefault("convolution", "what cuDNN takes as workspace")
     else:
         mode.unmodelled.setdefault("convolution", "what it takes without cuDNN")

@@ -29,6 +29,7 @@ def answering_for(card: Card) -> Iterator[None]:
         minor=card.capability[1],
         total_memory=card.memory_bytes,
         multi_processor_count=card.multiprocessors,
+        max_threads_per_multi_processor=card.threads,
         warp_size=32,
     )
     no_state = torch.zeros(16, dtype=torch.uint8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from memback.bridges.torch.device.autocast import autocasting
 from memback.bridges.torch.device.cards import Card
 from memback.bridges.torch.device.cuda import answering_for
 from memback.bridges.torch.device.mode import CUDA, DeviceMode
+from memback.bridges.torch.device.recurrent import lie_flat
 from memback.bridges.torch.device.registry import composites_taken_apart
 from memback.bridges.torch.recording.fake import as_it_was, exchanged_input
 from memback.bridges.torch.recording.leftovers import put_back
@@ -48,6 +49,12 @@ class OnCard:
         if id(tensor) not in self.known:
             self.known[id(tensor)] = (tensor, self._made(tensor))
         return self.known[id(tensor)][1]
+
+    def exchange(self, others: Mapping[int, Any]) -> None:
+        """Have others stand where stand-ins did, by the ids of these."""
+        for number, (tensor, made) in self.known.items():
+            if id(made) in others:
+                self.known[number] = (tensor, others[id(made)])
 
     def _made(self, tensor: torch.Tensor) -> torch.Tensor:
         made = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=CUDA)
@@ -102,3 +109,5 @@ def _exchange(module: nn.Module, there: OnCard) -> None:
         _exchange(child, there)
     for members in (module._parameters, module._buffers):
         members.update({name: there.stand_in(tensor) for name, tensor in members.items()})
+    if isinstance(module, nn.RNNBase):
+        there.exchange(lie_flat(module))

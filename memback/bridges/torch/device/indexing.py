@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -46,6 +47,44 @@ def _embedding_backward(
         memory.give_back(block)
     del copied
     return out
+
+
+@kernel(_aten.index_put_.default, _aten._index_put_impl_.default)
+def _index_put(
+    mode: DeviceMode, func: Any, tensor: Any, indices: Any, values: Any, accumulate: bool = False, *more: Any
+) -> Any:
+    """What is added up is sorted by where it goes, as ``index_put_with_sort_kernel`` of ``Indexing.cu`` has it."""
+    given = [index for index in indices if index is not None and index.dtype not in (torch.bool, torch.uint8)]
+    if (accumulate or torch.are_deterministic_algorithms_enabled()) and given and values.numel():
+        where = torch.broadcast_shapes(*(index.shape for index in given))
+        size = 8 * math.prod(where)
+        memory = mode.memory
+        linear = memory.take(size) if size else None
+        memory.scratch(size)
+        copied = (
+            None
+            if values.is_contiguous() and values.dim()
+            else mode.empty(_written(tensor, indices, where), values.dtype)
+        )
+        held = [memory.take(size) for _ in range(3) if size]
+        sort_pairs(mode, size // 8, 8, 8)
+        for block in held[::-1]:
+            memory.give_back(block)
+        del copied
+        if linear is not None:
+            memory.give_back(linear)
+    return func(tensor, indices, values, accumulate, *more)
+
+
+@kernel(_aten.index_put.default)
+def _index_put_into_a_copy(mode: DeviceMode, func: Any, tensor: Any, *args: Any) -> Any:
+    """As :func:`_index_put`, into a copy."""
+    return mode.run(_aten.index_put_.default, mode.run(_aten.clone.default, tensor), *args)
+
+
+def _written(tensor: Any, indices: Any, where: Any) -> list[int]:
+    """The shape of what is written: that of the indices, and of the dimensions without one."""
+    return [*where, *(size for n, size in enumerate(tensor.shape) if n >= len(indices) or indices[n] is None)]
 
 
 def sort_pairs(mode: DeviceMode, number: int, key: int, value: int) -> None:

@@ -11,6 +11,8 @@ from memback.bridges.torch.device import (  # noqa: F401
     indexing,
     linear,
     normalisation,
+    recurrent,
     reductions,
+    temporaries,
     unmodelled,
 )

@@ -15,6 +15,6 @@ _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 @composite("linear")
 def linear(tensor: Any, weight: Any, bias: Any = None) -> Any:
     """Add the bias in place where it is not added by the product itself."""
-    if bias is None or tensor.dim() < 3 or (tensor.dim() == 3 and tensor.is_contiguous()):
+    if bias is None or tensor.dim() < 3 or tensor.is_contiguous():
         return _aten.linear.default._op_dk(_COMPOSITE, tensor, weight, bias)
     return _aten.matmul(tensor, weight.t()).add_(bias)

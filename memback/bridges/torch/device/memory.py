@@ -37,6 +37,7 @@ class Memory:
         self.allocator = CachingAllocator()
         self.told: Any = None
         self._held: dict[int, _Held] = {}
+        self._kept: set[str] = set()
 
     def meet(self, storage: Any) -> None:
         """Note a storage of the card, if it is new, or of another size than before."""
@@ -56,6 +57,12 @@ class Memory:
         if self.told is not None:
             self.told(block, size)
         return block
+
+    def keep(self, what: str, size: int) -> None:
+        """Ask once for what a library keeps from its first use to the end of the process."""
+        if what not in self._kept:
+            self._kept.add(what)
+            self.take(size)
 
     def give_back(self, block: object) -> None:
         """Give back what was asked for."""

@@ -25,12 +25,14 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._pytree import tree_map
 
 from memback.bridges.torch.device.cards import Card
+from memback.bridges.torch.device.known import takes_nothing_else
 from memback.bridges.torch.device.libraries import uses_cublas, workspace_bytes
 from memback.bridges.torch.device.memory import Memory
 from memback.bridges.torch.device.registry import KERNELS
 from memback.bridges.torch.recording.corrections import instead
 from memback.bridges.torch.recording.dry_mode import INDEXED, MOST, READS, DryMode, is_empty, written_by
-from memback.bridges.torch.recording.in_place import _is_alone, _is_dense, alone
+from memback.bridges.torch.recording.in_place import _is_alone, _is_dense, alone, as_filled
+from memback.bridges.torch.recording.results import run_again
 from memback.bridges.torch.recording.storages import key, storages, tensors
 
 __all__ = ["CUDA", "DeviceMode"]
@@ -78,6 +80,8 @@ class DeviceMode(DryMode):
         kwargs = kwargs or {}
         if func is _ADD and torch._C._current_graph_task_id() != -1 and _is_alone(args) and self._adds_up(args):
             func = _aten.add_.Tensor  # what holds a reference to its first argument comes after this
+        elif torch._C._current_graph_task_id() != -1 and not kwargs:
+            func = as_filled(func, args, self._is_of_node)
         if not isinstance(func, torch._ops.OpOverload):
             return self._noted(func(*args, **kwargs))
         device = kwargs.get("device")
@@ -91,6 +95,10 @@ class DeviceMode(DryMode):
         if func is _NUMBER and self.assumed is not None and given[0].is_floating_point():
             return self.assumed
         return self._on_card(func, given, args, kwargs)
+
+    def _is_of_node(self, tensor: torch.Tensor) -> bool:
+        """Whether it was made by the node that is running."""
+        return self._makers.get(key(tensor.untyped_storage())) == _node_now()
 
     def _adds_up(self, args: Any) -> bool:
         """Whether the engine adds a gradient to one of another node that it holds alone, as it does in place."""
@@ -176,14 +184,18 @@ class DeviceMode(DryMode):
                 return value
             return self._on_the_card(value) if onto and value.dim() else self.mode.from_tensor(value)
 
-        fakes, named = tree_map(fake, args), tree_map(fake, kwargs)
+        fakes, named = args, kwargs
+        if not all(isinstance(tensor, FakeTensor) for tensor in given):
+            fakes, named = tree_map(fake, args), tree_map(fake, kwargs)
         if func._overloadpacket in INDEXED:
             fakes = self._with_indices(fakes)
         before = {key(s) for t in tensors((fakes, named)) for s in storages(t)}
         out = self._run_op(func, fakes, named, known)
         fresh = self._births(out, before)
         self._note_values(func, args, kwargs, out, fresh, known)
-        return self._noted(tree_map(self._back(args, kwargs, fakes, named), out))
+        if fakes is not args or named is not kwargs:
+            out = tree_map(self._back(args, kwargs, fakes, named), out)
+        return self._noted(out)
 
     def _run_op(self, func: Any, args: Any, kwargs: Any, known: bool) -> Any:
         if uses_cublas(func):
@@ -191,9 +203,11 @@ class DeviceMode(DryMode):
         kernel = KERNELS.get(func) or KERNELS.get(func._overloadpacket)
         if kernel is not None:
             return kernel(self, func, *args, **kwargs)
+        if not takes_nothing_else(func):
+            self.unmodelled.setdefault(func._overloadpacket.__name__, "whether its kernel takes memory of its own")
         run = instead(func)
         try:
-            return func(*args, **kwargs) if run is None else run(*args, **kwargs)
+            return run_again(self.mode, func, args, kwargs) if run is None else run(*args, **kwargs)
         except DynamicOutputShapeException:
             if not known:
                 raise
@@ -201,7 +215,7 @@ class DeviceMode(DryMode):
 
     def _with_workspace(self, func: Any, args: Any, kwargs: Any) -> Any:
         """A product by cuBLAS, which each thread gives a workspace before its first one; backward has its own."""
-        out = func(*args, **kwargs)
+        out = run_again(self.mode, func, args, kwargs)
         self._births(out, set())
         thread = torch._C._current_graph_task_id() != -1
         if thread not in self._workspaces:

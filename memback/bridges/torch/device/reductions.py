@@ -61,7 +61,7 @@ def scratch_of(card: Card, tensor: torch.Tensor, dims: Iterable[int], accumulate
     step_in *= height
     values = -(-inputs // step_in)
     grid = -(-(outputs // outputs_at_once) // step_out)
-    wanted = card.multiprocessors * (_threads_of(card) // (width * height))
+    wanted = card.multiprocessors * (card.threads // (width * height))
     if values < _MOST_VALUES or grid > wanted:
         return []
     blocks = max(-(-values // _MOST_VALUES), min(-(-wanted // grid), -(-values // _LEAST_VALUES)))
@@ -108,11 +108,6 @@ def _product(dims: Iterable[tuple[int, int]]) -> int:
     for size, _ in dims:
         total *= size
     return total
-
-
-def _threads_of(card: Card) -> int:
-    """The most threads of a multiprocessor."""
-    return {(7, 5): 1024, (8, 6): 1536, (8, 9): 1536, (12, 0): 1536}.get(card.capability, 2048)
 
 
 def _dims_of(tensor: Any, dim: Any) -> list[int]:

@@ -6,27 +6,10 @@ from typing import Any
 
 import torch
 
-from memback.bridges.torch.device.current import note_unmodelled
 from memback.bridges.torch.device.mode import DeviceMode
-from memback.bridges.torch.device.registry import composite, kernel
+from memback.bridges.torch.device.registry import kernel
 
 _aten = torch.ops.aten
-_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
-
-
-def _by_cells(op: Any) -> Any:
-    """A recurrent layer, step by step, in the place of cuDNN's kernel for all of it."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        note_unmodelled(op._overloadpacket.__name__, "cuDNN's recurrent layer, which is taken to run cell by cell")
-        return op._op_dk(_COMPOSITE, *args, **kwargs)
-
-    return run
-
-
-for _op in (_aten.lstm, _aten.gru, _aten.rnn_tanh, _aten.rnn_relu):
-    for _overload in ("input", "data"):
-        composite(f"{_op.__name__}.{_overload}")(_by_cells(getattr(_op, _overload)))
 
 
 @kernel(

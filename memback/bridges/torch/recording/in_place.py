@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from memback.bridges.torch.recording.paths import directly_from
 
-__all__ = ["alone", "as_unwatched"]
+__all__ = ["alone", "as_filled", "as_unwatched"]
 
 _aten = torch.ops.aten
 
@@ -49,6 +49,11 @@ def as_unwatched(func: Any, args: tuple[Any, ...], is_new: Callable[[torch.Tenso
     """
     if func is _aten.add.Tensor and _is_accumulation(args, is_new):
         return _aten.add_.Tensor
+    return as_filled(func, args, is_new)
+
+
+def as_filled(func: Any, args: tuple[Any, ...], is_new: Callable[[torch.Tensor], bool]) -> Any:
+    """The op by which a formula of a derivative fills a new tensor if no mode is on, with the same arguments."""
     if func in _CHANGES and _is_own_memory(args) and is_new(args[0]):
         return _FILLS.get((_node_name(), func), func)
     return func

@@ -12,6 +12,7 @@ import types
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache, partial
 from typing import Any
 
@@ -22,7 +23,7 @@ from memback.bridges.torch.recording.dry_mode import DryMode
 from memback.bridges.torch.recording.heap import all_objects_seen
 from memback.errors import MembackError
 
-__all__ = ["LeftoverError", "put_back"]
+__all__ = ["LeftoverError", "looked_for_once", "put_back"]
 
 _MOST = 10_000
 """Objects that are looked through, the nearest first."""
@@ -36,6 +37,29 @@ _APART = ("memback.", "torch.distributed.")
 
 class LeftoverError(MembackError):
     """A dry run has left a tensor without memory where it can't be taken from."""
+
+
+_ENDED: ContextVar[list[DryMode] | None] = ContextVar("_ENDED", default=None)
+"""The dry runs of which it is looked for later who holds their tensors; None where it is looked for at once."""
+
+
+@contextmanager
+def looked_for_once() -> Iterator[None]:
+    """In the block dry runs put back what they can, and holders of what they can't are looked for at its end alone.
+
+    That takes walks over all objects wherever a tensor is alive: at a dry run's own end its callers still have some.
+
+    Raises:
+        LeftoverError: as :func:`put_back`.
+    """
+    ended: list[DryMode] = []
+    token = _ENDED.set(ended)
+    try:
+        yield
+    finally:
+        _ENDED.reset(token)
+    for mode in ended:
+        _refuse_leftovers(mode)
 
 
 @contextmanager
@@ -56,6 +80,14 @@ def put_back(mode: DryMode, *roots: Any) -> Iterator[None]:
         torch.clear_autocast_cache()
         if mode.alive():
             seen.put_back()
+    ended = _ENDED.get()
+    if ended is None:
+        _refuse_leftovers(mode)
+    else:
+        ended.append(mode)
+
+
+def _refuse_leftovers(mode: DryMode) -> None:
     if mode.alive() and (holder := _holder(mode)):
         raise LeftoverError(
             f"the step keeps a tensor of its dry run in {holder}, where a real step would meet it: have it keep nothing"
@@ -69,6 +101,7 @@ class _Seen:
     def __init__(self, roots: Iterable[Any]) -> None:
         self._found: list[tuple[Any, Any]] = []
         self._caches: list[tuple[Any, int]] = []
+        self._globals: set[int] = set()
         met: set[int] = set()
         queue: deque[Any] = deque(roots)
         while queue and len(met) < _MOST:
@@ -127,7 +160,8 @@ class _Seen:
         return [v for v in attributes.values() if isinstance(v, (*_CONTAINERS, types.FunctionType))]
 
     def _of_globals(self, names: dict[str, Any]) -> None:
-        if all(names is not found for found, _ in self._found):
+        if id(names) not in self._globals:
+            self._globals.add(id(names))
             self._found.append((names, dict(names)))
 
     def put_back(self) -> None:

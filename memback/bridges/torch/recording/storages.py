@@ -29,6 +29,17 @@ _PLAIN = (
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:
     """The tensors in nested lists, tuples, mappings, data classes and whatever else PyTorch knows to look into."""
+    if isinstance(value, torch.Tensor):
+        yield value
+        return
+    kind = type(value)
+    if kind is tuple or kind is list or kind is dict:  # which PyTorch looks into likewise, but slowly
+        for one in value.values() if kind is dict else value:
+            if isinstance(one, torch.Tensor):
+                yield one
+            elif type(one) not in _PLAIN:
+                yield from tensors(one)
+        return
     for leaf in tree_leaves(value):
         if isinstance(leaf, torch.Tensor):
             yield leaf

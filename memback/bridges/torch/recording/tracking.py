@@ -311,7 +311,9 @@ class Tracker(Accounts):
         return any(account.key in keys for account in self._fresh if not account.closed)
 
     def _note_unknown(self, func: Any, tensor: torch.Tensor) -> None:
-        if isinstance(tensor, FakeTensor) and (tensor.is_sparse or func._overloadpacket in _OPAQUE):
+        if isinstance(tensor, FakeTensor) and (
+            tensor.is_sparse or (func._overloadpacket in _OPAQUE and self._kind is None)
+        ):
             what = "a sparse tensor" if tensor.is_sparse else _OPAQUE[func._overloadpacket]
             self.unknown.add(f"{what} ({self._where[1]}, layer {self._where[0] or '(top)'})")
 
