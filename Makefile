@@ -45,6 +45,7 @@ test-device: $(if $(filter $(DEVICE)/%,$(DEVICE_PYTHON)),$(DEVICE)/.installed) #
 	@command -v "$${CC:-cc}" >/dev/null && command -v nm >/dev/null || { \
 	  echo "These tests need a C compiler and nm; on Debian: apt-get install gcc binutils" >&2; exit 1; }
 	$(DEVICE_PYTHON) tests/device/stub/launch.py $(DEVICE_PYTHON) -m tests.device.figures $(DEVICE_ARGUMENTS)
+	$(DEVICE_PYTHON) tests/device/stub/launch.py $(DEVICE_PYTHON) -m tests.device.step_figures $(filter --write,$(DEVICE_ARGUMENTS))
 	$(DEVICE_PYTHON) tests/device/stub/launch.py $(DEVICE_PYTHON) -m tests.device.traces $(filter --write,$(DEVICE_ARGUMENTS))
 	$(DEVICE_PYTHON) tests/device/stub/launch.py $(DEVICE_PYTHON) -m tests.device.fuzz
 

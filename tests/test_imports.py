@@ -54,7 +54,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("recording",),
         ("loading", "planning"),
         ("device",),
-        ("profile",),
+        ("profile", "profile_step"),
         ("ranks",),
         ("__init__",),
     ),

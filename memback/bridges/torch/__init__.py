@@ -23,6 +23,7 @@ except ImportError as error:
 
 from memback.bridges.torch.planning.plan import NoPlanError, TorchPlan, Verdict, frontier, plan, verify
 from memback.bridges.torch.profile import DryRunWarning, WatchingWarning, profile
+from memback.bridges.torch.profile_step import profile_step
 from memback.bridges.torch.ranks.predict import predict
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "plan",
     "predict",
     "profile",
+    "profile_step",
     "verify",
 ]

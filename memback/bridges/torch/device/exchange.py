@@ -21,7 +21,7 @@ from memback.bridges.torch.recording.fake import as_it_was, exchanged_input
 from memback.bridges.torch.recording.leftovers import put_back
 from memback.bridges.torch.recording.step import Place
 
-__all__ = ["OnCard", "on_card", "place_on"]
+__all__ = ["OnCard", "entered", "on_card", "place_on"]
 
 _OF_FAKES = (
     "fake_mode",
@@ -84,14 +84,15 @@ def on_card(card: Card, module: nn.Module, inputs: Any, others: Sequence[Any] = 
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     mode = DeviceMode(fake, card)
     there = OnCard(mode)
-    with as_it_was(module), put_back(mode, module, inputs, *others), _entered(card, fake, mode):
+    with as_it_was(module), put_back(mode, module, inputs, *others), entered(card, fake, mode):
         _exchange(module, there)
         made = tree_map_with_path(lambda path, value: there.stand_in(exchanged_input(lambda v: v, path, value)), inputs)
         yield there, made
 
 
 @contextmanager
-def _entered(card: Card, fake: FakeTensorMode, mode: DeviceMode) -> Iterator[None]:
+def entered(card: Card, fake: FakeTensorMode, mode: DeviceMode) -> Iterator[None]:
+    """In the block every op is run as on the card."""
     with answering_for(card), composites_taken_apart(), autocasting(), fake, mode:
         yield
 

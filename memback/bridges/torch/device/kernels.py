@@ -8,9 +8,11 @@ from memback.bridges.torch.device import (  # noqa: F401
     convolution,
     copies,
     dropout,
+    foreach,
     indexing,
     linear,
     normalisation,
     reductions,
+    scaling,
     unmodelled,
 )

@@ -12,9 +12,10 @@ import torch
 
 from memback.bridges.torch.device.exchange import OnCard
 from memback.bridges.torch.device.mode import DeviceMode
+from memback.bridges.torch.recording.phases import Phases, told_of_phases
 from memback.errors import UsageError
 
-__all__ = ["Figures", "Optimizer", "optimizer_on_card", "train"]
+__all__ = ["Figures", "Optimizer", "figures_of", "optimizer_on_card"]
 
 Optimizer = Any
 """A class of optimisers, an instance, or a function of the parameters that gives one."""
@@ -29,30 +30,42 @@ class Figures:
     reserved_peak_bytes: int
 
 
-def train(
-    mode: DeviceMode, forward: Callable[[], torch.Tensor], optimizer: Any, module: torch.nn.Module, steps: int = 3
-) -> list[Figures]:
-    """Carry out training steps, the first of which makes the optimiser's state.
+def figures_of(mode: DeviceMode, step: Callable[[], object]) -> Figures:
+    """Carry out a training step, and see what it takes: the largest of its forward passes, and its peaks."""
+    allocator = mode.memory.allocator
+    allocator.reset_peaks()
+    passes = _Passes(mode)
+    mode.memory.told = passes.hear
+    try:
+        with told_of_phases(passes):
+            step()
+    finally:
+        mode.memory.told = None
+    return Figures(passes.forward_bytes, allocator.allocated_peak_bytes, allocator.reserved_peak_bytes)
 
-    What the update asks of numbers, such as whether a gradient's norm is too large, is answered with 1.
-    """
-    taken, allocator = [], mode.memory.allocator
-    for _ in range(steps):
-        allocator.reset_peaks()
-        before = allocator.allocated_bytes
-        loss = forward()
-        after = allocator.allocated_bytes
-        loss.backward()
-        del loss
-        if optimizer is None:
-            module.zero_grad(set_to_none=True)
-        else:
-            mode.assumed = 1.0
-            optimizer.step()
-            mode.assumed = None
-            optimizer.zero_grad(set_to_none=True)
-        taken.append(Figures(after - before, allocator.allocated_peak_bytes, allocator.reserved_peak_bytes))
-    return taken
+
+class _Passes(Phases):
+    """Sees what forward passes make: each begins where the least is allocated since the backward pass before."""
+
+    def __init__(self, mode: DeviceMode) -> None:
+        self._mode = mode
+        self._allocator = mode.memory.allocator
+        self._before = self._allocator.allocated_bytes
+        self._least: int | None = None
+        self.forward_bytes = 0
+
+    def hear(self, block: object, size: int) -> None:
+        """Something has been asked for, or given back."""
+        if self._least is not None:
+            self._least = min(self._least, self._allocator.allocated_bytes)
+
+    def backward_begins(self) -> None:
+        before = self._before if self._least is None else self._least
+        self.forward_bytes = max(self.forward_bytes, self._allocator.allocated_bytes - before)
+        self._least = None
+
+    def backward_ended(self) -> None:
+        self._least = self._allocator.allocated_bytes
 
 
 def optimizer_on_card(optimizer: Optimizer, module: torch.nn.Module, there: OnCard) -> Any:

@@ -125,8 +125,8 @@ class DryMode(TorchDispatchMode):
         return self._imagine(func, *_with_known_indices(self, func, args, kwargs))
 
     def alive(self) -> list[torch.Tensor]:
-        """The fake tensors made here that are still alive."""
-        return [tensor for made in self.made if (tensor := made()) is not None]
+        """The fake tensors made here that are still alive, and have changed places with no real one."""
+        return [tensor for made in self.made if isinstance(tensor := made(), FakeTensor)]
 
     # -- for real
 

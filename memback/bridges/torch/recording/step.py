@@ -380,7 +380,7 @@ def _is_unseen(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def explained(what: str = "module") -> Iterator[None]:
     """Tell what goes wrong in a dry run as a :class:`DryRunError`, which is enough: PyTorch logs it as well."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     level = log.level
@@ -392,9 +392,9 @@ def explained() -> Iterator[None]:
         raise
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise DryRunError(
-            f"the module takes a decision on values ({error.func}), which a dry run does not have: run it for real"
+            f"the {what} takes a decision on values ({error.func}), which a dry run does not have: run it for real"
         ) from error
     except Exception as error:
-        raise DryRunError(f"the module can't be run dry: {described(error)}") from error
+        raise DryRunError(f"the {what} can't be run dry: {described(error)}") from error
     finally:
         log.setLevel(level)
