@@ -191,7 +191,7 @@ class Tracker(Accounts):
                 if key(storage) not in self._accounts:
                     self._open(key(storage), storage, storage.nbytes(), row, "gradient from", gradient=True)
                     self._bytes += storage.nbytes()
-        self._look()
+                    self._look()
 
     # -- life
 
