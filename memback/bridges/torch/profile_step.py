@@ -1,24 +1,27 @@
-"""``memback.bridges.torch.profile_step``: a training step of the user's own, predicted on a card, as one report."""
+"""``memback.bridges.torch.profile_step``: a training step of the user's own, as one report."""
 
 from __future__ import annotations
 
 import datetime
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
 from memback._version import __version__
 from memback.bridges.torch.device.cards import Card, card
-from memback.bridges.torch.device.mode import DeviceMode
 from memback.bridges.torch.device.prediction import device_of
-from memback.bridges.torch.device.training import Figures, figures_of
+from memback.bridges.torch.device.training import figures_of
 from memback.bridges.torch.device.whole_step import on_card_in_place, there_before
+from memback.bridges.torch.recording.fake import is_dry
 from memback.bridges.torch.recording.found import Found, found_by
+from memback.bridges.torch.recording.in_place_step import dry_in_place, real_in_place
 from memback.bridges.torch.recording.phases import Phases, told_of_phases
 from memback.bridges.torch.recording.step import explained
 from memback.bridges.torch.recording.storages import distinct_bytes
@@ -26,7 +29,7 @@ from memback.bridges.torch.recording.tracking import Tracker
 from memback.errors import UsageError
 from memback.profiling import report as plain
 from memback.profiling.mode import Mode
-from memback.profiling.report import DeviceStep, Report
+from memback.profiling.report import Device, DeviceStep, Report
 from memback.profiling.run import machine, run_of
 
 __all__ = ["profile_step"]
@@ -35,16 +38,17 @@ __all__ = ["profile_step"]
 def profile_step(
     step: Callable[..., Any],
     *args: Any,
-    device: str = "cuda",
+    device: str | None = None,
+    dry: bool = True,
     kwargs: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Predict what any code that trains once takes on a card, without the card: forward, backward and update.
+    """Report what any code that trains once takes: forward, backward and update, here or on a card that is not there.
 
     The modules, optimisers and tensors that the step works with are found from its arguments, from what its closure and
-    its globals refer to, and from what these lead on to. They are taken to be on the card, where a script would have
-    moved them; a batch that the step itself moves there (``x.to("cuda")``) is moved in each step. Nothing is allocated,
-    and afterwards everything is as before: parameters, gradients, the optimisers' state, counters.
+    its globals refer to, and from what these lead on to. For a card they are taken to be there, where a script would
+    have moved them; a batch that the step itself moves (``x.to("cuda")``) is moved in each step. Afterwards everything
+    is as before: parameters, gradients, the optimisers' state, counters.
 
     Forward, backward and update are told apart by what runs. So gradients may be accumulated, clipped and scaled,
     parameters have float32 copies or averages, hooks of parameters step in the midst of backward. The step is run five
@@ -53,71 +57,118 @@ def profile_step(
     Args:
         step: trains once: it runs forward, backward, and the update.
         args: what it is called with: modules, optimisers, tensors, whatever it takes.
-        device: a card that need not be there, as :func:`profile` has it.
+        device: a card that need not be there, as :func:`profile` has it; by default the figures are those of where
+            everything is.
+        dry: whether to predict only, so that nothing is allocated; else the step is also run for real.
         kwargs: what it is called with by name.
-        about: what the report says of the profile, as there.
+        about: what the report says of the profile, as :func:`profile` has it.
 
     Returns:
         the :class:`~memback.profiling.report.Report`, of mode ``full`` alone: its tables and its timeline are of a
-        later step, with the update as a phase; its ``device`` has what the ``first`` and a ``steady`` step take.
-        Numbers that the step reads (``loss.item()``) are taken to be 1; ``device.assumed`` says where it does.
+        later step than the first, with the update as a phase. With a card, its ``device`` has what the ``first`` and a
+        ``steady`` step take. Numbers that the step reads (``loss.item()``) are taken to be 1 in a dry run;
+        ``device.assumed`` says where it does.
 
     Raises:
-        UsageError: an unknown card, or the step trains nothing that can be found.
+        UsageError: an unknown card, or one for a run that is not dry; or the step trains nothing that can be found.
         MembackError: a step that takes decisions on values that are not there.
 
     Warns:
         UserWarning: a gradient scaler that is switched off, as one is that was made where there is no CUDA.
     """
-    on, named = card(device), dict(kwargs or {})
+    on, named = None if device is None else card(device), dict(kwargs or {})
+    if on is not None and not dry:
+        raise UsageError(f"device={device!r} predicts for a card that need not be there: leave out dry=False")
     if not callable(step):
         raise UsageError(f"{step!r:.80} is no function that trains once")
     found = found_by(step, args, named)
-    _warn_of_scalers(found)
-    run = partial(step, *args, **named)
+    roots, run = (step, args, named), partial(step, *args, **named)
+    if on is not None:
+        _warn_of_scalers(found)
+        return _report(_on_card(on, found, run, roots), found, step, about or {})
+    seen = _here(dry_in_place, found, run, roots)
+    if not dry:
+        if is_dry([tensor for _, tensor in found.arguments()]):
+            raise UsageError("the step's tensors hold no memory, so that it can't be run for real: leave out dry=False")
+        seen = replace(_here(real_in_place, found, run, roots), predicted=seen.tracker)
+    return _report(seen, found, step, about or {})
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A later step: its account, that of the one that predicts it, what was there before, and the card's figures."""
+
+    tracker: Tracker
+    arguments: plain.Arguments
+    predicted: Tracker | None = None
+    device: Device | None = None
+
+
+def _on_card(on: Card, found: Found, run: Callable[[], Any], roots: tuple[Any, ...]) -> _Seen:
     with explained("step"):
         others = there_before(on, found, run)
-        with on_card_in_place(on, found, others, step, args, named) as (mode, let_go):
-
-            def once() -> None:
-                run()
+        with on_card_in_place(on, found, others, *roots) as (mode, let_go):
+            static = mode.memory.allocator.allocated_bytes
+            mode.assumed = 1.0
+            steps = []
+            for _ in range(3):
+                steps.append(figures_of(mode, run))
                 let_go()
+            seen = _watched(found, run, "cuda")
+            device = device_of(
+                on,
+                static_bytes=static,
+                optimizer=", ".join(dict.fromkeys(type(one).__name__ for one in found.optimizers)) or None,
+                first=DeviceStep(**asdict(steps[0])),
+                steady=DeviceStep(**asdict(steps[-1])),
+                unmodelled=dict(mode.unmodelled),
+                assumed=tuple(sorted(mode.read)),
+            )
+            return replace(seen, device=device)
 
-            return _report(on, mode, found, once, _name(step), about or {})
+
+def _here(place: Callable[..., Any], found: Found, run: Callable[[], Any], roots: tuple[Any, ...]) -> _Seen:
+    """The second step, where everything is."""
+    with explained("step") if place is dry_in_place else nullcontext(), place(found, *roots) as let_go:
+        run()
+        let_go()
+        seen = _watched(found, run, None)
+        return replace(seen, predicted=seen.tracker) if place is dry_in_place else seen
 
 
-def _report(
-    on: Card, mode: DeviceMode, found: Found, run: Callable[[], Any], name: str, about: Mapping[str, Any]
-) -> Report:
-    static = mode.memory.allocator.allocated_bytes
-    mode.assumed = 1.0
-    steps = [figures_of(mode, run) for _ in range(3)]
-    tracker = watched(found, run, "cuda")
-    state = [tensor for _, _, tensor in found.state() if tensor.device.type == "cuda"]
+def _watched(found: Found, run: Callable[[], Any], kind: str | None) -> _Seen:
+    tracker = watched(found, run, kind)
+    state = [tensor for _, _, tensor in found.state() if kind in (None, tensor.device.type)]
+    arguments = plain.Arguments(
+        parameter_bytes=distinct_bytes(tensor for _, tensor in found.parameters()),
+        buffer_bytes=distinct_bytes(found.root.buffers()),
+        input_bytes=tracker.input_bytes,
+        optimizer_bytes=distinct_bytes(state),
+    )
+    return _Seen(tracker, arguments, tracker if kind else None)
+
+
+def _report(seen: _Seen, found: Found, step: Callable[..., Any], about: Mapping[str, Any]) -> Report:
+    predicted, tracker = seen.predicted, seen.tracker
+    known = tracker if predicted is None else predicted
+    run = run_of(Mode("full", None), tracker, None if predicted is None else predicted.peak.bytes, known.peak)
+    if predicted is not tracker:
+        run = msgspec.structs.replace(run, measured_peak_bytes=tracker.peak.bytes)
     report = Report(
         memback=__version__,
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        machine={**machine(), "torch": str(torch.__version__), "device": "cpu"},
-        profile=_about(found, name, about),
-        arguments=plain.Arguments(
-            parameter_bytes=distinct_bytes(tensor for _, tensor in found.parameters()),
-            buffer_bytes=distinct_bytes(found.root.buffers()),
-            input_bytes=tracker.input_bytes,
-            optimizer_bytes=distinct_bytes(state),
-        ),
-        runs=(run_of(Mode("full", None), tracker, tracker.peak.bytes, tracker.peak),),
-        device=device_of(
-            on,
-            static_bytes=static,
-            optimizer=", ".join(dict.fromkeys(type(one).__name__ for one in found.optimizers)) or None,
-            first=_step(steps[0]),
-            steady=_step(steps[-1]),
-            unmodelled=dict(mode.unmodelled),
-            assumed=tuple(sorted(mode.read)),
-        ),
+        machine={**machine(), "torch": str(torch.__version__), "device": _device(found)},
+        profile=_about(found, str(getattr(step, "__name__", type(step).__name__)), about),
+        arguments=seen.arguments,
+        runs=(run,),
+        device=seen.device,
     )
     report.validate()
     return report
+
+
+def _device(found: Found) -> str:
+    return next((tensor.device.type for _, tensor in found.arguments()), "cpu")
 
 
 class _Told(Phases):
@@ -141,14 +192,6 @@ def watched(found: Found, run: Callable[[], Any], kind: str | None) -> Tracker:
         run()
     tracker.finish()
     return tracker
-
-
-def _step(figures: Figures) -> DeviceStep:
-    return DeviceStep(**asdict(figures))
-
-
-def _name(step: Any) -> str:
-    return str(getattr(step, "__name__", type(step).__name__))
 
 
 def _about(found: Found, name: str, given: Mapping[str, Any]) -> plain.Profile:

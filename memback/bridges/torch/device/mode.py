@@ -28,9 +28,9 @@ from torch.utils._pytree import tree_map
 from memback.bridges.torch.device.cards import Card
 from memback.bridges.torch.device.libraries import uses_cublas, workspace_bytes
 from memback.bridges.torch.device.memory import Memory
-from memback.bridges.torch.device.registry import KERNELS, LEAVES_VALUES
+from memback.bridges.torch.device.registry import KERNELS
 from memback.bridges.torch.recording.corrections import instead
-from memback.bridges.torch.recording.dry_mode import INDEXED, MOST, READS, DryMode, is_empty, written_by
+from memback.bridges.torch.recording.dry_mode import INDEXED, LEAVES_VALUES, MOST, READS, DryMode, is_empty, written_by
 from memback.bridges.torch.recording.in_place import _is_alone, _is_dense, alone
 from memback.bridges.torch.recording.paths import call_site, in_file
 from memback.bridges.torch.recording.storages import key, storages, tensors

@@ -12,13 +12,10 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["KERNELS", "LEAVES_VALUES", "composite", "composites_taken_apart", "kernel"]
+__all__ = ["KERNELS", "composite", "composites_taken_apart", "kernel"]
 
 KERNELS: dict[Any, Callable[..., Any]] = {}
 """By op; called with the mode that runs it, and with the op's arguments."""
-
-LEAVES_VALUES: set[Any] = set()
-"""Ops that leave what is known of the values of their arguments true, though they write into these."""
 
 _COMPOSITES: dict[str, Callable[..., Any]] = {}
 

@@ -7,11 +7,9 @@ from typing import Any
 import torch
 
 from memback.bridges.torch.device.mode import DeviceMode
-from memback.bridges.torch.device.registry import LEAVES_VALUES, kernel
+from memback.bridges.torch.device.registry import kernel
 
 _aten = torch.ops.aten
-
-LEAVES_VALUES.add(_aten._amp_foreach_non_finite_check_and_unscale_)
 
 
 @kernel(_aten._amp_foreach_non_finite_check_and_unscale_.default)

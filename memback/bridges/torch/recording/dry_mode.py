@@ -32,7 +32,7 @@ from memback.bridges.torch.recording.corrections import corrected, instead
 from memback.bridges.torch.recording.dtypes import refuse_types
 from memback.bridges.torch.recording.storages import key, storages, tensors
 
-__all__ = ["INDEXED", "MOST", "READS", "DryMode", "in_dry_run", "is_empty", "written_by"]
+__all__ = ["INDEXED", "LEAVES_VALUES", "MOST", "READS", "DryMode", "in_dry_run", "is_empty", "written_by"]
 
 MOST = 32 * 2**20
 """Bytes that an op on known values may give: a larger one is not run, as a dry run is to take no memory."""
@@ -42,6 +42,9 @@ _BIRTH = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift.default)
 
 READS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.equal, torch.ops.aten.is_nonzero)
 """Ops that give a value and no tensor: they may look at any real tensor that has not been written to."""
+
+LEAVES_VALUES = (torch.ops.aten._amp_foreach_non_finite_check_and_unscale_,)
+"""Ops that leave true what is known of their arguments, though they write into them: gradients are taken to be finite."""
 
 _WITHOUT_VALUES = ("empty", "new_empty", "_efficientzerotensor")
 """How names of ops begin whose results have no values, or no memory."""
@@ -82,6 +85,8 @@ class DryMode(TorchDispatchMode):
         unknown: real tensors whose values are not looked at, such as parameters.
 
     Attributes:
+        assumed: the number that any floating-point one of unknown value is taken to be where code reads it; None where
+            code that does so can't be run.
         made: a weak reference to each fake tensor that an op gave.
     """
 
@@ -89,6 +94,7 @@ class DryMode(TorchDispatchMode):
         super().__init__()
         self.mode = mode
         self.made: list[weakref.ref[Any]] = []
+        self.assumed: float | None = None
         self._reals: dict[int, _Real] = {}
         self._real_of: dict[int, _Real] = {}
         self._before: list[tuple[Any, Any]] = []
@@ -120,6 +126,8 @@ class DryMode(TorchDispatchMode):
                 return func(*args, **kwargs)
             if self._may_run(func, reals, args, kwargs):
                 return self._run(func, args, kwargs)
+        if func is _NUMBER and self.assumed is not None and args[0].is_floating_point():
+            return self.assumed
         if func is _PACKED and self._is_known(args[1]):
             return self._pack(*args)
         return self._imagine(func, *_with_known_indices(self, func, args, kwargs))
@@ -179,7 +187,7 @@ class DryMode(TorchDispatchMode):
             out = corrected(func, fakes, named, func(*fakes, **named) if run is None else run(*fakes, **named))
         refuse_types(func, fakes, named)
         for tensor in written_by(func, args, kwargs):
-            if not isinstance(tensor, FakeTensor):
+            if not isinstance(tensor, FakeTensor) and func._overloadpacket not in LEAVES_VALUES:
                 real = self._real(tensor)
                 real.known, real.stale = False, True
 
@@ -277,6 +285,7 @@ def _with_known_indices(mode: DryMode, func: Any, args: Any, kwargs: Any) -> tup
     return (args[0], given, *args[2:]), kwargs
 
 
+_NUMBER = torch.ops.aten._local_scalar_dense.default
 _PACKED = torch.ops.aten._pack_padded_sequence.default
 INDEXED = (
     torch.ops.aten.index,
