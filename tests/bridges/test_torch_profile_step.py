@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import memback.bridges.torch as bridge
+from memback.bridges.torch.recording.allocator import allocated
 from memback.errors import MembackError, UsageError
 from memback.profiling.report import Report
 from memback.reports.text import plain
@@ -23,6 +25,8 @@ from tests.device.steps import STEPS
 
 STORED = Path(__file__).parents[1] / "device" / "expected_steps.json"
 EXPECTED = json.loads(STORED.read_text(encoding="utf-8"))["steps"]
+
+predicted = partial(bridge.profile_step, device="cuda:h200")
 
 
 def mlp(width=64):
@@ -46,7 +50,7 @@ def parts():
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_of_any_kind_takes_to_the_byte_what_pytorchs_host_code_takes(name):
-    device = bridge.profile_step(STEPS[name]("cpu"), device="cuda:h200").device
+    device = predicted(STEPS[name]("cpu"), device="cuda:h200").device
     expected = EXPECTED[name]
     assert device.static_bytes == expected["static_bytes"]
     for which in ("first", "steady"):
@@ -67,7 +71,7 @@ def test_a_step_of_ones_own_is_the_one_that_profile_predicts(parts):
         optimizer.step()
         optimizer.zero_grad()
 
-    device = bridge.profile_step(step, device="cuda:h100").device
+    device = predicted(step, device="cuda:h100").device
     assert (device.first, device.steady, device.static_bytes) == (
         of_profile.first,
         of_profile.steady,
@@ -75,12 +79,45 @@ def test_a_step_of_ones_own_is_the_one_that_profile_predicts(parts):
     )
 
 
+HERE = [name for name in STEPS if name not in ("accumulated-and-clipped", "scaled", "two-networks")]
+"""Those that do not name the card themselves."""
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_without_a_card_a_step_takes_what_it_is_predicted_to_take(name):
+    run = bridge.profile_step(STEPS[name]("cpu"), dry=False).runs[0]
+    assert run.predicted_peak_bytes == run.measured_peak_bytes
+    assert run.left_bytes == 0
+
+
+def test_without_a_card_a_step_takes_what_pytorchs_allocator_gives_out(parts):
+    model, optimizer, x = parts
+    step = partial(trained, model, optimizer, x)
+    predicted_peak = bridge.profile_step(step).runs[0].predicted_peak_bytes
+    assert not optimizer.state
+    step()
+    given_out = allocated(step, torch.device("cpu")).peak_bytes
+    assert 0 <= given_out - predicted_peak < 64  # numbers of Python's, which kernels have as tensors
+
+
+def test_a_step_that_has_run_for_real_has_left_everything_as_it_was(parts):
+    model, optimizer, x = parts
+    trained(model, optimizer, x)
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    random = torch.get_rng_state()
+    report = bridge.profile_step(lambda: trained(model, optimizer, x * torch.rand(8, 64)), dry=False)
+    torch.testing.assert_close((model.state_dict(), optimizer.state_dict()), before, rtol=0, atol=0)
+    assert torch.equal(random, torch.get_rng_state())
+    assert model[0].weight.grad is None
+    assert report.runs[0].measured_peak_bytes == report.runs[0].predicted_peak_bytes
+
+
 def test_what_a_step_works_with_is_found_in_its_arguments_its_closure_and_its_globals(parts):
     model, optimizer, x = parts
     reports = [
-        bridge.profile_step(trained, model, optimizer, x),
-        bridge.profile_step(trained, model, kwargs={"optimizer": optimizer, "x": x}),
-        bridge.profile_step(lambda: trained(model, optimizer, x)),
+        predicted(trained, model, optimizer, x),
+        predicted(trained, model, kwargs={"optimizer": optimizer, "x": x}),
+        predicted(lambda: trained(model, optimizer, x)),
     ]
     assert len({report.device.steady for report in reports}) == 1
     sizes = {name: size for name, size in reports[0].arguments.by_name().items() if size}
@@ -106,7 +143,7 @@ def test_afterwards_everything_is_as_before(parts):
     objects = [model[0].weight, model[0].weight.grad, *averages.values(), x]
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict(), averages, schedule.state_dict()))
     random = torch.get_rng_state()
-    bridge.profile_step(step)
+    predicted(step)
     after = (model.state_dict(), optimizer.state_dict(), averages, schedule.state_dict())
     torch.testing.assert_close(after, before, rtol=0, atol=0)
     assert all(type(tensor) in (torch.Tensor, nn.Parameter) for tensor in objects)
@@ -125,7 +162,7 @@ def test_after_a_step_that_fails_everything_is_as_before_too(parts):
         raise RuntimeError("no more")
 
     with pytest.raises(MembackError, match="no more"):
-        bridge.profile_step(step)
+        predicted(step)
     assert not optimizer.state
     assert trained(model, optimizer, x).item() > 0
 
@@ -142,7 +179,7 @@ def test_hooks_of_parameters_run_on_the_card_and_afterwards_as_before(parts):
         devices.update(seen)
         assert set(seen) == {"cuda"}
 
-    bridge.profile_step(step)
+    predicted(step)
     assert not seen
     model(x).sum().backward()
     assert seen == ["cpu", "cpu"]
@@ -150,7 +187,7 @@ def test_hooks_of_parameters_run_on_the_card_and_afterwards_as_before(parts):
 
 def test_the_update_is_a_phase_of_the_timeline_and_of_the_peak(parts):
     model, optimizer, _ = parts
-    run = bridge.profile_step(trained, model, optimizer, torch.ones(1, 64)).runs[0]
+    run = predicted(trained, model, optimizer, torch.ones(1, 64)).runs[0]
     assert [phase for phase in ("forward", "backward", "update") if phase in {e.phase for e in run.timeline}] == [
         "forward",
         "backward",
@@ -171,7 +208,7 @@ def test_gradients_that_outlive_a_step_are_there_before_the_next(parts):
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
 
-    run = bridge.profile_step(step).runs[0]
+    run = predicted(step).runs[0]
     assert run.timeline[0].category == "gradients"
     assert run.peak.gradients >= 2 * 4 * (64 * 64 + 64)
     assert run.left_bytes == 0
@@ -187,18 +224,18 @@ def test_a_number_that_a_step_reads_is_taken_to_be_one_and_the_report_says_where
             raise AssertionError
         read.append(loss.item())
 
-    device = bridge.profile_step(step).device
+    device = predicted(step).device
     assert len(device.assumed) == 2
     assert all("test_torch_profile_step.py:" in place for place in device.assumed)
-    report = bridge.profile_step(step)
+    report = predicted(step)
     assert "taken to be 1" in " ".join(plain(report).split())
     assert Report.from_json(json.dumps(report.to_dict())) == report
 
 
 def test_a_batch_that_the_step_moves_itself_is_not_on_the_card_before(parts):
     model, optimizer, x = parts
-    there = bridge.profile_step(trained, model, optimizer, x).device
-    moved = bridge.profile_step(lambda: trained(model, optimizer, x.to("cuda"))).device
+    there = predicted(trained, model, optimizer, x).device
+    moved = predicted(lambda: trained(model, optimizer, x.to("cuda"))).device
     assert there.static_bytes - moved.static_bytes == x.nbytes
     assert moved.steady.allocated_peak_bytes <= there.steady.allocated_peak_bytes
 
@@ -209,7 +246,7 @@ def test_a_module_without_memory_is_trained(parts):
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     with torch.device("meta"):
         x = torch.empty(16, 4096)
-    device = bridge.profile_step(trained, model, optimizer, x, device="cuda:a100-80gb").device
+    device = predicted(trained, model, optimizer, x, device="cuda:a100-80gb").device
     parameters = 2 * 4 * (4096 * 4096 + 4096)
     assert device.steady.allocated_peak_bytes > 4 * parameters
     assert model[0].weight.is_meta
@@ -225,7 +262,7 @@ def test_an_optimiser_that_runs_forward_and_backward_itself():
         loss.backward()
         return loss
 
-    run = bridge.profile_step(lambda: optimizer.step(closure)).runs[0]
+    run = predicted(lambda: optimizer.step(closure)).runs[0]
     assert {event.phase for event in run.timeline} == {"forward", "backward", "update"}
 
 
@@ -240,7 +277,7 @@ def test_a_module_is_called_as_the_step_calls_it(parts):
         optimizer.step()
         optimizer.zero_grad()
 
-    paths = {layer.path for layer in bridge.profile_step(step).runs[0].layers}
+    paths = {layer.path for layer in predicted(step).runs[0].layers}
     assert {"student.0", "student.2"} <= paths
 
 
@@ -255,7 +292,7 @@ def test_a_scaler_that_is_switched_off_is_no_secret(parts):
         optimizer.zero_grad()
 
     with pytest.warns(UserWarning, match="switched off"):
-        bridge.profile_step(step)
+        predicted(step)
 
 
 @pytest.mark.parametrize(
@@ -264,11 +301,12 @@ def test_a_scaler_that_is_switched_off_is_no_secret(parts):
         (lambda: None, {}, "trains no module, optimiser or tensor that can be found"),
         (3, {}, "is no function that trains once"),
         (lambda: None, {"device": "cuda:h10"}, "card 'cuda:h10' is not known"),
+        (lambda: None, {"dry": False}, "leave out dry=False"),
     ],
 )
 def test_what_can_not_be_predicted_is_refused_with_a_remedy(step, options, message):
     with pytest.raises(UsageError, match=message):
-        bridge.profile_step(step, **options)
+        predicted(step, **options)
 
 
 def test_a_step_that_decides_on_values_says_so(parts):
@@ -280,4 +318,4 @@ def test_a_step_that_decides_on_values_says_so(parts):
             loss.detach()
 
     with pytest.raises(MembackError, match="takes a decision on values"):
-        bridge.profile_step(step)
+        predicted(step)

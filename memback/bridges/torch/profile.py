@@ -16,7 +16,6 @@ from memback._version import __version__
 from memback.bridges.torch.device.cards import Card, card
 from memback.bridges.torch.device.exchange import place_on
 from memback.bridges.torch.device.prediction import device_of, training_on
-from memback.bridges.torch.device.training import Optimizer
 from memback.bridges.torch.planning.plan import TorchPlan, planned_by
 from memback.bridges.torch.recording.allocator import Allocated
 from memback.bridges.torch.recording.calls import check_all_visible
@@ -26,6 +25,7 @@ from memback.bridges.torch.recording.sharding import bucket_bytes, fsdp_params
 from memback.bridges.torch.recording.step import DryRunError, Loss, Step, sum_of_outputs
 from memback.bridges.torch.recording.storages import distinct_bytes
 from memback.bridges.torch.recording.tracking import Tracker
+from memback.bridges.torch.recording.training import Optimizer, Training, trained_here
 from memback.errors import MembackError, UsageError
 from memback.profiling import report as plain
 from memback.profiling.measuring import Peak, Seconds, median
@@ -57,6 +57,8 @@ def profile(
     progress: Progress = lambda what, done, total: None,
     device: str | None = None,
     optimizer: Optimizer = None,
+    accumulate: int = 1,
+    clip: float | None = None,
 ) -> Report:
     """Run a training step of a module in several modes and report the memory of each, op by op.
 
@@ -82,8 +84,11 @@ def profile(
         device: a card that need not be there, for a dry run: ``cuda:h100``, ``cuda:a100-80gb``, ``cuda:t4``, ... The
             step is run as CUDA would run it there, with its kernels' choices, and the report's ``device`` says what
             whole training steps take, by PyTorch's allocator.
-        optimizer: whose update ends a training step on the device: a class such as ``torch.optim.AdamW``, an optimiser
-            of the module's parameters, or a function that gives one of the parameters to be trained.
+        optimizer: for a dry run, whose update ends the training step: a class such as ``torch.optim.AdamW``, an
+            optimiser of the module's parameters, or a function that gives one of the parameters to be trained. Mode
+            ``full`` is then a later step than the first, with the update as a phase.
+        accumulate: how often forward and backward run before the update.
+        clip: the norm to which gradients are clipped before the update (``torch.nn.utils.clip_grad_norm_``).
 
     Returns:
         the :class:`~memback.profiling.report.Report`; sizes in bytes, times in seconds. FLOPs are those of products of
@@ -105,19 +110,23 @@ def profile(
     _check(module)
     taken, name_of_loss = with_name(loss)
     step = Step.of(module, inputs, kwargs, taken, autocast)
-    on = _card(device, optimizer, step, dry)
+    training = Training(optimizer, accumulate, clip)
+    on = _card(device, training, step, dry)
     if on is not None:
         step = dataclasses.replace(step, place=place_on(on))
     chosen = modes_of(modes, None if policy is None else cast(Any, planned_by(step, policy)))
     failed = Failures(chosen)
     work = _dry(step, failed, progress) if dry or step.dry else _real(step, failed, rounds, progress)
     runs, input_bytes = zip(*work, strict=True)
-    arguments, there = _arguments(step, max(input_bytes)), None
-    if on is not None and any(run.mode == "full" for run in runs):
-        there, optimizer_bytes = training_on(on, step, optimizer)
+    arguments, there = _arguments(step, max(input_bytes)), None if on is None else device_of(on)
+    if any(run.mode == "full" for run in runs) and (on is not None or training.asked):
+        tracker, optimizer_bytes = None, 0
+        if on is not None:
+            there, tracker, optimizer_bytes = training_on(on, step, training)
+        else:
+            tracker, optimizer_bytes = trained_here(step, training)
         arguments = replace(arguments, optimizer_bytes=optimizer_bytes)
-    elif on is not None:
-        there = device_of(on)
+        runs = tuple(run if tracker is None or run.mode != "full" else _trained(tracker) for run in runs)
     report = Report(
         memback=__version__,
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -164,15 +173,24 @@ class Failures:
             return None
 
 
-def _card(device: str | None, optimizer: Optimizer, step: Step, dry: bool) -> Card | None:
+def _trained(tracker: Tracker) -> Run:
+    """Mode ``full`` with the update."""
+    run = run_of(Mode("full", None), tracker, tracker.peak.bytes, tracker.peak)
+    return replace(run, **_left(tracker))
+
+
+def _card(device: str | None, training: Training, step: Step, dry: bool) -> Card | None:
     """The card that is predicted for, if one is.
 
     Raises:
         UsageError: it is not known, or the step is not one that can be predicted for a card.
     """
+    training.check()
+    if training.asked and not (dry or step.dry):
+        raise UsageError(
+            "optimizer=, accumulate= and clip= belong to a dry run: give dry=True, too, or take profile_step"
+        )
     if device is None:
-        if optimizer is not None:
-            raise UsageError("optimizer= belongs to a prediction for a card: give device=, such as 'cuda:h100'")
         return None
     named = card(device)
     if not (dry or step.dry):

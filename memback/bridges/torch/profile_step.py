@@ -22,10 +22,10 @@ from memback.bridges.torch.device.whole_step import on_card_in_place, there_befo
 from memback.bridges.torch.recording.fake import is_dry
 from memback.bridges.torch.recording.found import Found, found_by
 from memback.bridges.torch.recording.in_place_step import dry_in_place, real_in_place
-from memback.bridges.torch.recording.phases import Phases, told_of_phases
 from memback.bridges.torch.recording.step import explained
 from memback.bridges.torch.recording.storages import distinct_bytes
 from memback.bridges.torch.recording.tracking import Tracker
+from memback.bridges.torch.recording.training import watched
 from memback.errors import UsageError
 from memback.profiling import report as plain
 from memback.profiling.mode import Mode
@@ -169,29 +169,6 @@ def _report(seen: _Seen, found: Found, step: Callable[..., Any], about: Mapping[
 
 def _device(found: Found) -> str:
     return next((tensor.device.type for _, tensor in found.arguments()), "cpu")
-
-
-class _Told(Phases):
-    """Tells a tracker of the phases."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        self._tracker = tracker
-        self.update_begins, self.update_ended = tracker.update_begins, tracker.update_ended  # type: ignore[method-assign]
-
-    def backward_begins(self) -> None:
-        if self._tracker.saved_at_end_of_forward is None:
-            self._tracker.forward_ended()
-
-
-def watched(found: Found, run: Callable[[], Any], kind: str | None) -> Tracker:
-    """The account of a step on the kind of device that is named."""
-    gradients = [(name, tensor.grad) for name, tensor in found.parameters() if tensor.grad is not None]
-    tracker = Tracker(found.arguments(), found.root, kind=kind, gradients=gradients)
-    tracker.updates = tracker.told_of_forward = True
-    with told_of_phases(_Told(tracker)), tracker:
-        run()
-    tracker.finish()
-    return tracker
 
 
 def _about(found: Found, name: str, given: Mapping[str, Any]) -> plain.Profile:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -32,7 +33,7 @@ from memback.bridges.torch.recording.corrections import corrected, instead
 from memback.bridges.torch.recording.dtypes import refuse_types
 from memback.bridges.torch.recording.storages import key, storages, tensors
 
-__all__ = ["INDEXED", "LEAVES_VALUES", "MOST", "READS", "DryMode", "in_dry_run", "is_empty", "written_by"]
+__all__ = ["INDEXED", "LEAVES_VALUES", "MOST", "READS", "DryMode", "assuming", "in_dry_run", "is_empty", "written_by"]
 
 MOST = 32 * 2**20
 """Bytes that an op on known values may give: a larger one is not run, as a dry run is to take no memory."""
@@ -44,7 +45,7 @@ READS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.equal, torch.ops.ate
 """Ops that give a value and no tensor: they may look at any real tensor that has not been written to."""
 
 LEAVES_VALUES = (torch.ops.aten._amp_foreach_non_finite_check_and_unscale_,)
-"""Ops that leave true what is known of their arguments, though they write into them: gradients are taken to be finite."""
+"""Ops that leave what is known of their arguments true, though they write into them: gradients are finite."""
 
 _WITHOUT_VALUES = ("empty", "new_empty", "_efficientzerotensor")
 """How names of ops begin whose results have no values, or no memory."""
@@ -264,7 +265,25 @@ class DryMode(TorchDispatchMode):
 
 def in_dry_run() -> bool:
     """Whether ops are run dry at this moment."""
-    return any(isinstance(mode, DryMode) for mode in _get_current_dispatch_mode_stack())
+    return _mode_now() is not None
+
+
+@contextmanager
+def assuming(number: float) -> Iterator[None]:
+    """In the block a dry run, if this is one, takes every number of unknown value that code reads to be this one."""
+    mode = _mode_now()
+    if mode is None:
+        yield
+        return
+    before, mode.assumed = mode.assumed, number
+    try:
+        yield
+    finally:
+        mode.assumed = before
+
+
+def _mode_now() -> DryMode | None:
+    return next((mode for mode in _get_current_dispatch_mode_stack() if isinstance(mode, DryMode)), None)
 
 
 def _with_known_indices(mode: DryMode, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from memback.bridges.torch.recording.leftovers import put_back
 from memback.bridges.torch.recording.storages import tensors, unwrapped
 from memback.errors import MembackError
 
-__all__ = ["DryRunError", "as_it_was", "exchanged_input", "fake_mode", "faked", "is_dry", "fake_of"]
+__all__ = ["DryRunError", "as_it_was", "exchanged_input", "fake_mode", "fake_of", "faked", "is_dry"]
 
 
 class DryRunError(MembackError):
