@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from memback._version import __version__
 from memback.bridges.torch.device.cards import Card, card
 from memback.bridges.torch.device.exchange import place_on
-from memback.bridges.torch.device.prediction import device_of, training_on
+from memback.bridges.torch.device.prediction import device_of, trained_on
 from memback.bridges.torch.planning.plan import TorchPlan, planned_by
 from memback.bridges.torch.recording.allocator import Allocated
 from memback.bridges.torch.recording.calls import check_all_visible
@@ -122,7 +122,7 @@ def profile(
     if any(run.mode == "full" for run in runs) and (on is not None or training.asked):
         tracker, optimizer_bytes = None, 0
         if on is not None:
-            there, tracker, optimizer_bytes = training_on(on, step, training)
+            there, tracker, optimizer_bytes = trained_on(on, step, training)
         else:
             tracker, optimizer_bytes = trained_here(step, training)
         arguments = replace(arguments, optimizer_bytes=optimizer_bytes)
