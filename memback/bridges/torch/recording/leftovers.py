@@ -75,7 +75,7 @@ class _Seen:
 
     def _note(self, value: Any) -> None:
         if isinstance(value, CONTAINERS):
-            self._found.append((value, dict(value) if isinstance(value, dict) else list(value)))
+            self._found.append((value, dict(dict.items(value)) if isinstance(value, dict) else list(value)))
         elif isinstance(value, types.FunctionType):
             cells = [cell for cell in value.__closure__ or () if filled(cell)]
             self._found += [(cell, cell.cell_contents) for cell in cells]
@@ -128,7 +128,11 @@ def _have_again(found: Any, before: Any) -> None:
     if isinstance(found, types.CellType):
         found.cell_contents = before
     elif isinstance(found, dict):
-        if list(found) != list(before) or any(value is not before[name] for name, value in found.items()):
+        there = list(dict.items(found))  # of a class that makes what it is asked for, what it has
+        same = len(there) == len(before) and all(
+            key is name and value is was for (key, value), (name, was) in zip(there, before.items(), strict=True)
+        )
+        if not same:
             found.clear()
             found.update(before)
     elif list(map(id, found)) != list(map(id, before)):
@@ -146,7 +150,7 @@ def _restore(found: Any, before: Any) -> None:
             if value is not before.get(name, _NOTHING) and _is_fake(value):
                 setattr(found, name, before[name]) if name in before else delattr(found, name)
     elif isinstance(found, dict):
-        for name, value in list(found.items()):
+        for name, value in list(dict.items(found)):
             if value is not before.get(name, _NOTHING) and _is_fake(value):
                 if name in before:
                     found[name] = before[name]

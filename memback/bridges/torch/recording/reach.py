@@ -42,7 +42,7 @@ def reached(roots: Iterable[Any], most: int) -> Iterator[Any]:
 def within(value: Any) -> Iterable[Any]:
     """What can be got at from a value in one step."""
     if isinstance(value, dict):
-        return [*(key for key in value if isinstance(key, torch.Tensor)), *value.values()]
+        return [*(key for key in dict.keys(value) if isinstance(key, torch.Tensor)), *dict.values(value)]
     if isinstance(value, (*CONTAINERS, tuple, frozenset)):
         return list(value)
     if isinstance(value, torch.Tensor):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from memback.bridges.torch.recording.dry_mode import assuming
+from memback.bridges.torch.recording.exchanges import exchanges_told
 from memback.bridges.torch.recording.found import Found
 from memback.bridges.torch.recording.phases import Phases, told_of_phases
 from memback.bridges.torch.recording.step import Step
@@ -123,9 +124,23 @@ def trained_here(step: Step, training: Training) -> tuple[Tracker, int]:
         optimizer = training.made(here.module, names)
         train = training.of(here, optimizer)
         with here.unchanged():
-            train()
-            tracker = watched(found_in(here, optimizer), train, None)
+            if step.strategy == "ddp" and training.accumulate == 1:  # its stand-in is good for one pass
+                _give_state(optimizer)
+            else:
+                train()
+            tracker = watched(found_in(here, optimizer), train, None, step.strategy)
         return tracker, state_bytes(optimizer)
+
+
+def _give_state(optimizer: Any) -> None:
+    """Have an optimiser make its state, by an update of its own."""
+    for group in getattr(optimizer, "param_groups", ()):
+        for parameter in group["params"]:
+            parameter.grad = torch.empty_like(parameter)
+    if optimizer is not None:
+        with assuming(1.0):
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 def found_in(step: Step, optimizer: Any) -> Found:
@@ -160,12 +175,12 @@ class _Told(Phases):
         self._tracker.update_ended()
 
 
-def watched(found: Found, run: Callable[[], Any], kind: str | None) -> Tracker:
-    """The account of a training step on the kind of device that is named."""
+def watched(found: Found, run: Callable[[], Any], kind: str | None, strategy: str | None = None) -> Tracker:
+    """The account of a training step on the kind of device that is named, and of ranks under a strategy."""
     gradients = [(name, tensor.grad) for name, tensor in found.parameters() if tensor.grad is not None]
     tracker = Tracker(found.arguments(), found.root, kind=kind, gradients=gradients)
     tracker.updates = tracker.told_of_forward = True
-    with told_of_phases(_Told(tracker)), tracker:
+    with told_of_phases(_Told(tracker)), exchanges_told(tracker, strategy), tracker:
         run()
     tracker.finish()
     return tracker
