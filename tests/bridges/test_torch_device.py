@@ -18,7 +18,7 @@ import memback.bridges.torch as bridge
 from memback.bridges.torch.device.autocast import LISTS
 from memback.bridges.torch.device.cards import card
 from memback.bridges.torch.device.exchange import on_card
-from memback.errors import UsageError
+from memback.errors import MembackError, UsageError
 from memback.profiling.report import Report
 from memback.reports.text import plain
 from memback.units import MIB
@@ -215,6 +215,26 @@ def test_accumulating_and_clipping_are_part_of_a_step():
     gradients = 4 * (256 * 256 + 256)
     assert accumulated.allocated_peak_bytes - plain_step.allocated_peak_bytes == gradients
     assert clipped.allocated_peak_bytes >= plain_step.allocated_peak_bytes
+
+
+def test_hooks_of_parameters_are_run_on_a_card():
+    model, x = nn.Sequential(*(nn.Linear(256, 256) for _ in range(4))), torch.ones(4, 256)
+    options = {"dry": True, "modes": ["full"], "device": "cuda:h100"}
+    kept = bridge.profile(model, x, **options).device.steady
+
+    def free(parameter):
+        parameter.grad = None
+
+    handles = [parameter.register_post_accumulate_grad_hook(free) for parameter in model.parameters()]
+    freed = bridge.profile(model, x, **options).device.steady
+    assert kept.allocated_peak_bytes - freed.allocated_peak_bytes >= 2 * 4 * 256 * 256
+    for handle in handles:
+        handle.remove()
+    optimizers = {parameter: torch.optim.SGD([parameter]) for parameter in model.parameters()}
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda parameter: optimizers[parameter].step())
+    with pytest.raises(MembackError, match="take bridge.profile_step"):
+        bridge.profile(model, x, **options)
 
 
 def test_the_report_says_what_a_step_takes_and_is_read_back():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import OrderedDict
 from functools import partial
 from pathlib import Path
 
@@ -238,6 +239,24 @@ def test_a_batch_that_the_step_moves_itself_is_not_on_the_card_before(parts):
     moved = predicted(lambda: trained(model, optimizer, x.to("cuda"))).device
     assert there.static_bytes - moved.static_bytes == x.nbytes
     assert moved.steady.allocated_peak_bytes <= there.steady.allocated_peak_bytes
+
+
+class Making(OrderedDict):
+    """Makes what it is asked for, as tables of classes do."""
+
+    def __getitem__(self, name):
+        raise TypeError(f"{name} takes an argument")
+
+
+def test_tables_that_make_what_they_are_asked_for_are_only_looked_at(parts):
+    model, optimizer, x = parts
+    table = Making(relu=F.relu)
+
+    def step():
+        assert len(table) == 1
+        trained(model, optimizer, x)
+
+    assert predicted(step).runs
 
 
 def test_a_module_without_memory_is_trained(parts):

@@ -46,7 +46,9 @@ class OnCard:
         if not isinstance(tensor, torch.Tensor):
             return tensor
         if id(tensor) not in self.known:
-            self.known[id(tensor)] = (tensor, self._made(tensor))
+            made = self._made(tensor)
+            self.known[id(tensor)] = (tensor, made)
+            _give_hooks(made, tensor)
         return self.known[id(tensor)][1]
 
     def _made(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -62,6 +64,14 @@ class OnCard:
             vars(made).update(own)
             return made
         return made.requires_grad_(tensor.requires_grad)
+
+
+def _give_hooks(made: Any, tensor: Any) -> None:
+    """Have the hooks of a leaf be run for what stands for it, too."""
+    if tensor.is_leaf and tensor.requires_grad:
+        for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+            if hooks := getattr(tensor, name):
+                setattr(made, name, hooks.copy())
 
 
 def place_on(card: Card) -> Place:
