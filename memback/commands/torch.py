@@ -127,7 +127,7 @@ def command(
     card = None if device is None else card_named(device, dry)
     where = None if device is None or card is not None else device_named(device)
     update = None if optimizer is None else optimizer_named(optimizer)
-    training = {"optimizer": update, "accumulate": accumulate, "clip": clip}
+    training: dict[str, Any] = {"optimizer": update, "accumulate": accumulate, "clip": clip}
     if not dry and training != {"optimizer": None, "accumulate": 1, "clip": None}:
         raise UsageError("--optimizer, --accumulate and --clip belong to a dry run: add --dry")
     if card is not None and (again.asked or distributed is not None):
