@@ -33,7 +33,7 @@ from memback.profiling.mode import Mode
 from memback.profiling.report import Report, Run
 from memback.profiling.run import machine, modes_of, run_of
 
-__all__ = ["MODES", "DryRunWarning", "WatchingWarning", "profile"]
+__all__ = ["MODES", "DryRunWarning", "WatchingWarning", "left_of", "profile", "warn_of_unknown"]
 
 MODES = ("retain-all", "full", "inference")
 """The ways to run a module's step, from the most memory to the least."""
@@ -176,7 +176,7 @@ class Failures:
 def _trained(tracker: Tracker) -> Run:
     """Mode ``full`` with the update."""
     run = run_of(Mode("full", None), tracker, tracker.peak.bytes, tracker.peak)
-    return replace(run, **_left(tracker))
+    return replace(run, **left_of(tracker))
 
 
 def _card(device: str | None, training: Training, step: Step, dry: bool) -> Card | None:
@@ -218,14 +218,19 @@ def _dry(step: Step, failed: Failures, progress: Progress) -> list[tuple[Run, in
         if (tracker := failed.tried(mode, step.predict)) is not None:
             unknown |= tracker.unknown
             run = run_of(mode, tracker, tracker.peak.bytes, tracker.peak)
-            runs.append((replace(run, **_left(tracker)), tracker.input_bytes))
-    if unknown:
-        what = "; ".join(sorted(unknown))
-        warnings.warn(f"A dry run does not know the size of {what}: its figures are too low", DryRunWarning, 3)
+            runs.append((replace(run, **left_of(tracker)), tracker.input_bytes))
+    warn_of_unknown(unknown, 4)
     return runs
 
 
-def _left(tracker: Tracker) -> dict[str, Any]:
+def warn_of_unknown(unknown: set[str], level: int) -> None:
+    """Warn of what a dry run does not know the size of."""
+    if unknown:
+        what = "; ".join(sorted(unknown))
+        warnings.warn(f"A dry run does not know the size of {what}: its figures are too low", DryRunWarning, level)
+
+
+def left_of(tracker: Tracker) -> dict[str, Any]:
     """What a step leaves behind, for its run."""
     makers = sorted(tracker.left, key=lambda maker: -tracker.left[maker])
     return {"left_bytes": sum(tracker.left.values()), "left": tuple(makers)}
@@ -269,7 +274,7 @@ def _real(step: Step, failed: Failures, rounds: int, progress: Progress) -> list
             steps_timed=len(times[mode]),
             loss=account.loss,
             gradient_sha256=account.gradient_sha256,
-            **_left(tracker),
+            **left_of(tracker),
         )
         runs.append((run, tracker.input_bytes))
     return runs

@@ -19,6 +19,7 @@ from memback.bridges.torch.device.cards import Card, card
 from memback.bridges.torch.device.prediction import device_of
 from memback.bridges.torch.device.training import figures_of
 from memback.bridges.torch.device.whole_step import on_card_in_place, there_before
+from memback.bridges.torch.profile import left_of, warn_of_unknown
 from memback.bridges.torch.recording.fake import is_dry
 from memback.bridges.torch.recording.found import Found, found_by
 from memback.bridges.torch.recording.in_place_step import dry_in_place, real_in_place
@@ -74,6 +75,7 @@ def profile_step(
         MembackError: a step that takes decisions on values that are not there.
 
     Warns:
+        DryRunWarning: a dry run that met memory of unknown size: its figures are too low.
         UserWarning: a gradient scaler that is switched off, as one is that was made where there is no CUDA.
     """
     on, named = None if device is None else card(device), dict(kwargs or {})
@@ -152,8 +154,9 @@ def _report(seen: _Seen, found: Found, step: Callable[..., Any], about: Mapping[
     predicted, tracker = seen.predicted, seen.tracker
     known = tracker if predicted is None else predicted
     run = run_of(Mode("full", None), tracker, None if predicted is None else predicted.peak.bytes, known.peak)
-    if predicted is not tracker:
-        run = msgspec.structs.replace(run, measured_peak_bytes=tracker.peak.bytes)
+    measured = None if predicted is tracker else tracker.peak.bytes
+    run = msgspec.structs.replace(run, measured_peak_bytes=measured, **left_of(tracker))
+    warn_of_unknown(known.unknown, 4)
     report = Report(
         memback=__version__,
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

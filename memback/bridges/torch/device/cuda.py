@@ -59,7 +59,7 @@ def answering_for(card: Card) -> Iterator[None]:
         stream = SimpleNamespace(is_capturing=_giving(False))
         stack.enter_context(patch.object(torch.accelerator, "current_stream", _giving(stream)))
         for place in (optimizer, _foreach_utils):
-            stack.enter_context(patch.object(place, "_foreach_supported_types", [*_FOREACH, FakeTensor]))
+            stack.enter_context(patch.object(place, "_foreach_supported_types", [*_FOREACH, FakeTensor], create=True))
         for name in ("tensor", "as_tensor"):
             stack.enter_context(patch.object(torch, name, _made_here(getattr(torch, name))))
         stack.enter_context(patch.object(torch.Tensor, "to", _moved_here))

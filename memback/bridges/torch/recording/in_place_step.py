@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.optim import optimizer
 from torch.utils import _foreach_utils
 
 from memback.bridges.torch.recording.dry_mode import DryMode
@@ -21,7 +22,7 @@ from memback.bridges.torch.recording.swapping import swapped
 
 __all__ = ["dry_in_place", "real_in_place"]
 
-_FOREACH = _foreach_utils._foreach_supported_types
+_FOREACH = optimizer._foreach_supported_types
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def dry_in_place(found: Found, *roots: Any) -> Iterator[Callable[[], None]]:
         torch.random.fork_rng([]),
         _gradients_kept(own),
         swapped(pairs),
-        patch.object(_foreach_utils, "_foreach_supported_types", [*_FOREACH, FakeTensor]),
+        patch.object(_foreach_utils, "_foreach_supported_types", [*_FOREACH, FakeTensor], create=True),
         mode,
     ):
         pairs.clear()

@@ -36,7 +36,7 @@ def reached(roots: Iterable[Any], most: int) -> Iterator[Any]:
             continue
         met.add(id(value))
         yield value
-        queue += within(value)
+        queue.extend(held for held in within(value) if not isinstance(held, ATOMS))
 
 
 def within(value: Any) -> Iterable[Any]:

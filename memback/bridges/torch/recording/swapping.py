@@ -31,8 +31,12 @@ def swapped(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[None
 def _swap(one: torch.Tensor, other: torch.Tensor) -> None:
     """As :func:`torch.utils.swap_tensors`, which refuses tensors that somebody else refers to."""
     one.__class__, other.__class__ = other.__class__, one.__class__
+    try:
+        torch._C._swap_tensor_impl(one, other)
+    except RuntimeError:  # somebody refers to what is in one of them
+        one.__class__, other.__class__ = other.__class__, one.__class__
+        raise
     one.__dict__, other.__dict__ = other.__dict__, one.__dict__
-    torch._C._swap_tensor_impl(one, other)
     for tensor in (one, other):
         if tensor.is_leaf and tensor.requires_grad:  # have the hooks of this object be run for what is in it now
             tensor._backward_hooks = tensor._backward_hooks

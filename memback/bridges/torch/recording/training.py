@@ -177,7 +177,7 @@ class _Told(Phases):
 
 def watched(found: Found, run: Callable[[], Any], kind: str | None, strategy: str | None = None) -> Tracker:
     """The account of a training step on the kind of device that is named, and of ranks under a strategy."""
-    gradients = [(name, tensor.grad) for name, tensor in found.parameters() if tensor.grad is not None]
+    gradients = ((name, tensor.grad) for name, tensor in found.parameters() if tensor.grad is not None)  # held by none
     tracker = Tracker(found.arguments(), found.root, kind=kind, gradients=gradients)
     tracker.updates = tracker.told_of_forward = True
     with told_of_phases(_Told(tracker)), exchanges_told(tracker, strategy), tracker:
