@@ -56,6 +56,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("device",),
         ("planning",),
         ("profile",),
+        ("profile_step",),
         ("ranks",),
         ("__init__",),
     ),

@@ -45,7 +45,20 @@ __all__ = ["command"]
 @click.option(
     "--optimizer",
     metavar="NAME",
-    help="With a card: whose update ends a training step: adamw, sgd, ... or MODULE:FUNCTION of the parameters.",
+    help="With --dry: whose update ends the training step: adamw, sgd, ... or MODULE:FUNCTION of the parameters.",
+)
+@click.option(
+    "--accumulate",
+    type=click.IntRange(1),
+    default=1,
+    metavar="N",
+    help="Forward and backward N times before the update.",
+)
+@click.option(
+    "--clip",
+    type=click.FloatRange(0, min_open=True),
+    metavar="NORM",
+    help="Clip gradients to this norm before the update.",
 )
 @click.option("--autocast", metavar="DTYPE", help="Automatic mixed precision in the forward pass: bfloat16 or float16.")
 @click.option("--eval", "evaluate", is_flag=True, help="Call module.eval() first.")
@@ -66,6 +79,8 @@ def command(
     modes: tuple[str, ...],
     device: str | None,
     optimizer: str | None,
+    accumulate: int,
+    clip: float | None,
     autocast: str | None,
     evaluate: bool,
     again: Again,
@@ -112,8 +127,9 @@ def command(
     card = None if device is None else card_named(device, dry)
     where = None if device is None or card is not None else device_named(device)
     update = None if optimizer is None else optimizer_named(optimizer)
-    if update is not None and card is None:
-        raise UsageError("--optimizer belongs to a prediction for a card: give --dry and --device cuda:h100, ...")
+    training: dict[str, Any] = {"optimizer": update, "accumulate": accumulate, "clip": clip}
+    if not dry and training != {"optimizer": None, "accumulate": 1, "clip": None}:
+        raise UsageError("--optimizer, --accumulate and --clip belong to a dry run: add --dry")
     if card is not None and (again.asked or distributed is not None):
         raise UsageError("a card is predicted for one process and without plans: leave out --device, or the others")
 
@@ -133,7 +149,8 @@ def command(
             )
         options["modes"] = [mode.name for mode in modes_of(modes or MODES, None)]
         with _explained(factory, given):
-            return _on_ranks(loading, distributed, ranks, shard, dry, output, {**options, "rounds": rounds})
+            on_ranks = {**options, **(training if dry else {}), "rounds": rounds}
+            return _on_ranks(loading, distributed, ranks, shard, dry, output, on_ranks)
     if ranks is not None or shard:
         raise UsageError("--ranks and --shard belong to --distributed ddp or fsdp2")
     loaded = loading()
@@ -157,7 +174,7 @@ def command(
                 policy=plan,
                 progress=progress,
                 device=card,
-                optimizer=update,
+                **training,
             )
 
 

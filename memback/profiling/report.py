@@ -367,6 +367,7 @@ class Device(Struct, frozen=True, kw_only=True):
     capability (major, minor). ``first`` is the first step, which makes the optimiser's state and libraries' workspaces,
     ``steady`` a later one; None where mode ``full`` was not run. ``static_bytes`` is what is allocated before the first
     step. ``unmodelled`` says of ops what is not known of the memory that they take: figures are then too low.
+    ``assumed`` are the lines at which the step reads a number that nobody knows, which is taken to be 1.
     """
 
     name: str
@@ -378,6 +379,7 @@ class Device(Struct, frozen=True, kw_only=True):
     first: DeviceStep | None = None
     steady: DeviceStep | None = None
     unmodelled: Mapping[str, str] = {}
+    assumed: tuple[str, ...] = ()
 
 
 class FrontierPoint(NamedTuple):

@@ -38,6 +38,11 @@ def _on_device(device: Device) -> list[str]:
             else f"does not fit: it lacks {format_bytes_short(-spare)}"
         )
         said.append(f"It {fits}{' to spare' if spare >= 0 else ''}, CUDA's context apart, which takes some 0.5 GiB.")
+        said.append(
+            "The modes' tables count tensors' storages, without kernels' scratch memory and the allocator's rounding."
+        )
+    if device.assumed:
+        said.append(f"Numbers that the step reads are not known, and taken to be 1: at {', '.join(device.assumed)}.")
     return said + [f"Not known of {op}: {what}." for op, what in sorted(device.unmodelled.items())]
 
 

@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 import memback.bridges.torch as bridge
 from memback.bridges.torch.recording.sharding import wrap
+from memback.bridges.torch.recording.step import Step
+from memback.bridges.torch.recording.training import Training, found_in, state_bytes, watched
 
 BATCH = 6
 MODES = ("retain-all", "full", "inference")
@@ -111,6 +113,26 @@ def keeps_gradients(rank, name):
     return same and all(torch.equal(*pair) for pair in zip(copies, after, strict=True))
 
 
+TRAINED = {"update": {}, "clipped": {"clip": 1.0}, "accumulated": {"accumulate": 2}}
+
+
+def trained(rank, name, how):
+    """A step with AdamW's update: its peak and the optimiser's bytes, as predicted and as they are."""
+    strategy, make, options = VARIANTS[name]
+    module, x = wrap(make(), strategy, **options), inputs(rank)
+    update = {"optimizer": torch.optim.AdamW, **TRAINED[how]}
+    report = bridge.profile(module, x, loss=loss, dry=True, modes=("full",), **update)
+    optimizer = torch.optim.AdamW(module.parameters())
+    step = Step.of(module, (x,), None, loss, None)
+    train = Training(**update).of(step, optimizer)
+    for _ in range(3):
+        train()
+    tracker = watched(found_in(step, optimizer), train, None, strategy)
+    run = report.runs[0]
+    predicted = [run.predicted_peak_bytes, run.peak.phase, run.left_bytes, report.arguments.optimizer_bytes]
+    return predicted, [tracker.peak.bytes, tracker.peak.interval.phase, 0, state_bytes(optimizer)]
+
+
 def rank_of_job(rank, ranks, folder):
     store = f"file://{folder / 'store'}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks)
@@ -122,6 +144,9 @@ def rank_of_job(rank, ranks, folder):
         report = bridge.profile(module, inputs(rank), loss=loss, rounds=0, modes=modes)
         report.save(folder / f"{name}.rank{rank}.json")
         torch.save(told, folder / f"{name}.rank{rank}.pt")
+    if ranks == 2:
+        of = [(name, how, trained(rank, name, how)) for name in ("ddp", "ddp-views", "fsdp2") for how in TRAINED]
+        (folder / f"trained.rank{rank}.json").write_text(json.dumps(of))
     module = wrap(Net(), "ddp")
     uneven = bridge.profile(module, inputs(rank, BATCH * (1 + rank)), loss=loss, rounds=0, modes=("full",))
     uneven.save(folder / f"uneven.rank{rank}.json")

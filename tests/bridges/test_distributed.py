@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import subprocess
@@ -174,6 +175,23 @@ def test_a_profile_leaves_gradients_as_they_were(ranks):
     for rank in range(ranks):
         assert (ran(ranks) / f"kept.rank{rank}.json").read_text() == "[true, true]"
         assert (ran(ranks) / f"left.rank{rank}.json").read_text() == "[]"
+
+
+def test_a_step_with_its_update_takes_what_it_is_predicted_to_take():
+    for rank in range(2):
+        for name, how, (predicted, measured) in json.loads((ran(2) / f"trained.rank{rank}.json").read_text()):
+            assert predicted == measured, (rank, name, how)
+
+
+def test_predictions_for_ranks_have_the_optimisers_state_sharded_or_whole():
+    options = {"ranks": 2, "modes": ["full"], "optimizer": torch.optim.AdamW}
+    x = torch.ones(4, 64)
+    make = lambda: torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))  # noqa: E731
+    parameters, steps = 2 * 4 * (64 * 64 + 64), 4 * 4
+    for strategy, share in (("ddp", 1), ("fsdp2", 2)):
+        report = bridge.predict(make, x, strategy=strategy, **options)
+        assert report.arguments.optimizer_bytes == 2 * parameters // share + steps
+        assert {event.phase for event in report.runs[0].timeline} == {"forward", "backward", "update"}
 
 
 @pytest.mark.parametrize("ranks", RANKS)

@@ -22,7 +22,7 @@ from memback.bridges.torch.device.cards import card
 from memback.bridges.torch.device.exchange import on_card
 from memback.bridges.torch.device.recurrent import reserve_bytes
 from memback.bridges.torch.recording import leftovers
-from memback.errors import UsageError
+from memback.errors import MembackError, UsageError
 from memback.profiling.report import Report
 from memback.reports import html, markdown
 from memback.reports.text import plain
@@ -213,6 +213,53 @@ def test_an_optimizer_is_a_class_an_instance_or_a_function_of_the_parameters():
     assert not instance.state
 
 
+def test_with_an_optimizer_mode_full_ends_with_its_update():
+    linear, x = nn.Linear(64, 64), torch.ones(1, 64)
+    parameters = 4 * (64 * 64 + 64)
+    options = {"dry": True, "modes": ["full", "inference"], "optimizer": torch.optim.AdamW}
+    for device in ("cuda:h100", None):
+        report = bridge.profile(linear, x, device=device, **options)
+        full, inference = report.runs
+        assert full.peak.phase == "update"
+        assert {event.phase for event in full.timeline} == {"forward", "backward", "update"}
+        assert full.peak.gradients == full.gradient_bytes == parameters
+        assert full.left_bytes == 0
+        assert inference.peak.phase == "forward"
+        assert report.arguments.optimizer_bytes - 2 * parameters in (0, 2 * 4)  # the CPU has the numbers of steps, too
+    assert report.device is None
+
+
+def test_accumulating_and_clipping_are_part_of_a_step():
+    linear, x = nn.Linear(256, 256), torch.ones(512, 256)
+    options = {"dry": True, "modes": ["full"], "device": "cuda:h100", "optimizer": torch.optim.SGD}
+    plain_step = bridge.profile(linear, x, **options).device.steady
+    accumulated = bridge.profile(linear, x, accumulate=3, **options).device.steady
+    clipped = bridge.profile(linear, x, clip=1.0, **options).device.steady
+    gradients = 4 * (256 * 256 + 256)
+    assert accumulated.allocated_peak_bytes - plain_step.allocated_peak_bytes == gradients
+    assert clipped.allocated_peak_bytes >= plain_step.allocated_peak_bytes
+
+
+def test_hooks_of_parameters_are_run_on_a_card():
+    model, x = nn.Sequential(*(nn.Linear(256, 256) for _ in range(4))), torch.ones(4, 256)
+    options = {"dry": True, "modes": ["full"], "device": "cuda:h100"}
+    kept = bridge.profile(model, x, **options).device.steady
+
+    def free(parameter):
+        parameter.grad = None
+
+    handles = [parameter.register_post_accumulate_grad_hook(free) for parameter in model.parameters()]
+    freed = bridge.profile(model, x, **options).device.steady
+    assert kept.allocated_peak_bytes - freed.allocated_peak_bytes >= 2 * 4 * 256 * 256
+    for handle in handles:
+        handle.remove()
+    optimizers = {parameter: torch.optim.SGD([parameter]) for parameter in model.parameters()}
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda parameter: optimizers[parameter].step())
+    with pytest.raises(MembackError, match="take bridge.profile_step"):
+        bridge.profile(model, x, **options)
+
+
 def test_the_report_says_what_a_step_takes_and_is_read_back():
     report = bridge.profile(nn.Linear(8, 8), X, dry=True, device="cuda:a100-80gb", optimizer=torch.optim.AdamW)
     text = " ".join(plain(report).split())
@@ -319,7 +366,9 @@ def test_what_a_library_alone_knows_is_named():
     [
         ({"device": "cuda:h10", "dry": True}, "card 'cuda:h10' is not known; write cuda:NAME with one of"),
         ({"device": "cuda:h100"}, "give dry=True"),
-        ({"optimizer": torch.optim.SGD, "dry": True}, "give device="),
+        ({"optimizer": torch.optim.SGD}, "give dry=True"),
+        ({"dry": True, "accumulate": 0}, "once at least"),
+        ({"dry": True, "clip": 0.0}, "more than 0"),
         ({"device": "cuda:h100", "dry": True, "optimizer": lambda parameters: 3}, "is no optimiser"),
     ],
 )

@@ -33,6 +33,7 @@ from memback.bridges.torch.planning.plan import (
     verify,
 )
 from memback.bridges.torch.profile import DryRunWarning, WatchingWarning, profile
+from memback.bridges.torch.profile_step import profile_step
 from memback.bridges.torch.ranks.predict import predict
 
 __all__ = [
@@ -48,5 +49,6 @@ __all__ = [
     "plan",
     "predict",
     "profile",
+    "profile_step",
     "verify",
 ]

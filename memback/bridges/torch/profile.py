@@ -15,8 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from memback._version import __version__
 from memback.bridges.torch.device.cards import Card, card
 from memback.bridges.torch.device.exchange import place_on
-from memback.bridges.torch.device.prediction import device_of, training_on
-from memback.bridges.torch.device.training import Optimizer
+from memback.bridges.torch.device.prediction import device_of, trained_on
 from memback.bridges.torch.planning.plan import TorchPlan, planned_by
 from memback.bridges.torch.recording.allocator import Allocated
 from memback.bridges.torch.recording.calls import check_all_visible
@@ -27,6 +26,7 @@ from memback.bridges.torch.recording.sharding import bucket_bytes, fsdp_params
 from memback.bridges.torch.recording.step import DryRunError, Loss, Step, sum_of_outputs
 from memback.bridges.torch.recording.storages import distinct_bytes
 from memback.bridges.torch.recording.tracking import Tracker
+from memback.bridges.torch.recording.training import Optimizer, Training, trained_here
 from memback.errors import MembackError, UsageError
 from memback.profiling import report as plain
 from memback.profiling.measuring import Peak, Seconds, median
@@ -34,7 +34,7 @@ from memback.profiling.mode import Mode
 from memback.profiling.report import Report, Run
 from memback.profiling.run import machine, modes_of, run_of
 
-__all__ = ["MODES", "DryRunWarning", "WatchingWarning", "profile"]
+__all__ = ["MODES", "DryRunWarning", "WatchingWarning", "left_of", "profile", "warn_of_unknown"]
 
 MODES = ("retain-all", "full", "inference")
 """The ways to run a module's step, from the most memory to the least."""
@@ -59,6 +59,8 @@ def profile(
     progress: Progress = lambda what, done, total: None,
     device: str | None = None,
     optimizer: Optimizer = None,
+    accumulate: int = 1,
+    clip: float | None = None,
 ) -> Report:
     """Run a training step of a module in several modes and report the memory of each, op by op.
 
@@ -84,8 +86,11 @@ def profile(
         device: a card that need not be there, for a dry run: ``cuda:h100``, ``cuda:a100-80gb``, ``cuda:t4``, ... The
             step is run as CUDA would run it there, with its kernels' choices, and the report's ``device`` says what
             whole training steps take, by PyTorch's allocator.
-        optimizer: whose update ends a training step on the device: a class such as ``torch.optim.AdamW``, an optimiser
-            of the module's parameters, or a function that gives one of the parameters to be trained.
+        optimizer: for a dry run, whose update ends the training step: a class such as ``torch.optim.AdamW``, an
+            optimiser of the module's parameters, or a function that gives one of the parameters to be trained. Mode
+            ``full`` is then a later step than the first, with the update as a phase.
+        accumulate: how often forward and backward run before the update.
+        clip: the norm to which gradients are clipped before the update (``torch.nn.utils.clip_grad_norm_``).
 
     Returns:
         the :class:`~memback.profiling.report.Report`; sizes in bytes, times in seconds. FLOPs are those of products of
@@ -107,19 +112,23 @@ def profile(
     _check(module)
     taken, name_of_loss = with_name(loss)
     step = Step.of(module, inputs, kwargs, taken, autocast)
-    on = _card(device, optimizer, step, dry)
+    training = Training(optimizer, accumulate, clip)
+    on = _card(device, training, step, dry)
     if on is not None:
         step = dataclasses.replace(step, place=place_on(on))
     chosen = modes_of(modes, None if policy is None else cast(Any, planned_by(step, policy)))
     failed = Failures(chosen)
     work = _dry(step, failed, progress) if dry or step.dry else _real(step, failed, rounds, progress)
     runs, input_bytes = zip(*work, strict=True)
-    arguments, there = _arguments(step, max(input_bytes)), None
-    if on is not None and any(run.mode == "full" for run in runs):
-        there, optimizer_bytes = training_on(on, step, optimizer)
+    arguments, there = _arguments(step, max(input_bytes)), None if on is None else device_of(on)
+    if any(run.mode == "full" for run in runs) and (on is not None or training.asked):
+        tracker, optimizer_bytes = None, 0
+        if on is not None:
+            there, tracker, optimizer_bytes = trained_on(on, step, training)
+        else:
+            tracker, optimizer_bytes = trained_here(step, training)
         arguments = replace(arguments, optimizer_bytes=optimizer_bytes)
-    elif on is not None:
-        there = device_of(on)
+        runs = tuple(run if tracker is None or run.mode != "full" else _trained(tracker) for run in runs)
     report = Report(
         memback=__version__,
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -166,15 +175,24 @@ class Failures:
             return None
 
 
-def _card(device: str | None, optimizer: Optimizer, step: Step, dry: bool) -> Card | None:
+def _trained(tracker: Tracker) -> Run:
+    """Mode ``full`` with the update."""
+    run = run_of(Mode("full", None), tracker, tracker.peak.bytes, tracker.peak)
+    return replace(run, **left_of(tracker))
+
+
+def _card(device: str | None, training: Training, step: Step, dry: bool) -> Card | None:
     """The card that is predicted for, if one is.
 
     Raises:
         UsageError: it is not known, or the step is not one that can be predicted for a card.
     """
+    training.check()
+    if training.asked and not (dry or step.dry):
+        raise UsageError(
+            "optimizer=, accumulate= and clip= belong to a dry run: give dry=True, too, or take profile_step"
+        )
     if device is None:
-        if optimizer is not None:
-            raise UsageError("optimizer= belongs to a prediction for a card: give device=, such as 'cuda:h100'")
         return None
     named = card(device)
     if not (dry or step.dry):
@@ -202,14 +220,19 @@ def _dry(step: Step, failed: Failures, progress: Progress) -> list[tuple[Run, in
         if (tracker := failed.tried(mode, step.predict)) is not None:
             unknown |= tracker.unknown
             run = run_of(mode, tracker, tracker.peak.bytes, tracker.peak)
-            runs.append((replace(run, **_left(tracker)), tracker.input_bytes))
-    if unknown:
-        what = "; ".join(sorted(unknown))
-        warnings.warn(f"A dry run does not know the size of {what}: its figures are too low", DryRunWarning, 4)
+            runs.append((replace(run, **left_of(tracker)), tracker.input_bytes))
+    warn_of_unknown(unknown, 4)
     return runs
 
 
-def _left(tracker: Tracker) -> dict[str, Any]:
+def warn_of_unknown(unknown: set[str], level: int) -> None:
+    """Warn of what a dry run does not know the size of."""
+    if unknown:
+        what = "; ".join(sorted(unknown))
+        warnings.warn(f"A dry run does not know the size of {what}: its figures are too low", DryRunWarning, level)
+
+
+def left_of(tracker: Tracker) -> dict[str, Any]:
     """What a step leaves behind, for its run."""
     makers = sorted(tracker.left, key=lambda maker: -tracker.left[maker])
     return {"left_bytes": sum(tracker.left.values()), "left": tuple(makers)}
@@ -253,7 +276,7 @@ def _real(step: Step, failed: Failures, rounds: int, progress: Progress) -> list
             steps_timed=len(times[mode]),
             loss=account.loss,
             gradient_sha256=account.gradient_sha256,
-            **_left(tracker),
+            **left_of(tracker),
         )
         runs.append((run, tracker.input_bytes))
     return runs

@@ -12,11 +12,13 @@ from unittest.mock import patch
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import optimizer
+from torch.utils import _foreach_utils
 
 from memback.bridges.torch.device.cards import Card
 
 __all__ = ["answering_for"]
 
+_TO: Callable[..., Any] = torch.Tensor.to
 _FOREACH = optimizer._foreach_supported_types
 
 
@@ -57,14 +59,31 @@ def answering_for(card: Card) -> Iterator[None]:
             stack.enter_context(patch.object(transformers, "is_fake_tensor", _giving(False), create=True))
         stream = SimpleNamespace(is_capturing=_giving(False))
         stack.enter_context(patch.object(torch.accelerator, "current_stream", _giving(stream)))
-        stack.enter_context(patch.object(optimizer, "_foreach_supported_types", [*_FOREACH, FakeTensor]))
+        for place in (optimizer, _foreach_utils):
+            stack.enter_context(patch.object(place, "_foreach_supported_types", [*_FOREACH, FakeTensor], create=True))
         for name in ("tensor", "as_tensor"):
             stack.enter_context(patch.object(torch, name, _made_here(getattr(torch, name))))
+        stack.enter_context(patch.object(torch.Tensor, "to", _moved_here))
+        stack.enter_context(patch.object(torch.Tensor, "cuda", lambda tensor, *_, **__: _moved_here(tensor, "cuda")))
         yield
 
 
 def _giving(answer: Any) -> Callable[..., Any]:
     return lambda *args, **kwargs: answer
+
+
+def _moved_here(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """``Tensor.to``: of a tensor of the CPU, PyTorch would ask CUDA for the device."""
+    if isinstance(tensor, FakeTensor):
+        return _TO(tensor, *args, **kwargs)
+    copy = kwargs.pop("copy", False)
+    device, dtype, non_blocking, form = torch._C._nn._parse_to(*args, **kwargs)
+    if device is None or device.type != "cuda":
+        return _TO(tensor, *args, copy=copy, **kwargs)
+    form = torch.preserve_format if form is None else form
+    return torch.ops.aten._to_copy(
+        tensor, dtype=dtype or tensor.dtype, device=device, non_blocking=non_blocking, memory_format=form
+    )
 
 
 def _made_here(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

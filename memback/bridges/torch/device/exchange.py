@@ -22,7 +22,7 @@ from memback.bridges.torch.recording.fake import as_it_was, exchanged_input
 from memback.bridges.torch.recording.leftovers import put_back
 from memback.bridges.torch.recording.step import Place
 
-__all__ = ["OnCard", "on_card", "place_on"]
+__all__ = ["OnCard", "entered", "on_card", "place_on"]
 
 _OF_FAKES = (
     "fake_mode",
@@ -47,7 +47,9 @@ class OnCard:
         if not isinstance(tensor, torch.Tensor):
             return tensor
         if id(tensor) not in self.known:
-            self.known[id(tensor)] = (tensor, self._made(tensor))
+            made = self._made(tensor)
+            self.known[id(tensor)] = (tensor, made)
+            _give_hooks(made, tensor)
         return self.known[id(tensor)][1]
 
     def exchange(self, others: Mapping[int, Any]) -> None:
@@ -71,6 +73,14 @@ class OnCard:
         return made.requires_grad_(tensor.requires_grad)
 
 
+def _give_hooks(made: Any, tensor: Any) -> None:
+    """Have the hooks of a leaf be run for what stands for it, too."""
+    if tensor.is_leaf and tensor.requires_grad:
+        for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+            if hooks := getattr(tensor, name):
+                setattr(made, name, hooks.copy())
+
+
 def place_on(card: Card) -> Place:
     """Where a step is run dry as on a card."""
 
@@ -91,14 +101,15 @@ def on_card(card: Card, module: nn.Module, inputs: Any, others: Sequence[Any] = 
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     mode = DeviceMode(fake, card)
     there = OnCard(mode)
-    with as_it_was(module), put_back(mode, module, inputs, *others), _entered(card, fake, mode):
+    with as_it_was(module), put_back(mode, module, inputs, *others), entered(card, fake, mode):
         _exchange(module, there)
         made = tree_map_with_path(lambda path, value: there.stand_in(exchanged_input(lambda v: v, path, value)), inputs)
         yield there, made
 
 
 @contextmanager
-def _entered(card: Card, fake: FakeTensorMode, mode: DeviceMode) -> Iterator[None]:
+def entered(card: Card, fake: FakeTensorMode, mode: DeviceMode) -> Iterator[None]:
+    """In the block every op is run as on the card."""
     with answering_for(card), composites_taken_apart(), autocasting(), fake, mode:
         yield
 

@@ -8,11 +8,13 @@ from memback.bridges.torch.device import (  # noqa: F401
     convolution,
     copies,
     dropout,
+    foreach,
     indexing,
     linear,
     normalisation,
     recurrent,
     reductions,
+    scaling,
     temporaries,
     unmodelled,
 )

@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     unset_fake_temporarily,
 )
+from torch.optim import optimizer
 from torch.utils._pytree import tree_map
 
 from memback.bridges.torch.device.cards import Card
@@ -30,10 +31,12 @@ from memback.bridges.torch.device.libraries import uses_cublas, workspace_bytes
 from memback.bridges.torch.device.memory import Memory
 from memback.bridges.torch.device.registry import KERNELS
 from memback.bridges.torch.recording.corrections import instead
-from memback.bridges.torch.recording.dry_mode import INDEXED, MOST, READS, DryMode, is_empty, written_by
+from memback.bridges.torch.recording.dry_mode import INDEXED, LEAVES_VALUES, MOST, READS, DryMode, is_empty, written_by
 from memback.bridges.torch.recording.in_place import _is_alone, _is_dense, alone, as_filled
+from memback.bridges.torch.recording.paths import call_site, in_file
 from memback.bridges.torch.recording.results import run_again
 from memback.bridges.torch.recording.storages import key, storages, tensors
+from memback.engine.site import short_path
 
 __all__ = ["CUDA", "DeviceMode"]
 
@@ -42,6 +45,7 @@ _NOWHERE = torch.device("meta")
 _DEVICE = torch.ops.prim.device.default
 _aten = torch.ops.aten
 _ADD = _aten.add.Tensor
+_IS_PINNED = _aten.is_pinned.default
 _NUMBER = torch.ops.aten._local_scalar_dense.default
 _HERE = ("cuda", "meta")
 _TAKE_ANY = (*INDEXED, torch.ops.aten._to_copy, torch.ops.aten.copy_)
@@ -57,8 +61,10 @@ class DeviceMode(DryMode):
 
     Attributes:
         memory: what has been asked for of the card's.
-        assumed: the number that any floating-point one of unknown value is taken to be; None where code that asks for
-            it can't be run.
+        assumed: the number that any floating-point one of unknown value is taken to be, be it read, or a tensor of no
+            dimension with which code goes on to compute; None where code that asks for it can't be run.
+        read: where code has asked for a number that is ``assumed``, or computed from such, optimisers apart.
+        sent: the keys of real storages that code has itself copied to the card.
         unmodelled: ops of which it is not known what they take on CUDA, and what is not known of them.
     """
 
@@ -67,16 +73,25 @@ class DeviceMode(DryMode):
         self.card = card
         self.memory = Memory()
         self.assumed: float | None = None
+        self.read: set[str] = set()
+        self.sent: set[int] = set()
         self.unmodelled: dict[str, str] = {}
         self._values: dict[int, tuple[Any, torch.Tensor]] = {}
+        self._guessed: set[int] = set()
         self._workspaces: set[bool] = set()
         self._makers: dict[int, int] = {}
         alone()
         self._moved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
+    def __exit__(self, *args: Any) -> None:
+        with unset_fake_temporarily():
+            super().__exit__(*args)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _DEVICE:
             return _NOWHERE
+        if func is _IS_PINNED:
+            return True
         kwargs = kwargs or {}
         if func is _ADD and torch._C._current_graph_task_id() != -1 and _is_alone(args) and self._adds_up(args):
             func = _aten.add_.Tensor  # what holds a reference to its first argument comes after this
@@ -91,8 +106,10 @@ class DeviceMode(DryMode):
         if not any(isinstance(tensor, FakeTensor) for tensor in given) and kwargs.get("device") != CUDA:
             return self._on_cpu(func, given, args, kwargs)
         if func._overloadpacket in READS and self._all_known(given):
+            self._note_read(given)
             return self._valued(func, args, kwargs)
         if func is _NUMBER and self.assumed is not None and given[0].is_floating_point():
+            self._note_read(None)
             return self.assumed
         return self._on_card(func, given, args, kwargs)
 
@@ -137,6 +154,7 @@ class DeviceMode(DryMode):
         for number, (known, _) in list(self._values.items()):
             if known is storage:
                 del self._values[number]
+                self._guessed.discard(number)
 
     def _all_known(self, given: Iterable[torch.Tensor]) -> bool:
         return all(
@@ -158,6 +176,12 @@ class DeviceMode(DryMode):
 
     # -- where ops run
 
+    def _note_read(self, given: list[torch.Tensor] | None) -> None:
+        """Code asks for a number: note where, if it is one that has been assumed."""
+        guessed = given is None or any(key(t.untyped_storage()) in self._guessed for t in given)
+        if guessed and not in_file(optimizer.__file__ or ""):
+            self.read.add(short_path(call_site()))
+
     def _on_cpu(self, func: Any, given: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
         """An op on the CPU's own tensors, for real if it is small."""
         seeded = torch.Tag.nondeterministic_seeded in func.tags
@@ -172,7 +196,7 @@ class DeviceMode(DryMode):
             if seeded:
                 return out
         with unset_fake_temporarily():
-            return func(*args, **kwargs)
+            return self._run(func, args, kwargs)
 
     def _on_card(self, func: Any, given: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
         known = self._all_known(given) and torch.Tag.nondeterministic_seeded not in func.tags
@@ -184,6 +208,8 @@ class DeviceMode(DryMode):
                 return value
             return self._on_the_card(value) if onto and value.dim() else self.mode.from_tensor(value)
 
+        if func._overloadpacket is _aten._to_copy:
+            self.sent |= {key(t.untyped_storage()) for t in given if not isinstance(t, FakeTensor)}
         fakes, named = args, kwargs
         if not all(isinstance(tensor, FakeTensor) for tensor in given):
             fakes, named = tree_map(fake, args), tree_map(fake, kwargs)
@@ -258,6 +284,10 @@ class DeviceMode(DryMode):
         self.memory.meet(made.untyped_storage())
         return made
 
+    def meet(self, out: Any) -> None:
+        """Note what an op gives, before it gives back what it has taken."""
+        self._births(out, set())
+
     def _on_the_card(self, tensor: torch.Tensor) -> torch.Tensor:
         """What stands on the card for a real tensor that a module keeps in none of its buffers."""
         found = self._moved.get(id(tensor))
@@ -268,6 +298,14 @@ class DeviceMode(DryMode):
                 self.give_value(made, tensor)
             found = self._moved[id(tensor)] = (tensor, made)
         return found[1]
+
+    def met_outside(self) -> list[torch.Tensor]:
+        """The real tensors that ops have taken together with such of the card, as if they were there."""
+        return [tensor for tensor, _ in self._moved.values()]
+
+    def let_go(self) -> None:
+        """Hold no tensor any more."""
+        self._moved.clear()
 
     def _births(self, out: Any, before: set[int]) -> list[torch.Tensor]:
         fresh = []
@@ -286,15 +324,29 @@ class DeviceMode(DryMode):
         fits = all(t.layout is torch.strided and t.untyped_storage().nbytes() <= MOST for t in (*fresh, *off_card))
         if not known or not fits or not (written or fresh or off_card):
             for tensor in written:
-                self._values.pop(key(tensor.untyped_storage()), None)
+                if func._overloadpacket not in LEAVES_VALUES:
+                    self._values.pop(key(tensor.untyped_storage()), None)
+            if not known and self.assumed is not None:
+                self._guess(fresh)
             return
         if is_empty(func) and any(t.is_floating_point() for t in fresh):
             return
         values = list(tensors(self._valued(func, args, kwargs)))
+        if any(key(s) in self._guessed for t in tensors((args, kwargs)) for s in storages(t)):
+            self._guessed |= {key(t.untyped_storage()) for t in (*fresh, *written)}
         if fresh or off_card:
             for tensor, value in zip(tensors(out), values, strict=True):
                 if isinstance(tensor, FakeTensor) and key(tensor.untyped_storage()) not in self._values:
                     self.give_value(tensor, value)
+
+    def _guess(self, fresh: list[torch.Tensor]) -> None:
+        """Take numbers to be what is assumed of them, so that decisions on what is computed from them agree."""
+        for tensor in fresh:
+            if tensor.dim() == 0 and tensor.is_floating_point() and tensor.layout is torch.strided:
+                with unset_fake_temporarily():
+                    value = torch.full((), self.assumed, dtype=tensor.dtype)
+                self.give_value(tensor, value)
+                self._guessed.add(key(tensor.untyped_storage()))
 
     def _back(self, args: Any, kwargs: Any, fakes: Any, named: Any) -> Any:
         """The real tensor for one that stands for it."""

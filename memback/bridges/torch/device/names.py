@@ -7,8 +7,8 @@ import re
 import torch
 
 from memback.bridges.torch.device.cards import card
-from memback.bridges.torch.device.training import Optimizer
 from memback.bridges.torch.loading import find
+from memback.bridges.torch.recording.training import Optimizer
 from memback.errors import UsageError
 from memback.profiling.schema import choose
 

@@ -7,12 +7,14 @@ from typing import Any
 
 from memback.bridges.torch.device.cards import Card
 from memback.bridges.torch.device.exchange import on_card
-from memback.bridges.torch.device.training import Optimizer, optimizer_on_card, train
+from memback.bridges.torch.device.mode import CUDA
+from memback.bridges.torch.device.training import figures_of
 from memback.bridges.torch.recording.step import Step, explained
-from memback.bridges.torch.recording.storages import tensors
+from memback.bridges.torch.recording.tracking import Tracker
+from memback.bridges.torch.recording.training import Optimizer, Training, found_in, names_of, state_bytes, watched
 from memback.profiling.report import Device, DeviceStep
 
-__all__ = ["device_of", "training_on"]
+__all__ = ["device_of", "trained_on", "training_on"]
 
 
 def device_of(card: Card, **figures: Any) -> Device:
@@ -23,29 +25,30 @@ def device_of(card: Card, **figures: Any) -> Device:
 
 
 def training_on(card: Card, step: Step, optimizer: Optimizer) -> tuple[Device, int]:
-    """What whole training steps take on a card, and the bytes of the optimiser's state there.
+    """What whole training steps take on a card, and the bytes of the optimiser's state; as :func:`trained_on`."""
+    device, _, size = trained_on(card, step, Training(optimizer), watch=False)
+    return device, size
+
+
+def trained_on(card: Card, step: Step, training: Training, watch: bool = True) -> tuple[Device, Tracker | None, int]:
+    """What whole training steps take on a card, the account of a later one, and the bytes of the optimiser's state.
+
+    There is no account without ``watch``, and where nothing follows forward and backward.
 
     Raises:
         DryRunError: the step can't be run dry, or the update.
         UsageError: the optimiser is none, or one of another module.
     """
-    inputs = step.args, dict(step.kwargs)
-    with explained(), on_card(card, step.module, inputs, (step.loss, optimizer)) as (there, (args, kwargs)):
+    inputs, names = (step.args, dict(step.kwargs)), names_of(step.module)
+    with explained(), on_card(card, step.module, inputs, (step.loss, training.optimizer)) as (there, (args, kwargs)):
         here = replace(step, args=args, kwargs=kwargs)
         static = there.mode.memory.allocator.allocated_bytes
-        made = optimizer_on_card(optimizer, step.module, there)
+        optimizer = training.made(step.module, names)
+        train = training.of(here, optimizer)
         with here.unchanged():
-            steps = train(there.mode, here.forward, made, step.module)
+            steps = [figures_of(there.mode, train) for _ in range(3)]
+            tracker = watched(found_in(here, optimizer), train, CUDA.type) if watch and training.asked else None
         first, steady = (DeviceStep(**asdict(one)) for one in (steps[0], steps[-1]))
         figures = {"static_bytes": static, "first": first, "steady": steady, "unmodelled": dict(there.mode.unmodelled)}
-        return device_of(card, **figures, optimizer=_name(made)), _state_bytes(made)
-
-
-def _name(optimizer: Any) -> str | None:
-    """What an optimiser is called, with what its update is carried out by."""
-    return None if optimizer is None else type(optimizer).__name__
-
-
-def _state_bytes(optimizer: Any) -> int:
-    state = list(getattr(optimizer, "state", {}).values())
-    return sum(t.untyped_storage().nbytes() for t in tensors(state) if t.device.type == "cuda")
+        name = None if optimizer is None else type(optimizer).__name__
+        return device_of(card, **figures, optimizer=name), tracker, state_bytes(optimizer, CUDA.type)

@@ -1,23 +1,14 @@
-"""What whole training steps take on a card: forward, backward and the optimiser's update, the first and a later one."""
+"""What a whole training step takes on a card: forward, backward and update."""
 
 from __future__ import annotations
 
-import copy
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-
-from memback.bridges.torch.device.exchange import OnCard
 from memback.bridges.torch.device.mode import DeviceMode
-from memback.errors import UsageError
+from memback.bridges.torch.recording.phases import Phases, told_of_phases
 
-__all__ = ["Figures", "Optimizer", "optimizer_on_card", "train"]
-
-Optimizer = Any
-"""A class of optimisers, an instance, or a function of the parameters that gives one."""
+__all__ = ["Figures", "figures_of"]
 
 
 @dataclass(frozen=True)
@@ -29,61 +20,39 @@ class Figures:
     reserved_peak_bytes: int
 
 
-def train(
-    mode: DeviceMode, forward: Callable[[], torch.Tensor], optimizer: Any, module: torch.nn.Module, steps: int = 3
-) -> list[Figures]:
-    """Carry out training steps, the first of which makes the optimiser's state.
-
-    What the update asks of numbers, such as whether a gradient's norm is too large, is answered with 1.
-    """
-    taken, allocator = [], mode.memory.allocator
-    for _ in range(steps):
-        allocator.reset_peaks()
-        before = allocator.allocated_bytes
-        loss = forward()
-        after = allocator.allocated_bytes
-        loss.backward()
-        del loss
-        if optimizer is None:
-            module.zero_grad(set_to_none=True)
-        else:
-            mode.assumed = 1.0
-            optimizer.step()
-            mode.assumed = None
-            optimizer.zero_grad(set_to_none=True)
-        taken.append(Figures(after - before, allocator.allocated_peak_bytes, allocator.reserved_peak_bytes))
-    return taken
+def figures_of(mode: DeviceMode, step: Callable[[], object]) -> Figures:
+    """Carry out a training step, and see what it takes: the largest of its forward passes, and its peaks."""
+    allocator = mode.memory.allocator
+    allocator.reset_peaks()
+    passes = _Passes(mode)
+    mode.memory.told = passes.hear
+    try:
+        with told_of_phases(passes):
+            step()
+    finally:
+        mode.memory.told = None
+    return Figures(passes.forward_bytes, allocator.allocated_peak_bytes, allocator.reserved_peak_bytes)
 
 
-def optimizer_on_card(optimizer: Optimizer, module: torch.nn.Module, there: OnCard) -> Any:
-    """An optimiser of what stands for a module's parameters.
+class _Passes(Phases):
+    """Sees what forward passes make: each begins where the least is allocated since the backward pass before."""
 
-    Raises:
-        UsageError: it gives none, or one that has other parameters than the module's.
-    """
-    if optimizer is None:
-        return None
-    if isinstance(optimizer, torch.optim.Optimizer):
-        return _twin(optimizer, there)
-    made = optimizer([parameter for parameter in module.parameters() if parameter.requires_grad])
-    if not hasattr(made, "step") or not hasattr(made, "zero_grad"):
-        raise UsageError(f"optimizer gives {made!r:.80}, which is no optimiser: it lacks step() or zero_grad()")
-    return made
+    def __init__(self, mode: DeviceMode) -> None:
+        self._mode = mode
+        self._allocator = mode.memory.allocator
+        self._before = self._allocator.allocated_bytes
+        self._least: int | None = None
+        self.forward_bytes = 0
 
+    def hear(self, block: object, size: int) -> None:
+        """Something has been asked for, or given back."""
+        if self._least is not None:
+            self._least = min(self._least, self._allocator.allocated_bytes)
 
-def _twin(optimizer: torch.optim.Optimizer, there: OnCard) -> torch.optim.Optimizer:
-    made = copy.copy(optimizer)
-    made.__dict__ = dict(optimizer.__dict__)
-    made.param_groups = [{**group, "params": list(_stood_in(group["params"], there))} for group in made.param_groups]
-    made.state = defaultdict(dict)
-    return made
+    def backward_begins(self) -> None:
+        before = self._before if self._least is None else self._least
+        self.forward_bytes = max(self.forward_bytes, self._allocator.allocated_bytes - before)
+        self._least = None
 
-
-def _stood_in(parameters: Any, there: OnCard) -> Iterator[torch.Tensor]:
-    for parameter in parameters:
-        if id(parameter) not in there.known:
-            raise UsageError(
-                f"the optimizer has a parameter of shape {tuple(parameter.shape)} which is none of the module's: give"
-                " the optimiser of this module"
-            )
-        yield there.known[id(parameter)][1]
+    def backward_ended(self) -> None:
+        self._least = self._allocator.allocated_bytes

@@ -26,6 +26,7 @@ from memback.bridges.torch.recording.guard import check_fits
 from memback.bridges.torch.recording.paths import described
 from memback.bridges.torch.recording.sharding import wrap
 from memback.bridges.torch.recording.step import Loss, Step, sum_of_outputs
+from memback.bridges.torch.recording.training import Optimizer
 from memback.errors import MembackError, UsageError
 from memback.files import check_target
 from memback.profiling.ranks import merge, rank_file
@@ -55,6 +56,9 @@ def predict(
     modes: Sequence[str] = MODES,
     autocast: torch.dtype | None = None,
     about: Mapping[str, Any] | None = None,
+    optimizer: Optimizer = None,
+    accumulate: int = 1,
+    clip: float | None = None,
 ) -> Report:
     """Predict a training step on several ranks, in this process alone: nothing is allocated, nobody is asked.
 
@@ -71,6 +75,9 @@ def predict(
         modes: as in :func:`~memback.bridges.torch.profile`.
         autocast: as there.
         about: as there.
+        optimizer: as there, but a class or a function: each rank makes one of its own parameters or shards.
+        accumulate: as there.
+        clip: as there.
 
     Returns:
         the merged :class:`~memback.profiling.report.Report`: the rank that needs the most memory leads.
@@ -85,7 +92,8 @@ def predict(
         with without_memory():
             return Loaded(make(), inputs, kwargs or {})
 
-    named = {"loss": loss, "modes": modes, "autocast": autocast, "about": about}
+    update = {"optimizer": optimizer, "accumulate": accumulate, "clip": clip}
+    named = {"loss": loss, "modes": modes, "autocast": autocast, "about": about, **update}
     return predict_loaded(load, strategy, ranks, shard, options, **named)
 
 

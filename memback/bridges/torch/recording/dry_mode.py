@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -32,7 +33,7 @@ from memback.bridges.torch.recording.corrections import corrected, instead
 from memback.bridges.torch.recording.dtypes import refuse_types
 from memback.bridges.torch.recording.storages import key, storages, tensors
 
-__all__ = ["INDEXED", "MOST", "READS", "DryMode", "in_dry_run", "is_empty", "written_by"]
+__all__ = ["INDEXED", "LEAVES_VALUES", "MOST", "READS", "DryMode", "assuming", "in_dry_run", "is_empty", "written_by"]
 
 MOST = 32 * 2**20
 """Bytes that an op on known values may give: a larger one is not run, as a dry run is to take no memory."""
@@ -42,6 +43,9 @@ _BIRTH = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift.default)
 
 READS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.equal, torch.ops.aten.is_nonzero)
 """Ops that give a value and no tensor: they may look at any real tensor that has not been written to."""
+
+LEAVES_VALUES = (torch.ops.aten._amp_foreach_non_finite_check_and_unscale_,)
+"""Ops that leave what is known of their arguments true, though they write into them: gradients are finite."""
 
 _WITHOUT_VALUES = ("empty", "new_empty", "_efficientzerotensor")
 """How names of ops begin whose results have no values, or no memory."""
@@ -82,6 +86,8 @@ class DryMode(TorchDispatchMode):
         unknown: real tensors whose values are not looked at, such as parameters.
 
     Attributes:
+        assumed: the number that any floating-point one of unknown value is taken to be where code reads it; None where
+            code that does so can't be run.
         made: a weak reference to each fake tensor that an op gave.
     """
 
@@ -89,6 +95,7 @@ class DryMode(TorchDispatchMode):
         super().__init__()
         self.mode = mode
         self.made: list[weakref.ref[Any]] = []
+        self.assumed: float | None = None
         self._reals: dict[int, _Real] = {}
         self._real_of: dict[int, _Real] = {}
         self._before: list[tuple[Any, Any]] = []
@@ -120,13 +127,15 @@ class DryMode(TorchDispatchMode):
                 return func(*args, **kwargs)
             if self._may_run(func, reals, args, kwargs):
                 return self._run(func, args, kwargs)
+        if func is _NUMBER and self.assumed is not None and args[0].is_floating_point():
+            return self.assumed
         if func is _PACKED and self._is_known(args[1]):
             return self._pack(*args)
         return self._imagine(func, *_with_known_indices(self, func, args, kwargs))
 
     def alive(self) -> list[torch.Tensor]:
-        """The fake tensors made here that are still alive."""
-        return [tensor for made in self.made if (tensor := made()) is not None]
+        """The fake tensors made here that are still alive, and have changed places with no real one."""
+        return [tensor for made in self.made if isinstance(tensor := made(), FakeTensor)]
 
     # -- for real
 
@@ -179,7 +188,7 @@ class DryMode(TorchDispatchMode):
             out = corrected(func, fakes, named, func(*fakes, **named) if run is None else run(*fakes, **named))
         refuse_types(func, fakes, named)
         for tensor in written_by(func, args, kwargs):
-            if not isinstance(tensor, FakeTensor):
+            if not isinstance(tensor, FakeTensor) and func._overloadpacket not in LEAVES_VALUES:
                 real = self._real(tensor)
                 real.known, real.stale = False, True
 
@@ -256,7 +265,25 @@ class DryMode(TorchDispatchMode):
 
 def in_dry_run() -> bool:
     """Whether ops are run dry at this moment."""
-    return any(isinstance(mode, DryMode) for mode in _get_current_dispatch_mode_stack())
+    return _mode_now() is not None
+
+
+@contextmanager
+def assuming(number: float) -> Iterator[None]:
+    """In the block a dry run, if this is one, takes every number of unknown value that code reads to be this one."""
+    mode = _mode_now()
+    if mode is None:
+        yield
+        return
+    before, mode.assumed = mode.assumed, number
+    try:
+        yield
+    finally:
+        mode.assumed = before
+
+
+def _mode_now() -> DryMode | None:
+    return next((mode for mode in _get_current_dispatch_mode_stack() if isinstance(mode, DryMode)), None)
 
 
 def _with_known_indices(mode: DryMode, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -277,6 +304,7 @@ def _with_known_indices(mode: DryMode, func: Any, args: Any, kwargs: Any) -> tup
     return (args[0], given, *args[2:]), kwargs
 
 
+_NUMBER = torch.ops.aten._local_scalar_dense.default
 _PACKED = torch.ops.aten._pack_padded_sequence.default
 INDEXED = (
     torch.ops.aten.index,

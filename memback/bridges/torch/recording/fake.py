@@ -16,7 +16,7 @@ from memback.bridges.torch.recording.leftovers import put_back
 from memback.bridges.torch.recording.storages import tensors, unwrapped
 from memback.errors import MembackError
 
-__all__ = ["DryRunError", "as_it_was", "exchanged_input", "fake_mode", "faked", "is_dry"]
+__all__ = ["DryRunError", "as_it_was", "exchanged_input", "fake_mode", "fake_of", "faked", "is_dry"]
 
 
 class DryRunError(MembackError):
@@ -75,7 +75,7 @@ def faked(
             value.fake_mode = mode  # copy.deepcopy has given it a copy of its own
             return value
         if id(value) not in memo:
-            memo[id(value)] = _fake(mode, value, device)
+            memo[id(value)] = fake_of(mode, value, device)
         return memo[id(value)]
 
     with as_it_was(module):
@@ -121,7 +121,8 @@ def exchanged_input(fake: Callable[[Any], Any], path: tuple[Any, ...], value: An
     return torch.full(value.shape, int(ones), dtype=value.dtype, device=device)
 
 
-def _fake(mode: FakeTensorMode, tensor: torch.Tensor, device: torch.device | None) -> Any:
+def fake_of(mode: FakeTensorMode, tensor: torch.Tensor, device: torch.device | None = None) -> Any:
+    """A fake tensor that stands for another: for one on ``meta`` one of the device, by default the CPU."""
     if not tensor.is_meta:
         return mode.from_tensor(tensor, static_shapes=True)
     with mode:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import gc
 import sys
 import types
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -21,18 +20,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from memback.bridges.torch.recording.dry_mode import DryMode
 from memback.bridges.torch.recording.heap import all_objects_seen
+from memback.bridges.torch.recording.reach import ATOMS, CACHE, CONTAINERS, filled, reached
 from memback.errors import MembackError
 
 __all__ = ["LeftoverError", "looked_for_once", "put_back"]
 
 _MOST = 10_000
 """Objects that are looked through, the nearest first."""
-
-_ATOMS = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, types.ModuleType)
-_CONTAINERS = (dict, list, set, deque)
-_CACHE: Any = type(lru_cache(lambda: None))
-_APART = ("memback.", "torch.distributed.")
-"""How modules begin whose objects are put back by who exchanges them (:mod:`.standing_in`)."""
+_MOST_WHOLLY = 1_000_000
 
 
 class LeftoverError(MembackError):
@@ -63,21 +58,26 @@ def looked_for_once() -> Iterator[None]:
 
 
 @contextmanager
-def put_back(mode: DryMode, *roots: Any) -> Iterator[None]:
+def put_back(mode: DryMode, *roots: Any, wholly: bool = False) -> Iterator[Callable[[], None]]:
     """After the block nothing that a dry run made is in what can be reached from ``roots``.
 
     Lists, dicts, attributes, classes, globals and closures that hold such a tensor have what they held before, and a
-    ``lru_cache`` that has been filled is emptied.
+    ``lru_cache`` that has been filled is emptied. ``wholly``: so have all lists, dicts, attributes and closures,
+    whatever has become of them, such as counters; classes and globals apart.
+
+    Gives a function that puts back what nobody holds any more but this, so that what is in it may go.
 
     Raises:
         LeftoverError: such a tensor is held by something else, which the message names.
     """
-    seen = _Seen(roots)
+    seen = _Seen(roots, _MOST_WHOLLY if wholly else _MOST)
     torch.clear_autocast_cache()
     try:
-        yield
+        yield seen.let_go
     finally:
         torch.clear_autocast_cache()
+        if wholly:
+            seen.put_back_wholly()
         if mode.alive():
             seen.put_back()
     ended = _ENDED.get()
@@ -98,110 +98,93 @@ def _refuse_leftovers(mode: DryMode) -> None:
 class _Seen:
     """What containers, objects, classes and closures held at first."""
 
-    def __init__(self, roots: Iterable[Any]) -> None:
+    def __init__(self, roots: Iterable[Any], most: int) -> None:
         self._found: list[tuple[Any, Any]] = []
         self._caches: list[tuple[Any, int]] = []
         self._globals: set[int] = set()
-        met: set[int] = set()
-        queue: deque[Any] = deque(roots)
-        while queue and len(met) < _MOST:
-            value = queue.popleft()
-            if isinstance(value, _ATOMS) or id(value) in met:
-                continue
-            met.add(id(value))
-            queue += self._within(value)
+        self._shared: list[tuple[Any, Any]] = []
+        for value in reached(roots, most):
+            self._note(value)
 
-    def _within(self, value: Any) -> Iterable[Any]:
-        """Note what a value holds, and give what is to be looked through for it."""
-        if isinstance(value, _CONTAINERS):
-            self._found.append((value, dict(value) if isinstance(value, dict) else list(value)))
-            return list(value.values() if isinstance(value, dict) else value)
-        if isinstance(value, (tuple, frozenset)):
-            return list(value)
-        if isinstance(value, torch.Tensor):
-            return (getattr(value, "_post_accumulate_grad_hooks", None), value._backward_hooks)
-        if isinstance(value, types.FunctionType):
-            return self._of_function(value)
-        if isinstance(value, types.MethodType):
-            return (value.__self__, value.__func__)
-        if isinstance(value, partial):
-            return (value.func, value.args, value.keywords)
-        if isinstance(value, _CACHE):
+    def _note(self, value: Any) -> None:
+        if isinstance(value, CONTAINERS):
+            self._found.append((value, dict(dict.items(value)) if isinstance(value, dict) else list(value)))
+        elif isinstance(value, types.FunctionType):
+            cells = [cell for cell in value.__closure__ or () if filled(cell)]
+            self._found += [(cell, cell.cell_contents) for cell in cells]
+            self._of_globals(value.__globals__)
+        elif isinstance(value, CACHE):
             self._caches.append((value, value.cache_info().currsize))
-            return ()
-        if isinstance(value, type):
-            return self._of_class(value)
-        within = getattr(value, "__dict__", None)
-        is_module = isinstance(value, torch.nn.Module)
-        if not isinstance(within, dict) or (type(value).__module__.startswith(_APART) and not is_module):
-            return ()
-        classes = type(value).__mro__ if is_module else ()
-        hooked = value.parameters(recurse=False) if is_module else ()
-        return [within, *classes, *hooked]
-
-    def _of_function(self, function: types.FunctionType) -> list[Any]:
-        cells = [cell for cell in function.__closure__ or () if _filled(cell)]
-        self._found += [(cell, cell.cell_contents) for cell in cells]
-        self._of_globals(function.__globals__)
-        return [
-            *(cell.cell_contents for cell in cells),
-            *(function.__defaults__ or ()),
-            *_named(function, function.__code__),
-        ]
-
-    def _of_class(self, cls: type) -> list[Any]:
-        """Its own attributes; PyTorch's classes keep nothing."""
-        if cls.__module__.partition(".")[0] in ("torch", "builtins", "abc"):
-            return []
-        attributes = dict(vars(cls))
-        self._found.append((cls, attributes))
-        if (module := sys.modules.get(cls.__module__)) is not None:
-            self._of_globals(vars(module))
-        return [v for v in attributes.values() if isinstance(v, (*_CONTAINERS, types.FunctionType))]
+        elif isinstance(value, type) and value.__module__.partition(".")[0] not in ("torch", "builtins", "abc"):
+            self._shared.append((value, dict(vars(value))))
+            if (module := sys.modules.get(value.__module__)) is not None:
+                self._of_globals(vars(module))
 
     def _of_globals(self, names: dict[str, Any]) -> None:
         if id(names) not in self._globals:
             self._globals.add(id(names))
-            self._found.append((names, dict(names)))
+            self._shared.append((names, dict(names)))
 
     def put_back(self) -> None:
-        for found, before in self._found:
+        for found, before in (*self._found, *self._shared):
             _restore(found, before)
         for function, size in self._caches:
             if function.cache_info().currsize > size:
                 function.cache_clear()
 
+    def put_back_wholly(self) -> None:
+        shared = {id(found) for found, _ in self._shared}
+        for found, before in self._found:
+            if id(found) not in shared:
+                _have_again(found, before)
 
-def _named(function: types.FunctionType, code: Any) -> Iterator[Any]:
-    """The globals that a function's code names, and that can keep something."""
-    for name in code.co_names:
-        value = function.__globals__.get(name)
-        if isinstance(value, (*_CONTAINERS, types.FunctionType, _CACHE)):
-            yield value
-        elif type(value).__module__.partition(".")[0] in ("torch", "builtins", "typing"):
-            continue
-        elif not isinstance(value, (type, types.ModuleType)) and hasattr(value, "__dict__"):
-            yield value
+    def let_go(self) -> None:
+        """Put back what nobody refers to any more but what is noted here."""
+        noted = Counter(id(value) for _, before in self._found for value in _contents(before))
+        for number in range(len(self._found)):
+            found = self._found[number][0]
+            if sys.getrefcount(found) == _LEAST_REFERENCES + noted[id(found)]:
+                _have_again(found, self._found[number][1])
 
 
-def _filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:
-        return False
+_LEAST_REFERENCES = 3
+"""To an object that a variable and a tuple hold, as ``sys.getrefcount`` has it, whose argument is one."""
+
+
+def _contents(before: Any) -> Iterable[Any]:
+    if isinstance(before, dict):
+        return before.values()
+    return before if isinstance(before, list) else (before,)
+
+
+def _have_again(found: Any, before: Any) -> None:
+    """Have a container or a closure's cell hold what it held before."""
+    if isinstance(found, types.CellType):
+        found.cell_contents = before
+    elif isinstance(found, dict):
+        there = list(dict.items(found))  # of a class that makes what it is asked for, what it has
+        same = len(there) == len(before) and all(
+            key is name and value is was for (key, value), (name, was) in zip(there, before.items(), strict=True)
+        )
+        if not same:
+            found.clear()
+            found.update(before)
+    elif list(map(id, found)) != list(map(id, before)):
+        found.clear()
+        (found.update if isinstance(found, set) else found.extend)(before)
 
 
 def _restore(found: Any, before: Any) -> None:
     """Have what held other things before hold them again, wherever it now holds a fake tensor."""
     if isinstance(found, types.CellType):
-        if _filled(found) and found.cell_contents is not before and _is_fake(found.cell_contents):
+        if filled(found) and found.cell_contents is not before and _is_fake(found.cell_contents):
             found.cell_contents = before
     elif isinstance(found, type):
         for name, value in list(vars(found).items()):
             if value is not before.get(name, _NOTHING) and _is_fake(value):
                 setattr(found, name, before[name]) if name in before else delattr(found, name)
     elif isinstance(found, dict):
-        for name, value in list(found.items()):
+        for name, value in list(dict.items(found)):
             if value is not before.get(name, _NOTHING) and _is_fake(value):
                 if name in before:
                     found[name] = before[name]
@@ -219,7 +202,7 @@ def _is_fake(value: Any, depth: int = 6) -> bool:
     """Whether a value is, or holds, a fake tensor."""
     if isinstance(value, torch.Tensor):
         return isinstance(value, FakeTensor)
-    if depth == 0 or isinstance(value, (*_ATOMS, type)):
+    if depth == 0 or isinstance(value, (*ATOMS, type)):
         return False
     if isinstance(value, dict):
         held: Iterable[Any] = list(value.values())

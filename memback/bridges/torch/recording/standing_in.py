@@ -92,7 +92,8 @@ def _fake_shards(module: nn.Module, mode: Any) -> Iterator[dict[int, Any]]:
     before = [(param, dict(vars(param))) for param in fsdp_params(module)]
     try:
         for param, _ in before:
-            known[id(param.sharded_param)] = _exchange(param, mode)
+            real = id(param.sharded_param)
+            known[real] = _exchange(param, mode)
         yield known
     finally:
         for param, attributes in before:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, cast
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_map
 
@@ -380,7 +380,7 @@ def _is_unseen(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def explained(what: str = "module") -> Iterator[None]:
     """Tell what goes wrong in a dry run as a :class:`DryRunError`, which is enough: PyTorch logs it as well."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     level = log.level
@@ -392,9 +392,14 @@ def explained() -> Iterator[None]:
         raise
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise DryRunError(
-            f"the module takes a decision on values ({error.func}), which a dry run does not have: run it for real"
+            f"the {what} takes a decision on values ({error.func}), which a dry run does not have: run it for real"
         ) from error
     except Exception as error:
-        raise DryRunError(f"the module can't be run dry: {described(error)}") from error
+        if isinstance(error, KeyError) and error.args and isinstance(error.args[0], FakeTensor):
+            raise DryRunError(
+                f"the {what} looks up a parameter that another one stands for in a dry run, as an optimiser that steps"
+                f" in hooks does: take bridge.profile_step, whose parameters stay what they are. {described(error)}"
+            ) from error
+        raise DryRunError(f"the {what} can't be run dry: {described(error)}") from error
     finally:
         log.setLevel(level)

@@ -119,6 +119,7 @@ class Tracker(Accounts):
             4.3, read literally), and counts as saved.
         events: whether to keep the timeline.
         kind: the kind of device (``cuda``) whose memory alone is counted; by default all is.
+        gradients: of parameters, that are there before the step, by the parameters' names: they count as gradients.
 
     Attributes:
         rows, events, buffers, flops, recomputed_flops, saved_at_end_of_forward: as in
@@ -128,6 +129,8 @@ class Tracker(Accounts):
             gradients; to be set before the step.
         told_of_forward: whether somebody says when the forward pass ends, or it lasts as long as the step; else it ends
             where backward first runs. To be set before the step.
+        updates: whether the step has an update: what :meth:`update_begins` says is one, and all that is done with
+            parameters and their gradients between backward and the next forward pass. To be set before the step.
         left: bytes of what the step has made and left behind, without gradients of leaves, by what has made it.
         unknown: what it met that PyTorch gives no true size of without memory, in words: figures are then too low.
     """
@@ -139,6 +142,7 @@ class Tracker(Accounts):
         retain_all: bool = False,
         events: bool = True,
         kind: str | None = None,
+        gradients: Iterable[tuple[str, torch.Tensor]] = (),
     ) -> None:
         super().__init__(events=events)
         self._kind = kind
@@ -173,13 +177,24 @@ class Tracker(Accounts):
         self._gradient_bytes = 0
         self.unknown: set[str] = set()
         self.reduces_in_buckets = False
-        self.told_of_forward = False
+        self.told_of_forward = self.updates = False
+        self._updating = 0
         self.left: dict[str, int] = {}
         for name, tensor in pairs:
             for storage in storages(tensor):
                 if key(storage) not in self._accounts:
                     self._names[key(storage)] = name
                     self._open(key(storage), storage, storage.nbytes(), None)
+        self._meet_gradients(gradients)
+
+    def _meet_gradients(self, gradients: Iterable[tuple[str, torch.Tensor]]) -> None:
+        for name, tensor in gradients:
+            row = Row(name.rpartition(".")[0], "accumulate_grad", 0, (), "", None)
+            for storage in self._counted(tensor):
+                if key(storage) not in self._accounts:
+                    self._open(key(storage), storage, storage.nbytes(), row, "gradient from", gradient=True)
+                    self._bytes += storage.nbytes()
+                    self._look()
 
     # -- life
 
@@ -208,14 +223,19 @@ class Tracker(Accounts):
             self.forward_ended()
         self._over, self._keep_events = True, False
         self._retained = None
-        grads = [tensor.grad for tensor in self._parameters if tensor.grad is not None]
-        self._gradient_bytes = sum({key(s): s.nbytes() for grad in grads for s in storages(grad)}.values())
+        self._measure_gradients()
         self._look_what_is_left(result)
         for held in self._kept:
             held.row.kept.append((held.name, held.account))
         self._mark_recomputed()
         self._held.clear()
         self._fresh.clear()
+
+    def _measure_gradients(self) -> None:
+        """Note the bytes of the parameters' gradients, which an update may give back before the step ends."""
+        grads = [tensor.grad for tensor in self._parameters if tensor.grad is not None]
+        size = sum({key(s): s.nbytes() for grad in grads for s in storages(grad)}.values())
+        self._gradient_bytes = max(self._gradient_bytes, size)
 
     def _look_what_is_left(self, result: Any) -> None:
         """Note what outlives the step. What it kept in forward and leaves behind is state of its own, not saved."""
@@ -321,6 +341,8 @@ class Tracker(Accounts):
         if self._exchange is not None:
             return self._exchange.row
         task = torch._C._current_graph_task_id()
+        if self.updates and self._is_update(func, inputs, task):
+            return self._update_row(_op_name(func))
         if task == -1:
             if func is _SEED and in_file(torch.autograd.__file__):
                 self._enter_backward(task)
@@ -379,7 +401,7 @@ class Tracker(Accounts):
 
     def _count_flops(self, func: Any, args: Any, kwargs: Any, out: Any, row: Row) -> None:
         formula = flop_registry.get(func._overloadpacket)
-        if formula is None or self._phase == "backward":
+        if formula is None or self._phase in ("backward", "update"):
             return
         flops = int(formula(*args, **kwargs, out_val=out))
         if self._phase == "recompute":
@@ -398,7 +420,7 @@ class Tracker(Accounts):
 
     def _enter_backward(self, task: int) -> None:
         """Backward is running: note which node."""
-        if self._phase == "forward":
+        if self._phase == "forward" or (self._phase == "update" and task != self._task):
             self._boundary()
             self._phase, self._base = "backward", self._paths.depth
             self._task = -1
@@ -411,6 +433,43 @@ class Tracker(Accounts):
         if node is not None:
             self._enter_node(node, task)
         self._where = (self._node_row.path, self._node_row.op)
+
+    def _is_update(self, func: Any, inputs: list[torch.Tensor], task: int) -> bool:
+        """Whether an op belongs to the update."""
+        if self._paths.depth > (0 if task == -1 else self._base):
+            return False
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+            return False
+        if self._updating or (func._schema.is_mutable and self._any_is(inputs[:1], gradient=False)):
+            return True
+        if task != -1 or self._phase in ("forward", "update"):
+            return task == -1 and self._phase == "update"
+        return self._any_is(inputs, gradient=True)
+
+    def _any_is(self, inputs: list[torch.Tensor], gradient: bool) -> bool:
+        """Whether any tensor is a parameter, or a gradient, if that counts as well."""
+        accounts = (self._accounts.get(key(storage)) for tensor in inputs for storage in storages(tensor))
+        found = (account for account in accounts if account is not None)
+        return any(account.what.startswith("parameter") or (gradient and account.gradient) for account in found)
+
+    def _update_row(self, op: str) -> Row:
+        """The row of an op of the update, which is in no table."""
+        self._boundary()
+        if self._phase != "update":
+            self._measure_gradients()
+            self._phase, self._node = "update", None
+        self._unclaimed = None
+        row = Row("", op, 0, (), "", call_site())
+        self._where = ("", op)
+        return row
+
+    def update_begins(self) -> None:
+        """An optimiser begins to move parameters: in backward, too, where a hook on them has it do so."""
+        self._updating += 1
+
+    def update_ended(self) -> None:
+        """It is done."""
+        self._updating -= 1
 
     def _enter_node(self, node: Any, task: int) -> None:
         """Note the node, without keeping it: it may keep tensors."""
