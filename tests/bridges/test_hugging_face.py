@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -282,3 +284,25 @@ def test_the_longest_sequence_is_no_longer_than_the_model_takes(config, capsys):
     out = " ".join(capsys.readouterr().out.split())
     assert "The largest sequence that fits on cuda:h200 is 64:" in out
     assert "No more, because of the model: --sequence 65: the config has positions for 64 tokens" in out
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_figures_of_the_readme_are_those_of_a_run(tmp_path, monkeypatch, capsys):
+    example = README.split("memback torch hf:config.json")[1]
+    config, arguments = README.split("$ echo '")[1].split("'")[0], example.splitlines()[0].split()
+    monkeypatch.chdir(tmp_path)
+    Path("config.json").write_text(config, encoding="utf-8")
+    assert main(["torch", "hf:config.json", *arguments, "--mode", "full", "-o", "report.txt"]) == 0
+    shown = Path("report.txt").read_text(encoding="utf-8")
+    text = example.split("```text\n")[1].split("```")[0]
+    sentences, table = text.split("\n\n")
+    words = " ".join(shown.split())
+    for sentence in re.split(r"(?<=\.)\s+(?=[A-Z])", " ".join(sentences.split())):
+        assert sentence in words
+    numbers = [" ".join(line.split()[:-1]) for line in table.splitlines()[2:-2]]
+    assert len(numbers) == 7
+    for row in numbers:
+        assert row in words, row
+    assert " ".join(table.splitlines()[-1].split()) in words
