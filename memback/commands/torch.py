@@ -182,6 +182,9 @@ def command(
         raise UsageError("--ranks and --shard belong to --distributed ddp or fsdp2")
     loaded = source.load()
     options["about"]["data"] |= loaded.data
+    if source.lora is not None:
+        base = cast(Any, loaded.module).get_base_model()
+        options["about"]["model"]["name"] = f"{type(base).__name__} with LoRA"
     step = Step(loaded.module, loaded.args, loaded.kwargs, of_output, kind)
     with _notes(output), _explained(factory, given):
         plan = again.plan(step, output)
@@ -211,7 +214,7 @@ def _about(source: Source, loss: str | None) -> dict[str, Any]:
     model: dict[str, Any] = {"arguments": dict(source.arguments)} if source.arguments else {}
     if source.lora is not None:
         model["lora"] = str(source.lora)
-    data = {"inputs": list(map(str, source.inputs)), **({} if loss is None else {"loss": loss})}
+    data = {**source.sizes, "inputs": list(map(str, source.inputs)), **({} if loss is None else {"loss": loss})}
     return {"name": source.reference, "model": model, "data": data}
 
 

@@ -47,7 +47,8 @@ def advice(report: Report) -> str:
     sizes = peak.by_name()
     most = max(sizes, key=sizes.__getitem__)
     share = f"{100 * sizes[most] / peak.total_bytes:.1f} %" if peak.total_bytes else "nothing"
-    return f"The most of it is {most}, {share}. What would help: {', '.join(_remedies(report, peak, most))}."
+    remedies = ", ".join(_remedies(report, peak, most))
+    return f"The most of it is {most}, {share}." + (f" What would help: {remedies}." if remedies else "")
 
 
 def _remedies(report: Report, peak: DevicePeak, most: str) -> list[str]:
@@ -59,6 +60,8 @@ def _remedies(report: Report, peak: DevicePeak, most: str) -> list[str]:
         found = ["--lora"] * ("lora" not in report.profile.model)
         found += [f"--dtype {half}"] * wide
         return [*found, "an optimiser that keeps less (adafactor, sgd)"]
+    if most in ("libraries", "inputs", "buffers"):
+        return []
     if most == "fragmentation":
         return ["PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"]
     smaller = (

@@ -266,6 +266,7 @@ def test_adapters_are_trained_in_the_place_of_the_parameters(config, capsys):
     assert report["runs"][0]["gradient_bytes"] == adapters
     assert report["arguments"]["optimizer_bytes"] == 2 * adapters
     assert report["profile"]["model"]["lora"] == "r=4,alpha=8,target=c_attn,c_fc"
+    assert report["profile"]["model"]["name"] == "GPT2LMHeadModel with LoRA"
 
 
 def test_the_largest_batch_fits_and_the_next_does_not(config, capsys):

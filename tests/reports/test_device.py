@@ -93,6 +93,11 @@ def test_what_would_help_is_about_what_takes_the_most(parts, remedy):
     assert f"What would help: {remedy}" in said(plain(report(**parts)))
 
 
+def test_of_what_nobody_can_make_less_nothing_is_said_to_help():
+    assert "The most of it is libraries, 74.1 %." in said(plain(report(libraries=2840 * MIB)))
+    assert "What would help" not in plain(report(libraries=2840 * MIB))
+
+
 def test_the_page_shows_bars_table_and_segments():
     page = html.render(report(1024))
     assert "It does not fit on cuda:t4 (Tesla &lt;T4&gt;)" in page

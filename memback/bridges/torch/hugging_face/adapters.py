@@ -81,6 +81,7 @@ class Lora:
         try:
             with warnings.catch_warnings(), where:
                 warnings.filterwarnings("ignore", "fan_in_fan_out is set")  # it is set right, then
+                warnings.simplefilter("ignore", FutureWarning)  # of transformers, about what peft calls
                 return peft.get_peft_model(module, config)
         except ValueError as error:
             known = sorted({name.rpartition(".")[2] for name, one in module.named_modules() if hasattr(one, "weight")})
