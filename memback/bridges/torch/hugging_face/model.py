@@ -73,18 +73,18 @@ def load_config(
         name: one.make(torch.device("meta") if dry and one.dtype.is_floating_point else where)
         for name, one in named.items()
     }
-    kwargs: dict[str, Any] = {**made, **_besides(kind, config, made)}
+    if not any(one.name == "input_ids" for one in given):
+        _end(made.get("input_ids"), config)
+    paired = "pixel_values" in made and "return_loss" in inspect.signature(kind.forward).parameters
+    kwargs: dict[str, Any] = {**made, **({"return_loss": True} if paired else {})}
     return Loaded(model.train() if dry else model.train().to(where), (), kwargs, data)
 
 
-def _besides(kind: Any, config: Any, made: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """What a class takes besides tensors so that it gives a loss; and each text ends with the token for its end."""
-    end, ids = getattr(config, "eos_token_id", None), made.get("input_ids")
-    known = getattr(config.get_text_config(), "vocab_size", None) or 0
-    if isinstance(end, int) and 0 <= end < known and ids is not None:
+def _end(ids: torch.Tensor | None, config: Any) -> None:
+    """Have each text end with the token for its end, by which some classes find what they classify."""
+    end, known = getattr(config, "eos_token_id", None), getattr(config.get_text_config(), "vocab_size", None) or 0
+    if ids is not None and isinstance(end, int) and 0 <= end < known:
         ids[..., -1] = end
-    paired = "pixel_values" in made and "return_loss" in inspect.signature(kind.forward).parameters
-    return {"return_loss": True} if paired else {}
 
 
 def class_of(config: Any, reference: str) -> Any:
