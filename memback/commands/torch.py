@@ -114,6 +114,10 @@ def command(
     changed; its own checkpoints are taken into account. A mode whose predicted peak does not fit into the free memory
     is refused before anything is run, unless --force.
 
+    hf:CONFIG is a model of Hugging Face's transformers: a config.json, its folder, or a name in the local cache;
+    nothing is downloaded. Its inputs and labels are made as the config says, --batch of them with --sequence tokens
+    each, and --input NAME=SHAPE takes the place of one.
+
     Mode checkpoint recomputes parts of the module in backward: by --policy (sqrt, every:4, all), by the cheapest plan
     within --budget, or by a saved plan. The parts are the members of its Sequential and ModuleList containers, or
     --blocks.
