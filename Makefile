@@ -33,7 +33,7 @@ test: $(VENV)/.installed-test ## run the tests that need neither PyTorch, nor a 
 test-long: $(VENV)/.installed-test ## run the tests that take minutes: every profile under plans for six budgets
 	$(BIN)/python -m pytest $(PARALLEL) -m long
 
-test-torch: $(VENV)/.installed-torch ## install PyTorch and run the comparisons with it
+test-torch: $(VENV)/.installed-torch ## install PyTorch and transformers, and run the comparisons with it
 	$(BIN)/python -m pytest $(PARALLEL) -m torch
 
 test-browser: $(VENV)/.installed-browser ## open reports in Chromium: numbers, hover, accessibility
@@ -91,7 +91,7 @@ $(VENV)/.installed-docs: $(VENV)/.created $(MANIFEST)
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-torch: $(VENV)/.installed-test
-	$(PIP) torch==2.13.0
+	$(PIP) torch==2.13.0 -e '.[test,hf]'
 	@touch $@
 
 # The peers are in an environment of their own, so that nothing of memback's can come to depend on them.

@@ -8,9 +8,11 @@ REQUIREMENTS: dict[str, str] = {
     "dask": "dask>=2026.1",
     "distributed": "distributed>=2026.1",
     "numba": "numba>=0.63",
+    "peft": "peft>=0.15",
     "pillow": "pillow>=11",
     "pyarrow": "pyarrow>=22",
     "torch": "torch>=2.6",
+    "transformers": "transformers>=4.50",
 }
 """Libraries with the versions that pyproject.toml's extras ask for."""
 

@@ -33,6 +33,14 @@ TERMS: Final = {
     " own: *bookkeeping*. For a PyTorch module: the largest sum of its live storages in a real run.",
     "allocator": "the most that PyTorch's own allocator gave out, scratch memory of kernels included. Shown, never"
     " mixed with the others.",
+    "training step": "forward, backward and the optimiser's update. The *first* step makes the optimiser's state and"
+    " the workspaces of libraries; a *steady* step finds them there.",
+    "allocated": "on a device: what PyTorch's allocator has given out, each block rounded as it rounds them, parameters"
+    " and libraries' workspaces included (`torch.cuda.max_memory_allocated`).",
+    "reserved": "on a device: what this allocator has taken from it (`torch.cuda.max_memory_reserved`). What is"
+    " reserved and not allocated is *fragmentation*.",
+    "context": "what the driver and libraries take of a device beside the allocator. Never predicted to the byte: an"
+    " estimate.",
     "RSS": "the operating system's view of the process, with allocator and interpreter overhead. Shown, never mixed"
     " with the others.",
 }

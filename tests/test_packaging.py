@@ -66,7 +66,7 @@ def test_what_the_dependencies_need_is_pinned_too(project: dict[str, Any], pinne
 
 def test_a_message_asks_for_the_libraries_that_the_extras_ask_for(project: dict[str, Any]) -> None:
     extras = project["optional-dependencies"]
-    asked_for = [line for name in ("fast", "plots", "sweep", "torch") for line in extras[name]]
+    asked_for = [line for name in ("fast", "hf", "plots", "sweep", "torch") for line in extras[name]]
     assert sorted(REQUIREMENTS.values()) == sorted(asked_for)
     assert all(requirement.startswith(f"{name}>=") for name, requirement in REQUIREMENTS.items())
     assert how_to_install("numba", "torch") == f"pip install '{REQUIREMENTS['numba']}' '{REQUIREMENTS['torch']}'"
@@ -126,7 +126,9 @@ def test_nothing_installs_a_distribution_that_is_not_known(project: dict[str, An
     for path in texts():
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             assert named(line) <= known, f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
-            assert not re.search(r"\bmemback\[(?:fast|plots|sweep|torch|test|docs|browser)\]", line), f"{path}:{number}"
+            assert not re.search(r"\bmemback\[(?:fast|hf|plots|sweep|torch|test|docs|browser)\]", line), (
+                f"{path}:{number}"
+            )
 
 
 def test_pages_name_the_wheel_of_this_version() -> None:

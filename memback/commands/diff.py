@@ -21,13 +21,13 @@ _SUFFIXES = (".md", ".txt", ".json")
 @click.command("diff", epilog="Example: memback diff main.json branch.json --fail-above 5% -o diff.md")
 @click.argument("before", metavar="A.json")
 @click.argument("after", metavar="B.json")
-@click.option("--fail-above", metavar="LIMIT", help="Exit with 1 if a mode's saved bytes or peak grew more: 5%, 10MiB.")
+@click.option("--fail-above", metavar="LIMIT", help="Exit with 1 if saved bytes or a peak grew more: 5%, 10MiB.")
 @click.option("-o", "--output", "files", multiple=True, metavar="FILE", help="Write what changed: .md .txt .json.")
 @output_options
 def command(before: str, after: str, fail_above: str | None, files: tuple[str, ...], output: Output) -> None:
     """Show what changed from report A to report B: modes, the make-up of the peak, and every layer.
 
-    Layers are matched by path, op and call.
+    Layers are matched by path, op and call. Of predictions for a card, a training step's peak there is compared, too.
     """
     from memback.profiling.report import Report
     from memback.reports.diff import Limit, compare

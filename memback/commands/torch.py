@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import rich_click as click
 
+from memback.commands import torch_largest
 from memback.commands.inputs import progress_bar
 from memback.commands.options import Output, report_options, shown
 from memback.commands.torch_plans import Again, again_options
@@ -17,15 +18,20 @@ from memback.errors import MembackError, UsageError
 if TYPE_CHECKING:
     from memback.bridges.torch.loading import Loaded
     from memback.bridges.torch.recording.inputs import Input
+    from memback.bridges.torch.source import Source
     from memback.profiling.report import Report
 
 __all__ = ["command"]
 
 
 @click.command("torch", epilog="Example: memback torch torch.nn:Transformer --input 32x8x512 --input 32x8x512 --dry")
-@click.argument("factory", metavar="MODULE:FACTORY")
+@click.argument("factory", metavar="MODULE:FACTORY|hf:CONFIG")
 @click.option(
-    "--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="An argument of the factory, as in n_layer=4."
+    "--arg",
+    "arguments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An argument of the factory, or a setting of the config, as in n_layer=4.",
 )
 @click.option(
     "--input",
@@ -60,7 +66,26 @@ __all__ = ["command"]
     metavar="NORM",
     help="Clip gradients to this norm before the update.",
 )
-@click.option("--autocast", metavar="DTYPE", help="Automatic mixed precision in the forward pass: bfloat16 or float16.")
+@click.option(
+    "--amp",
+    "--autocast",
+    "autocast",
+    metavar="DTYPE",
+    help="Automatic mixed precision in the forward pass: bf16 or fp16.",
+)
+@click.option("--dtype", metavar="DTYPE", help="Of parameters and floating-point inputs: fp32, bf16 or fp16.")
+@click.option("--batch", type=click.IntRange(1), metavar="N", help="Samples of hf:CONFIG's inputs, or of --input.")
+@click.option("--sequence", type=click.IntRange(1), metavar="N", help="Tokens of each sample of hf:CONFIG's inputs.")
+@click.option(
+    "--lora",
+    metavar="SETTINGS",
+    help="Train adapters of peft's in the place of the parameters: r=16,target=q_proj,v_proj.",
+)
+@click.option(
+    "--find",
+    type=click.Choice(["batch", "sequence"]),
+    help="With a card: find the largest whose training step fits on it.",
+)
 @click.option("--eval", "evaluate", is_flag=True, help="Call module.eval() first.")
 @again_options
 @click.option("--distributed", metavar="STRATEGY", help="Train it on several ranks: ddp or fsdp2.")
@@ -82,6 +107,11 @@ def command(
     accumulate: int,
     clip: float | None,
     autocast: str | None,
+    dtype: str | None,
+    batch: int | None,
+    sequence: int | None,
+    lora: str | None,
+    find: str | None,
     evaluate: bool,
     again: Again,
     distributed: str | None,
@@ -99,49 +129,67 @@ def command(
     changed; its own checkpoints are taken into account. A mode whose predicted peak does not fit into the free memory
     is refused before anything is run, unless --force.
 
+    hf:CONFIG is a model of Hugging Face's transformers: a config.json, its folder, or a name in the local cache;
+    nothing is downloaded. Its inputs and labels are made as the config says, --batch of them with --sequence tokens
+    each, and --input NAME=SHAPE takes the place of one.
+
     Mode checkpoint recomputes parts of the module in backward: by --policy (sqrt, every:4, all), by the cheapest plan
     within --budget, or by a saved plan. The parts are the members of its Sequential and ModuleList containers, or
     --blocks.
 
     With --dry and --device cuda:CARD the step is predicted as CUDA would run it on that card, and with --optimizer what
-    whole training steps take there, by PyTorch's allocator, and whether that fits.
+    whole training steps take there, by PyTorch's allocator, and whether that fits. --find batch and --find sequence
+    look for the largest that does.
 
     With --distributed, --input is one rank's share of the batch. --dry --ranks N predicts for N ranks in this process;
     under torchrun each rank writes its own report next to the first -o FILE, and rank 0 merges them, the worst first.
     """
     from memback.bridges import torch as bridge
     from memback.bridges.torch.device.names import card_named, optimizer_named
-    from memback.bridges.torch.loading import device_named, find, load
+    from memback.bridges.torch.hugging_face.adapters import Lora
+    from memback.bridges.torch.loading import device_named
+    from memback.bridges.torch.loading import find as referred
     from memback.bridges.torch.profile import MODES
     from memback.bridges.torch.recording.arguments import parse_arguments
     from memback.bridges.torch.recording.guard import check_fits
     from memback.bridges.torch.recording.inputs import dtype_named, parse_inputs
     from memback.bridges.torch.recording.step import Step, sum_of_outputs
+    from memback.bridges.torch.source import Source
     from memback.profiling.run import modes_of
 
     again.check(output, dry)
     given, named = parse_inputs(inputs), parse_arguments(arguments)
     modes_of(modes, None)
     kind = None if autocast is None else dtype_named(autocast)
-    of_output = sum_of_outputs if loss is None else find(loss)
+    of_output = sum_of_outputs if loss is None else referred(loss)
     card = None if device is None else card_named(device, dry)
     where = None if device is None or card is not None else device_named(device)
     update = None if optimizer is None else optimizer_named(optimizer)
     training: dict[str, Any] = {"optimizer": update, "accumulate": accumulate, "clip": clip}
     if not dry and training != {"optimizer": None, "accumulate": 1, "clip": None}:
         raise UsageError("--optimizer, --accumulate and --clip belong to a dry run: add --dry")
+    if find is not None and card is None:
+        raise UsageError(f"--find {find} is for a card: give --dry and --device cuda:h100, ...")
     if card is not None and (again.asked or distributed is not None):
         raise UsageError("a card is predicted for one process and without plans: leave out --device, or the others")
-
-    def loading() -> Loaded:
-        loaded = load(factory, given, where, dry, named)
-        if evaluate:
-            loaded.module.eval()
-        return loaded
-
+    sizes = {name: n for name, n in (("batch", batch), ("sequence", sequence)) if n is not None}
+    source = Source(
+        factory,
+        given,
+        named,
+        where,
+        dry,
+        sizes,
+        None if dtype is None else dtype_named(dtype),
+        None if lora is None else Lora.parse(lora),
+        evaluate,
+    )
     options: dict[str, Any] = {"loss": of_output, "autocast": kind}
-    data = {"inputs": list(map(str, given)), **({} if loss is None else {"loss": loss})}
-    options["about"] = {"name": factory, "model": {"arguments": named} if named else {}, "data": data}
+    if find is not None and card is not None:
+        with _notes(output), _explained(factory, given):
+            torch_largest.find(source, find, card, update, options, output)
+            return None
+    options["about"] = _about(source, loss)
     if distributed is not None:
         if again.asked:
             raise UsageError(
@@ -150,10 +198,14 @@ def command(
         options["modes"] = [mode.name for mode in modes_of(modes or MODES, None)]
         with _explained(factory, given):
             on_ranks = {**options, **(training if dry else {}), "rounds": rounds}
-            return _on_ranks(loading, distributed, ranks, shard, dry, output, on_ranks)
+            return _on_ranks(source.load, distributed, ranks, shard, dry, output, on_ranks)
     if ranks is not None or shard:
         raise UsageError("--ranks and --shard belong to --distributed ddp or fsdp2")
-    loaded = loading()
+    loaded = source.load()
+    options["about"]["data"] |= loaded.data
+    if source.lora is not None:
+        base = cast(Any, loaded.module).get_base_model()
+        options["about"]["model"]["name"] = f"{type(base).__name__} with LoRA"
     step = Step(loaded.module, loaded.args, loaded.kwargs, of_output, kind)
     with _notes(output), _explained(factory, given):
         plan = again.plan(step, output)
@@ -176,6 +228,15 @@ def command(
                 device=card,
                 **training,
             )
+
+
+def _about(source: Source, loss: str | None) -> dict[str, Any]:
+    """What a report says of what was asked for."""
+    model: dict[str, Any] = {"arguments": dict(source.arguments)} if source.arguments else {}
+    if source.lora is not None:
+        model["lora"] = str(source.lora)
+    data = {**source.sizes, "inputs": list(map(str, source.inputs)), **({} if loss is None else {"loss": loss})}
+    return {"name": source.reference, "model": model, "data": data}
 
 
 def _on_ranks(

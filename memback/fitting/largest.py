@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from memback.errors import MembackError, UsageError
+from memback.fitting.bisection import largest
 from memback.fitting.fit import Option, Setup, Trials
 from memback.profiling.definition import Profile
 from memback.units import format_bytes
@@ -124,16 +125,8 @@ class _Search:
         return self._found(fitting[-1], larger[0] if larger else None)
 
     def bisect(self) -> Largest:
-        most = self.dimension.most
-        low, high = 0, min(max(self.dimension.now, 1), most)
-        while self.fits(high):
-            low = high
-            if high == most:
-                return self._found(low, None)
-            high = min(2 * high, most)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.fits(middle) else (low, middle)
+        dimension = self.dimension
+        low, high = largest(self.fits, dimension.now, dimension.most)
         if low == 0:
             raise self._nothing(1)
         return self._found(low, high)

@@ -25,6 +25,8 @@ __all__ = [
     "Arguments",
     "Buffer",
     "Device",
+    "DevicePeak",
+    "DeviceSegment",
     "DeviceStep",
     "Distributed",
     "Event",
@@ -347,17 +349,77 @@ class Distributed(Struct, frozen=True, kw_only=True):
             raise MembackError(f"rank {self.rank} is not the first of its ranks, the one that needs the most memory")
 
 
+class DevicePeak(Struct, frozen=True, kw_only=True):
+    """What is allocated on a device when most is, in bytes of the allocator's blocks; and what it has reserved besides.
+
+    ``gradients`` are of parameters and of activations, ``activations`` what a forward pass leaves for backward (or
+    makes again there), ``libraries`` workspaces that libraries keep, ``workspace`` every other temporary.
+    """
+
+    parameters: Count = 0
+    buffers: Count = 0
+    inputs: Count = 0
+    optimizer_state: Count = 0
+    gradients: Count = 0
+    activations: Count = 0
+    workspace: Count = 0
+    libraries: Count = 0
+    fragmentation: Count = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """What is reserved: the sum of all."""
+        return sum(getattr(self, name) for name in self.__struct_fields__)
+
+    def by_name(self) -> dict[str, int]:
+        """All of them, by what they are called in tables, in bytes."""
+        return {
+            name.replace("optimizer_state", "optimiser state"): getattr(self, name) for name in self.__struct_fields__
+        }
+
+
+class DeviceSegment(Struct, frozen=True, kw_only=True):
+    """A segment that the allocator has from the device: its blocks from its start, each what it is for, and bytes.
+
+    What a block is for is named as in :class:`DevicePeak`, or ``free``.
+    """
+
+    pool: Literal["small", "large"]
+    blocks: tuple[tuple[str, Count], ...]
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return sum(size for _, size in self.blocks)
+
+
 class DeviceStep(Struct, frozen=True, kw_only=True):
     """What a whole training step takes on a device, in bytes, as PyTorch's allocator counts it there.
 
     ``forward_bytes`` is what is allocated after the forward pass less what was before it. The peaks are of the whole
     step with its update, and count what is there all the time: parameters, optimiser state, libraries' workspaces.
-    ``reserved_peak_bytes`` is what the allocator has from the device.
+    ``reserved_peak_bytes`` is what the allocator has from the device. ``peak`` says what these are made up of.
     """
 
     forward_bytes: Count
     allocated_peak_bytes: Count
     reserved_peak_bytes: Count
+    peak: DevicePeak | None = None
+
+    def validate(self) -> None:
+        """Raise unless what the peak is made up of adds up to it.
+
+        Raises:
+            MembackError: it does not.
+        """
+        if self.peak is None:
+            return
+        allocated = self.peak.total_bytes - self.peak.fragmentation
+        if (allocated, self.peak.total_bytes) != (self.allocated_peak_bytes, self.reserved_peak_bytes):
+            raise MembackError(
+                f"what is at the device's peak sums to {allocated:,} B allocated and {self.peak.total_bytes:,} B"
+                f" reserved, but these are {self.allocated_peak_bytes:,} B and {self.reserved_peak_bytes:,} B"
+            )
 
 
 class Device(Struct, frozen=True, kw_only=True):
@@ -368,6 +430,9 @@ class Device(Struct, frozen=True, kw_only=True):
     ``steady`` a later one; None where mode ``full`` was not run. ``static_bytes`` is what is allocated before the first
     step. ``unmodelled`` says of ops what is not known of the memory that they take: figures are then too low.
     ``assumed`` are the lines at which the step reads a number that nobody knows, which is taken to be 1.
+    ``context_bytes`` is an estimate of what the driver and libraries take beside the allocator. ``segments`` are those
+    at the steady step's peak. Where more would be reserved than there is, ``out_of_memory`` is what PyTorch would say;
+    None where its allocator gets by, as it gives unused segments back.
     """
 
     name: str
@@ -380,6 +445,25 @@ class Device(Struct, frozen=True, kw_only=True):
     steady: DeviceStep | None = None
     unmodelled: Mapping[str, str] = {}
     assumed: tuple[str, ...] = ()
+    context_bytes: Count = 0
+    segments: tuple[DeviceSegment, ...] = ()
+    out_of_memory: str | None = None
+
+    @property
+    def needed_bytes(self) -> int | None:
+        """What a training step needs: the most that is reserved, and the context; None where no step was run."""
+        steps = [step for step in (self.first, self.steady) if step is not None]
+        return max(step.reserved_peak_bytes for step in steps) + self.context_bytes if steps else None
+
+    def validate(self) -> None:
+        """Raise unless what its peaks are made up of adds up; see :meth:`DeviceStep.validate`.
+
+        Raises:
+            MembackError: it does not.
+        """
+        for step in (self.first, self.steady):
+            if step is not None:
+                step.validate()
 
 
 class FrontierPoint(NamedTuple):
@@ -445,6 +529,8 @@ class Report(Struct, frozen=True, kw_only=True):
         """
         for run in self.runs:
             run.validate()
+        if self.device is not None:
+            self.device.validate()
         if self.distributed is not None:
             self.distributed.validate()
             for rank in self.distributed.ranks[:1]:

@@ -13,14 +13,14 @@ from fractions import Fraction
 from typing import Any
 
 from memback.errors import MembackError, UsageError
-from memback.profiling.report import PARTS, Report, Run
+from memback.profiling.report import PARTS, Device, Report, Run
 from memback.reports import tables
 from memback.reports.folding import span
 from memback.reports.tables import Cell, Column, Row, Table
 from memback.reports.timeline import Timeline
 from memback.units import format_bytes, parse_bytes
 
-__all__ = ["Change", "Diff", "Limit", "RunDiff", "alive_at_peak", "compare"]
+__all__ = ["Change", "DeviceDiff", "Diff", "Limit", "RunDiff", "alive_at_peak", "compare"]
 
 SCHEMA = "memback.diff/1"
 _ROWS_AT_MOST = 40
@@ -114,6 +114,25 @@ class RunDiff:
 
 
 @dataclass(frozen=True)
+class DeviceDiff:
+    """What changed of a training step on the devices that were predicted for, which may be two: a steady step's peak.
+
+    ``parts`` are what the peak is made up of; their changes add up to that of ``reserved``.
+    """
+
+    names: tuple[str, str]
+    forward: Change
+    allocated: Change
+    reserved: Change
+    parts: Sequence[Change]
+
+    @property
+    def totals(self) -> tuple[Change, Change, Change]:
+        """All but the parts."""
+        return self.forward, self.allocated, self.reserved
+
+
+@dataclass(frozen=True)
 class Diff:
     """What changed between two reports."""
 
@@ -122,6 +141,7 @@ class Diff:
     runs: Sequence[RunDiff]
     only_before: Sequence[str]
     only_after: Sequence[str]
+    device: DeviceDiff | None = None
 
     def broken(self, limit: Limit) -> list[str]:
         """What grew by more than the limit, in words."""
@@ -132,11 +152,24 @@ class Diff:
             for run in self.runs
             for change in (run.saved, run.peak)
             if limit.broken_by(change)
+        ] + self._broken_on_device(limit)
+
+    def _broken_on_device(self, limit: Limit) -> list[str]:
+        if self.device is None:
+            return []
+        grown = sorted((part for part in self.device.parts if part.difference > 0), key=lambda part: -part.difference)
+        why = "; ".join(f"{part.name} {part.difference:+,} B" for part in grown[:3])
+        return [
+            f"a training step on cuda:{self.device.names[1]}: {change.name} grew from"
+            f" {format_bytes(change.before or 0)} to {format_bytes(change.after or 0)}, by {_percent(change)}; allowed"
+            f" is {limit.text} ({why})"
+            for change in (self.device.allocated, self.device.reserved)
+            if limit.broken_by(change)
         ]
 
     def tables(self) -> list[Table]:
         """Everything as tables: the modes, then of each mode that changed its peak and its layers."""
-        found = [_modes(self)]
+        found = [_modes(self), *([] if self.device is None else [_on_device(self.device)])]
         for run in self.runs:
             if run.peak.difference:
                 found += [_parts(run), *([_alive(run)] if run.alive else [])]
@@ -164,6 +197,7 @@ class Diff:
                 }
                 for run in self.runs
             ],
+            "device": None if self.device is None else _device_to_dict(self.device),
         }
 
 
@@ -184,7 +218,36 @@ def compare(before: Report, after: Report) -> Diff:
         [_run(*pair) for pair in pairs],
         [run.label for run in before.runs if id(run) not in paired],
         [run.label for run in after.runs if id(run) not in paired],
+        _device(before.device, after.device),
     )
+
+
+def _device(before: Device | None, after: Device | None) -> DeviceDiff | None:
+    """None where one of both reports has no training step on a device."""
+    if before is None or after is None or before.steady is None or after.steady is None:
+        return None
+    had, has = before.steady, after.steady
+    parts = ({}, {}) if had.peak is None or has.peak is None else (had.peak.by_name(), has.peak.by_name())
+    return DeviceDiff(
+        (before.name, after.name),
+        Change("made by forward", had.forward_bytes, has.forward_bytes),
+        Change("allocated peak", had.allocated_peak_bytes, has.allocated_peak_bytes),
+        Change("reserved", had.reserved_peak_bytes, has.reserved_peak_bytes),
+        [Change(name, parts[0][name], parts[1][name]) for name in parts[0]],
+    )
+
+
+def _device_to_dict(device: DeviceDiff) -> dict[str, Any]:
+    return {
+        "before": device.names[0],
+        "after": device.names[1],
+        "steady": {
+            "forward_bytes": device.forward.to_dict(),
+            "allocated_peak_bytes": device.allocated.to_dict(),
+            "reserved_peak_bytes": device.reserved.to_dict(),
+            "peak_parts": [part.to_dict() for part in device.parts],
+        },
+    }
 
 
 def _pairs(before: Sequence[Run], after: Sequence[Run]) -> Iterator[tuple[Run, Run]]:
@@ -279,6 +342,27 @@ def _modes(diff: Diff) -> Table:
 
 
 _BEFORE_AFTER = (Column("before", group=1), Column("after", group=1), Column("change", group=1))
+
+
+def _on_device(device: DeviceDiff) -> Table:
+    """A steady training step: what its peak is made up of, and the sum, which is what is reserved."""
+    had, has = device.names
+    where = f"cuda:{had}" if had == has else f"cuda:{had} before, on cuda:{has} after"
+    rows = [Row([Cell(part.name), *_cells(part), Cell(_percent(part), _mark(part))]) for part in device.parts]
+    shown = [row for row, part in zip(rows, device.parts, strict=True) if part.before or part.after]
+    total = device.reserved
+    notes = [
+        f"{change.name[0].upper()}{change.name[1:]}: {change.before:,} B before, {change.after:,} B after"
+        f" ({change.difference:+,} B)."
+        for change in (device.allocated, device.forward)
+    ]
+    return Table(
+        f"A steady training step on {where}: what its peak is made up of",
+        [Column("memory", "key"), *_BEFORE_AFTER, Column("%", group=1)],
+        shown,
+        Row([Cell(total.name), *_cells(total), Cell(_percent(total), _mark(total))]),
+        notes=notes,
+    )
 
 
 def _parts(run: RunDiff) -> Table:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from memback import glossary
-from memback.profiling.report import PARTS, Layer, Report, Run
-from memback.reports import pages, tables, words
+from memback.profiling.report import PARTS, Device, Layer, Report, Run
+from memback.reports import device, pages, tables, words
 from memback.reports.folding import fold
 from memback.reports.timeline import BANDS, Timeline
 from memback.reports.tree import tree
@@ -48,6 +48,7 @@ def _overview(report: Report) -> dict[str, Any]:
         "title": tables.printable(report.profile.name),
         "headline": tables.printable(tables.headline(report)),
         "facts": [tables.printable(fact) for fact in words.facts(report)],
+        "device": None if report.device is None else _device(report.device),
         "warnings": [tables.printable(warning) for warning in tables.warnings(report)],
         "sentences": [tables.printable(sentence) for sentence in words.sentences(report)],
         "parts": report.parts,
@@ -58,6 +59,18 @@ def _overview(report: Report) -> dict[str, Any]:
 
 
 # -- what the page shows without a script
+
+
+def _device(on: Device) -> dict[str, Any]:
+    """A training step on the device that is predicted for."""
+    return {
+        "fits": device.fits(on),
+        "verdict": tables.printable(device.verdict(on)),
+        "bars": device.bars(on),
+        "memory": on.memory_bytes,
+        "table": device.make_up(on),
+        "picture": device.picture(on),
+    }
 
 
 def _modes(report: Report) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from memback.profiling.report import Report
-from memback.reports import tables, words
+from memback.reports import device, tables, words
 from memback.reports.tables import Cell, Row, Table
 from memback.units import format_bytes
 
@@ -21,8 +21,13 @@ def render(report: Report) -> str:
     lines = [f"### {escape(tables.headline(report))}", ""]
     for warning in tables.warnings(report):
         lines += [f"**{escape(warning)}**", ""]
+    if report.device is not None:
+        lines += [f"**{escape(device.verdict(report.device))}**", ""]
     for fact in words.facts(report):
         lines += [escape(fact), ""]
+    table = None if report.device is None else device.make_up(report.device)
+    if table is not None:
+        lines += [*table_lines(table), ""]
     if report.distributed is not None and report.distributed.ranks:
         lines += [*table_lines(tables.ranks(report)), ""]
     lines += table_lines(tables.comparison(report))

@@ -20,12 +20,15 @@ __all__ = [
     "Detail",
     "Row",
     "Table",
+    "bars_of",
     "cell_text",
     "comparison",
     "composition",
     "headline",
     "layers",
+    "mebibytes_of",
     "peaks",
+    "percentages_of",
     "place",
     "printable",
     "ranks",
@@ -202,8 +205,8 @@ def _saved_columns(report: Report) -> list[tuple[Column, list[Cell]]]:
     full = next((run.saved_bytes for run in report.runs if run.mode == "full"), 0)
     return [
         (Column("saved bytes", group=1), [_bytes(n) for n in saved]),
-        (Column("MiB", group=1), _mebibytes(saved)),
-        (Column("", "bar", 1), _bars(saved)),
+        (Column("MiB", group=1), mebibytes_of(saved)),
+        (Column("", "bar", 1), bars_of(saved)),
         (Column("of full", group=1), [Cell(f"{n / full:.2f}×" if full else NONE) for n in saved]),
     ]
 
@@ -394,8 +397,8 @@ def composition(report: Report, run: Run) -> Table:
     parts = {name: n for name, n in report.training_memory(run).items() if n or name in always}
     sizes = list(parts.values())
     total = sum(sizes)
-    shares = _percentages(sizes)
-    mebibytes = _mebibytes([*sizes, total])
+    shares = percentages_of(sizes)
+    mebibytes = mebibytes_of([*sizes, total])
     columns = [
         Column("memory", "key"),
         Column("bytes"),
@@ -405,7 +408,7 @@ def composition(report: Report, run: Run) -> Table:
     ]
     rows = [
         Row([Cell(name), _bytes(size), mib, Cell(share), bar])
-        for name, size, mib, share, bar in zip(parts, sizes, mebibytes, shares, _bars(sizes), strict=False)
+        for name, size, mib, share, bar in zip(parts, sizes, mebibytes, shares, bars_of(sizes), strict=False)
     ]
     whole = "100.0 %" if total else NONE
     last = Row([Cell("total"), _bytes(total), mebibytes[-1], Cell(whole), Cell("")])
@@ -415,7 +418,7 @@ def composition(report: Report, run: Run) -> Table:
     return Table(f"Memory at the peak of {run.label}: {place(run)}", columns, rows, last, notes=notes)
 
 
-def _percentages(sizes: Sequence[int]) -> list[str]:
+def percentages_of(sizes: Sequence[int]) -> list[str]:
     """Shares to a tenth of a percent that add up to 100.0 exactly: the largest remainders are rounded up."""
     total = sum(sizes)
     if total == 0:
@@ -511,14 +514,15 @@ def _bytes(size: int | None) -> Cell:
     return Cell(NONE if size is None else f"{size:,}", "" if size else "faint")
 
 
-def _mebibytes(sizes: Sequence[int]) -> list[Cell]:
+def mebibytes_of(sizes: Sequence[int]) -> list[Cell]:
     """All with the same number of places: two, or what the largest needs for two digits, but at most four."""
     largest = max(sizes, default=0) / MIB
     places = 2 if largest >= 0.1 or largest == 0 else 3 if largest >= 0.01 else 4
     return [Cell(f"{size / MIB:,.{places}f}", "" if size else "faint") for size in sizes]
 
 
-def _bars(sizes: Sequence[int]) -> list[Cell]:
+def bars_of(sizes: Sequence[int]) -> list[Cell]:
+    """All as bars, the longest for the largest."""
     most = max(sizes, default=0)
     return [Cell("", share=size / most if most else 0.0) for size in sizes]
 

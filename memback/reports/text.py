@@ -14,7 +14,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.text import Text
 
 from memback.profiling.report import Report, Run
-from memback.reports import tables, words
+from memback.reports import device, tables, words
 from memback.reports.tables import Cell, Column, Detail, Row, Table
 from memback.units import format_bytes, format_bytes_short
 
@@ -51,7 +51,9 @@ def summary(report: Report) -> RenderableType:
     parts: list[RenderableType] = [
         _Line(tables.headline(report), "bold"),
         *(_Line(f"! {warning}", "bold red", 2) for warning in tables.warnings(report)),
+        *_verdict(report),
         *map(_Line, words.facts(report)),
+        *_on_device(report),
         _Line(_machine(report), "dim"),
         _Line(_arguments(report)),
     ]
@@ -65,6 +67,18 @@ def summary(report: Report) -> RenderableType:
     if report.frontier:
         parts += _frontier(report)
     return Group(*parts)
+
+
+def _verdict(report: Report) -> list[RenderableType]:
+    if report.device is None:
+        return []
+    style = {True: "bold green", False: "bold red", None: ""}[device.fits(report.device)]
+    return [_Line(device.verdict(report.device), style)]
+
+
+def _on_device(report: Report) -> list[RenderableType]:
+    table = None if report.device is None else device.make_up(report.device)
+    return [] if table is None else [Text(), _Sheet(table), Text()]
 
 
 def _frontier(report: Report) -> list[RenderableType]:

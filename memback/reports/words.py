@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from memback.profiling.report import Device, DeviceStep, Report, Run
+from memback.profiling.report import Report, Run
+from memback.reports import device
 from memback.units import format_bytes_short, format_flops
 
 __all__ = ["facts", "sentences"]
@@ -17,40 +18,10 @@ def facts(report: Report) -> list[str]:
         how.append(f"Loss: {data['loss']}{autocast}.")
     said = [" ".join(how)] if how else []
     if report.device is not None:
-        return said + _on_device(report.device)
+        return said + [one for one in (device.advice(report), *device.notes(report.device)) if one]
     if report.machine.get("device") in ("cpu", "meta") and not any(run.measured_peak_bytes for run in report.runs):
         said.append("These are a CPU's figures: a GPU's kernels save other values, and its figures differ.")
     return said
-
-
-def _on_device(device: Device) -> list[str]:
-    """What a training step takes on the device that was predicted for, and whether that fits."""
-    whose = f"cuda:{device.name} ({device.title}, {format_bytes_short(device.memory_bytes)})"
-    if device.first is None or device.steady is None:
-        said = [f"These are predicted for {whose}."]
-    else:
-        update = f"with {device.optimizer}" if device.optimizer else "without an optimiser"
-        said = [f"On {whose}, {update}: {_step('first', device.first)}; {_step('steady', device.steady)}."]
-        spare = device.memory_bytes - max(device.first.reserved_peak_bytes, device.steady.reserved_peak_bytes)
-        fits = (
-            f"fits, with {format_bytes_short(spare)}"
-            if spare >= 0
-            else f"does not fit: it lacks {format_bytes_short(-spare)}"
-        )
-        said.append(f"It {fits}{' to spare' if spare >= 0 else ''}, CUDA's context apart, which takes some 0.5 GiB.")
-        said.append(
-            "The modes' tables count tensors' storages, without kernels' scratch memory and the allocator's rounding."
-        )
-    if device.assumed:
-        said.append(f"Numbers that the step reads are not known, and taken to be 1: at {', '.join(device.assumed)}.")
-    return said + [f"Not known of {op}: {what}." for op, what in sorted(device.unmodelled.items())]
-
-
-def _step(name: str, step: DeviceStep) -> str:
-    forward, peak, reserved = map(
-        format_bytes_short, (step.forward_bytes, step.allocated_peak_bytes, step.reserved_peak_bytes)
-    )
-    return f"{name} step: {forward} made by forward, peak {peak} allocated, {reserved} reserved"
 
 
 _PHASES = (

@@ -263,7 +263,7 @@ def test_hooks_of_parameters_are_run_on_a_card():
 def test_the_report_says_what_a_step_takes_and_is_read_back():
     report = bridge.profile(nn.Linear(8, 8), X, dry=True, device="cuda:a100-80gb", optimizer=torch.optim.AdamW)
     text = " ".join(plain(report).split())
-    assert "On cuda:a100-80gb (NVIDIA A100-SXM4-80GB, 79.26 GiB), with AdamW: first step:" in text
+    assert "It fits on cuda:a100-80gb (NVIDIA A100-SXM4-80GB): a training step with AdamW needs" in text
     assert "to spare" in text
     assert "a CPU's figures" not in text
     read = Report.from_json(json.dumps(report.to_dict()))
@@ -459,3 +459,48 @@ def test_weights_of_a_recurrent_layer_lie_in_one_buffer():
 @pytest.mark.parametrize("name", [f"{kind} {how} adamw h200" for kind in ("lstm", "gru") for how in ("fp32", "amp")])
 def test_a_recurrent_layer_takes_to_the_byte_what_pytorchs_host_code_takes_around_cudnn(name):
     assert predicted(name, unmodelled=True) == EXPECTED[name]
+
+
+# -- what a peak is made up of
+
+
+class Checkpointed(nn.Sequential):
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(super().forward, x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("kind", [nn.Sequential, Checkpointed])
+def test_a_peak_is_made_up_of_what_is_known_of_each(kind):
+    width, batch = 512, 4096
+    module = kind(*(layer for _ in range(4) for layer in (nn.Linear(width, width, bias=False), nn.GELU())))
+    x = torch.empty(batch, width, device="meta")
+    report = bridge.profile(module, x, dry=True, modes=["full"], device="cuda:a100", optimizer=torch.optim.AdamW)
+    parameters = [p.numel() * 4 for p in module.parameters()]
+    first, steady = report.device.first.peak, report.device.steady.peak
+    assert steady.parameters == first.parameters == sum(parameters)
+    assert steady.inputs == batch * width * 4
+    assert (first.optimizer_state, steady.optimizer_state) == (0, 2 * sum(parameters))
+    each = batch * width * 4
+    assert steady.activations == 6 * each + 2 * 512  # the last GELU's is not kept, its argument gone; and two sums
+    assert steady.gradients == 2 * each + parameters[0]  # in the last product's backward
+    assert steady.libraries > 0
+    report.validate()
+
+
+def test_what_a_card_lacks_is_said_as_pytorch_says_it():
+    module, x = nn.Sequential(nn.Linear(4096, 4096), nn.ReLU()), torch.empty(2**19, 4096, device="meta")
+    device = bridge.profile(module, x, dry=True, modes=["full"], device="cuda:t4").device
+    assert device.needed_bytes > device.memory_bytes
+    assert device.out_of_memory.startswith(
+        "CUDA out of memory. Tried to allocate 8.00 GiB. GPU 0 has a total capacity of"
+    )
+    fitting = bridge.profile(nn.Linear(8, 8), X, dry=True, modes=["full"], device="cuda:t4").device
+    assert fitting.out_of_memory is None
+
+
+def test_segments_hold_what_is_reserved_at_the_peak():
+    module, x = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512)), torch.ones(512, 512)
+    device = bridge.profile(module, x, dry=True, modes=["full"], device="cuda:t4", optimizer=torch.optim.SGD).device
+    assert sum(segment.bytes for segment in device.segments) <= device.steady.reserved_peak_bytes
+    held = sum(size for segment in device.segments for kind, size in segment.blocks if kind != "free")
+    assert held == device.steady.allocated_peak_bytes

@@ -480,3 +480,28 @@ def test_decoders_of_transformers_are_predicted():
         given = {"input_ids": ids, "labels": ids, "use_cache": False, "attention_mask": mask}
         module = transformers.LlamaForCausalLM(config)
         the_same(module, kwargs=given, loss=lambda out: out.loss)
+
+
+class HooksItself(torch.nn.Module):
+    """Puts a hook on a part of itself in its first forward pass, which it notes."""
+
+    def __init__(self):
+        super().__init__()
+        self.part, self.seen, self.hooked = torch.nn.Linear(3, 3), [], False
+
+    def forward(self, x):
+        if not self.hooked:
+            self.part.register_forward_hook(lambda module, inputs, output: self.seen.append(output))
+            self.hooked = True
+        del self.seen[:]
+        self.part(x)
+        assert len(self.seen) == 1
+        return self.seen[0]
+
+
+def test_hooks_that_a_dry_run_puts_on_a_module_go_with_it():
+    module = HooksItself()
+    for _ in range(2):
+        bridge.profile(module, torch.ones(2, 3), dry=True, modes=["full", "inference"])
+    assert not module.hooked
+    assert not module.part._forward_hooks

@@ -273,3 +273,79 @@ def test_without_pytorch_there_is_help(without_torch, capsys):
 @pytest.mark.parametrize("command", sorted(set(REGISTRY) - {"torch"}))
 def test_without_pytorch_every_other_command_works(without_torch, command):
     assert main([command, *OTHERS[command]]) == 0
+
+
+# -- sizes, types, and what fits
+
+LINEAR = ["torch.nn:Linear", "--arg", "in_features=4096", "--arg", "out_features=4096", "--input", "64x4096"]
+ON_T4 = ["--device", "cuda:t4", "--optimizer", "adamw", "--dry"]
+
+
+def with_sizes(batch: int = 2, sequence: int = 4):
+    import torch as t
+
+    return t.nn.Linear(8, 8), t.ones(batch, sequence, 8)
+
+
+@pytest.mark.torch
+def test_a_batch_is_the_first_dimension_of_the_inputs_or_an_argument_of_the_factory(torch, capsys):
+    found = report(capsys, *LINEAR, "--batch", "3", "--dry", "--mode", "full")
+    assert found["profile"]["data"]["inputs"] == ["3x4096:float32"]
+    assert found["arguments"]["input_bytes"] == 3 * 4096 * 4
+    own = [f"{__name__}:with_sizes", "--batch", "5", "--sequence", "7", "--dry", "--mode", "full"]
+    assert report(capsys, *own)["arguments"]["input_bytes"] == 5 * 7 * 8 * 4
+
+
+@pytest.mark.torch
+def test_a_dtype_is_that_of_parameters_and_inputs(torch, capsys):
+    for how in ([], ["--dry"]):
+        found = report(capsys, *LINEAR, "--dtype", "bf16", "--mode", "full", *how)
+        assert found["profile"]["dtype"] == "bfloat16"
+        assert found["arguments"]["input_bytes"] == 64 * 4096 * 2
+    amp = report(capsys, *LINEAR, "--amp", "bf16", "--mode", "full", "--dry")
+    assert amp["profile"]["data"]["autocast"] == "bfloat16"
+
+
+@pytest.mark.torch
+def test_the_largest_batch_of_a_factory_is_found(torch, capsys):
+    code, printed = run(capsys, *LINEAR, *ON_T4, "--find", "batch", "--batch", "131072", "--json", "-")
+    found = json.loads(printed.out)
+    of = {trial["size"]: trial["fits"] for trial in found["trials"]}
+    assert (code, of[found["size"]], of[found["size"] + 1]) == (0, True, False)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sequence", "3", "--dry"], "takes no argument sequence or sequence_length or seq_len"),
+        (["--find", "batch", "--dry"], "--find batch is for a card"),
+        (["--find", "batch", *ON_T4, "-o", "report.html"], "-o is for a report"),
+        (["--input", "3x4", "--batch", "3", "--dry"], "do not all have the same first dimension"),
+        (["--dtype", "bf15", "--dry"], "there is no dtype 'bf15'"),
+    ],
+)
+def test_sizes_that_the_module_does_not_have_are_refused(torch, capsys, arguments, message):
+    code, said = refusal(capsys, *LINEAR, *arguments)
+    assert code == 2
+    assert message in said
+
+
+@pytest.mark.torch
+def test_a_config_without_transformers_is_refused_with_what_to_install(torch, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    code, said = refusal(capsys, "hf:gpt2", "--dry")
+    assert code == 2
+    assert "pip install 'transformers>=4.50'" in said
+    monkeypatch.setitem(sys.modules, "peft", None)
+    code, said = refusal(capsys, *LINEAR, "--lora", "r=4", "--dry")
+    assert code == 2
+    assert "pip install 'peft>=0.15'" in said
+
+
+@pytest.mark.torch
+def test_a_step_that_no_batch_makes_small_enough_is_an_error(torch, capsys):
+    wide = ["torch.nn:Linear", "--arg", "in_features=65536", "--arg", "out_features=65536", "--input", "1x65536"]
+    code, said = refusal(capsys, *wide, *ON_T4, "--find", "batch")
+    assert code == 1
+    assert "no batch fits on cuda:t4: even batch 1 needs" in said

@@ -16,6 +16,7 @@ from msgspec.structs import replace as change
 from memback.commands import main
 from memback.profiling.report import FrontierPoint, Report
 from memback.reports.timeline import Timeline
+from tests.reports import test_device
 from tests.reports.browser import Page, chromium
 from tests.reports.test_html import nasty
 from tests.reports.test_timeline import predicted
@@ -352,13 +353,27 @@ def test_modes_and_moments_can_be_chosen_with_the_keyboard(page: Page) -> None:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_serious_stands_in_the_way_of_anyone(theme: str, width: int, browser: Page, saved: Path) -> None:
+    check_for_everyone(browser, saved, theme, width, ("#over", "#time", "#map", "#frontier"))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_step_on_a_device_is_shown_to_anyone(theme: str, width: int, browser: Page, folder: Path) -> None:
+    path = folder / f"device-{theme}-{width}.html"
+    test_device.report(1024, "CUDA out of memory.").save(path)
+    check_for_everyone(browser, path, theme, width, ("#over",))
+    assert browser.text("#device-title") == "A training step on the device"
+    assert browser.run("return document.querySelectorAll('.segment').length") == 10
+
+
+def check_for_everyone(browser: Page, path: Path, theme: str, width: int, plots: tuple[str, ...]) -> None:
     axe = files("axe_core_python").joinpath("axe.min.js").read_text(encoding="utf-8")
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
-        browser.open(saved, theme)
+        browser.open(path, theme)
         assert browser.run("return document.documentElement.dataset.theme") == theme
-        for plot in ("#over", "#time", "#map", "#frontier"):
+        for plot in plots:
             browser.show(plot)
         browser.run("for (const one of document.querySelectorAll('details')) one.open = true")
         browser.run(axe)

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
@@ -29,11 +29,12 @@ __all__ = ["Loaded", "device_named", "find", "load", "without_memory"]
 
 @dataclass(frozen=True)
 class Loaded:
-    """A module, and what it is called with by position and by name."""
+    """A module, what it is called with by position and by name, and what a report shall say of that (its ``data``)."""
 
     module: torch.nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find(reference: str) -> Any:
@@ -71,6 +72,7 @@ def load(
     device: torch.device | None = None,
     dry: bool = False,
     arguments: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Loaded:
     """Have the factory make its module, and make the inputs.
 
@@ -81,6 +83,7 @@ def load(
         device: where the module and its inputs are made, and moved to; by default they stay where they were made.
         dry: whether everything is made without memory.
         arguments: what the factory is called with, as text by name.
+        dtype: what floating-point parameters, buffers and inputs are turned into; by default they stay as they are.
 
     Raises:
         UsageError: as :func:`find`; or the factory gives something else, or wants other arguments; or inputs are given
@@ -104,6 +107,8 @@ def load(
             raise UsageError(f"say what {reference} is called with: --input 8x3x224x224, --input 8x1024:int64, ...")
         if device is not None and not dry:
             module = module.to(device)
+        if dtype is not None:
+            module = module.to(dtype)
         if given is not None:
             args, kwargs = _moved(given, device)
         else:
@@ -111,6 +116,8 @@ def load(
             if not dry:
                 _check_space(inputs, where)
             args, kwargs = _made(inputs, where)
+        if dtype is not None:
+            args, kwargs = _cast((args, kwargs), dtype)
     return Loaded(module, args, kwargs)
 
 
@@ -228,3 +235,10 @@ def _moved(given: Any, device: torch.device | None) -> Any:
         return value.to(device) if isinstance(value, torch.Tensor) and device is not None else value
 
     return tree_map(moved, given)
+
+
+def _cast(given: Any, dtype: torch.dtype) -> Any:
+    def cast(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    return tree_map(cast, given)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 from unittest.mock import patch
 
@@ -54,6 +55,9 @@ _WITH_DTYPE = {
 """What stands for ops that are not told of a type to add up in."""
 
 _KEY = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+_ASKS = "allow_override" in signature(torch.library.Library.impl).parameters
+_OVERRIDING: Mapping[str, bool] = {"allow_override": True} if _ASKS else {}
+"""What has a kernel take another one's place, where PyTorch wants to be told."""
 
 
 @contextmanager
@@ -75,7 +79,7 @@ def autocasting() -> Iterator[None]:
                 for name in names.split():
                     if (op := _overload(name)) is not None:
                         function = _cast(op, casts[kind]) if kind in casts else _summed(op)
-                        library.impl(name, function, "AutocastCUDA", allow_override=True)
+                        library.impl(name, function, "AutocastCUDA", **_OVERRIDING)
         with patch.object(torch, "clear_autocast_cache", cleared):
             yield
     finally:

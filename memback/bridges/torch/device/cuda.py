@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import optimizer
 from torch.utils import _foreach_utils
@@ -57,6 +58,8 @@ def answering_for(card: Card) -> Iterator[None]:
         stack.enter_context(patch.object(torch.cuda, "is_bf16_supported", halves))
         if (transformers := sys.modules.get("transformers.utils.import_utils")) is not None:  # which takes other ways
             stack.enter_context(patch.object(transformers, "is_fake_tensor", _giving(False), create=True))
+        # Older versions of PyTorch make memory on the device before the first fake tensor of it.
+        stack.enter_context(patch.object(fake_tensor, "init_gpu_context", _giving(None), create=True))
         stream = SimpleNamespace(is_capturing=_giving(False))
         stack.enter_context(patch.object(torch.accelerator, "current_stream", _giving(stream)))
         for place in (optimizer, _foreach_utils):

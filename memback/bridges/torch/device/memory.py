@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from memback.bridges.torch.device.allocator import CachingAllocator
+from memback.bridges.torch.device.trace import TracedAllocator
 from memback.bridges.torch.recording.storages import key
 
 __all__ = ["Memory"]
@@ -34,7 +34,7 @@ class Memory:
     """
 
     def __init__(self) -> None:
-        self.allocator = CachingAllocator()
+        self.allocator = TracedAllocator()
         self.told: Any = None
         self._held: dict[int, _Held] = {}
         self._kept: set[str] = set()
@@ -48,12 +48,12 @@ class Memory:
             self._gone(held)
         if size:
             held = _Held(storage, self._gone)
-            held.key, held.bytes, held.block = key(storage), size, self.take(size)
+            held.key, held.bytes, held.block = key(storage), size, self.take(size, "storage")
             self._held[held.key] = held
 
-    def take(self, size: int) -> object:
-        """Ask for memory, which is more than 0 bytes."""
-        block = self.allocator.allocate(size)
+    def take(self, size: int, owner: str = "") -> object:
+        """Ask for memory, which is more than 0 bytes; ``owner`` is ``storage`` where it is a tensor's."""
+        block = self.allocator.allocate(size, owner)
         if self.told is not None:
             self.told(block, size)
         return block
@@ -74,6 +74,11 @@ class Memory:
         """Ask for what a kernel needs while it runs, and give it back."""
         for block in [self.take(size) for size in sizes if size]:
             self.give_back(block)
+
+    def number_of(self, storage: Any) -> int | None:
+        """Which of the allocator's requests a storage of the card is the answer to; None where it is none of them."""
+        held = self._held.get(key(storage))
+        return None if held is None else self.allocator.number_of(held.block)
 
     def _gone(self, held: _Held) -> None:
         if self._held.get(held.key) is held:

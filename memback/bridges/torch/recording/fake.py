@@ -91,7 +91,7 @@ def faked(
 
 @contextmanager
 def as_it_was(module: torch.nn.Module) -> Iterator[None]:
-    """Put back every attribute of every submodule: some keep what they compute, which would have no memory."""
+    """Put back every attribute and hook of every submodule: some keep what they compute, which would have no memory."""
     before = [(vars(owner), dict(vars(owner)), [dict(m) for m in _members(owner)]) for owner in module.modules()]
     owners = list(module.modules())
     try:
@@ -100,13 +100,14 @@ def as_it_was(module: torch.nn.Module) -> Iterator[None]:
         for owner, (attributes, were, members) in zip(owners, before, strict=True):
             attributes.clear()
             attributes.update(were)
-            for now, then in zip(_members(owner), members, strict=True):
+            for now, then in zip(_members(owner), members, strict=True):  # the very same ones as before
                 now.clear()
                 now.update(then)
 
 
-def _members(owner: torch.nn.Module) -> tuple[dict[str, Any], ...]:
-    return owner._parameters, owner._buffers, owner._modules
+def _members(owner: torch.nn.Module) -> tuple[dict[Any, Any], ...]:
+    hooks = (held for name, held in vars(owner).items() if "_hooks" in name and isinstance(held, dict))
+    return owner._parameters, owner._buffers, owner._modules, *hooks
 
 
 def exchanged_input(fake: Callable[[Any], Any], path: tuple[Any, ...], value: Any) -> Any:

@@ -126,14 +126,17 @@ _DTYPES = re.compile(r"same dtype|mixed dtype|should be the same|expected scalar
 
 
 def dtype_named(name: str) -> torch.dtype:
-    """``float32`` as PyTorch has it.
+    """``float32``, or ``fp32`` for short, as PyTorch has it.
 
     Raises:
         UsageError: there is none.
     """
-    found = getattr(torch, name, None)
+    found = getattr(torch, _SHORT.get(name, name), None)
     if not isinstance(found, torch.dtype):
         raise UsageError(
             f"there is no dtype {shorten(repr(name))} in PyTorch; there are float32, bfloat16, int64, bool and others"
         )
     return found
+
+
+_SHORT: Mapping[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

@@ -764,7 +764,7 @@ class Tracker(Accounts):
             except RuntimeError:  # it has let go of them
                 return
             for saved in found if isinstance(found, (tuple, list)) else (found,):
-                packed = saved.data
+                packed = getattr(saved, "data", None)  # older versions of PyTorch do not tell
                 for held in packed.held if isinstance(packed, _Packed) else ():
                     held.name = name
                     if not held.row.op:
