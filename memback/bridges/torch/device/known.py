@@ -31,7 +31,7 @@ _FILL_AND_COPY = (
 )
 _OF_VIEWS = (
     "as_strided_scatter diagonal_backward select_backward select_scatter slice_backward slice_scatter unfold_backward"
-    " _reshape_alias _unsafe_view unsafe_split unsafe_split_with_sizes unsafe_chunk"
+    " unsafe_split unsafe_split_with_sizes _reshape_alias _unsafe_view"
 )
 _CHOOSE = (
     "embedding gather index index_add index_add_ index_copy index_copy_ index_fill index_fill_ index_select masked_fill"
