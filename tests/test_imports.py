@@ -69,8 +69,7 @@ LATE = {
         "memback.bridges.torch.planning.code",
         "memback.bridges.torch.planning.plan_files",
     },
-    # likewise; and plans of the whole graph are made of a Planning, which makes them: still to be divided
-    "memback.plans.model.planning": {"memback.plans.model.files", "memback.plans.model.graph_plans"},
+    "memback.plans.model.plan": {"memback.plans.model.files"},
 }
 """By module, imports in its functions of modules that need it."""
 

@@ -25,16 +25,14 @@ def render(report: Report) -> str:
         lines += [escape(fact), ""]
     if report.distributed is not None and report.distributed.ranks:
         lines += [*table_lines(tables.ranks(report)), ""]
-    lines += table_lines(tables.comparison(report))
-    if report.runs:
-        lines += ["", *table_lines(tables.peaks(report))]
-    if report.reference is not None:
-        lines += ["", *table_lines(tables.composition(report, report.reference))]
-    if report.frontier:
+    contents = tables.overview(report) or [tables.comparison(report)]
+    if report.frontier and report.runs:
         from memback.reports.plan import frontier_of  # plans are loaded only if there are some
 
-        table = frontier_of(report)
-        lines += ["", *table_lines(table)] if table is not None else []
+        contents.append(frontier_of(report))
+    lines += table_lines(contents[0])
+    for table in contents[1:]:
+        lines += ["", *table_lines(table)]
     for run in report.runs:
         title = html.escape(f"Layers of {tables.printable(run.label)}: {format_bytes(run.saved_bytes)} saved")
         lines += ["", f"<details><summary>{title}</summary>", "", *row_lines(tables.layers(run)), "", "</details>"]

@@ -287,10 +287,8 @@ def _condensed(lines: list[str]) -> Iterator[str]:
 # -- the frontier
 
 
-def frontier_of(report: Report) -> Table | None:
-    """A report's frontier as a table, where it has one."""
-    if not report.frontier or not report.runs:
-        return None
+def frontier_of(report: Report) -> Table:
+    """The frontier of a report, which has one, as a table."""
     points = sorted(FrontierPoint(point.peak_bytes, point.cost) for point in report.frontier)
     table = frontier(points, report.runs[0].flops, max(points[-1].budget, 1), "peak")
     return replace(table, notes=[*table.notes, "A peak is the planner's: a run of the plan takes no more."])

@@ -25,6 +25,7 @@ __all__ = [
     "composition",
     "headline",
     "layers",
+    "overview",
     "peaks",
     "place",
     "printable",
@@ -128,14 +129,17 @@ def _of_absent_ranks(report: Report) -> list[str]:
     if of.missing:
         ranks = f"rank {of.missing[0]}" if len(of.missing) == 1 else f"ranks {', '.join(map(str, of.missing))}"
         said.append(f"No report of {ranks}, of {of.world_size} ranks: the worst is the worst of the others.")
-    stopped = (rank for rank in of.ranks if rank.stopped)
-    return said + [
-        f"Rank {rank.rank} stopped, and its figures are those of its dry run: {rank.stopped}" for rank in stopped
-    ]
+    return said + [_stopped(rank.rank, rank.stopped) for rank in of.ranks if rank.stopped]
 
 
 def _stopped(rank: int, why: str) -> str:
     return f"Rank {rank} stopped, and its figures are those of its dry run: {why}"
+
+
+def overview(report: Report) -> list[Table]:
+    """The tables that every format shows: the modes side by side, their peaks, and what memory consists of."""
+    shown = [comparison(report), peaks(report)] if report.runs else []
+    return shown if report.reference is None else [*shown, composition(report, report.reference)]
 
 
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")

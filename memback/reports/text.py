@@ -16,7 +16,7 @@ from rich.text import Text
 from memback.profiling.report import Report, Run
 from memback.reports import tables, words
 from memback.reports.tables import Cell, Column, Detail, Row, Table
-from memback.units import format_bytes, format_bytes_short
+from memback.units import format_bytes
 
 __all__ = [
     "bar",
@@ -24,7 +24,6 @@ __all__ = [
     "composition",
     "layers",
     "line",
-    "peaks",
     "plain",
     "render",
     "summary",
@@ -52,36 +51,24 @@ def summary(report: Report) -> RenderableType:
         _Line(tables.headline(report), "bold"),
         *(_Line(f"! {warning}", "bold red", 2) for warning in tables.warnings(report)),
         *map(_Line, words.facts(report)),
-        _Line(_machine(report), "dim"),
+        _Line(words.machine(report), "dim"),
         _Line(_arguments(report)),
     ]
     if report.distributed is not None and report.distributed.ranks:
         parts += [Text(), _Sheet(tables.ranks(report))]
-    if report.runs:
-        parts += [Text(), comparison(report), Text(), peaks(report)]
-    run = report.reference
-    if run is not None:
-        parts += [Text(), composition(report, run)]
-    if report.frontier:
-        parts += _frontier(report)
+    contents = tables.overview(report)
+    if report.frontier and report.runs:
+        from memback.reports.plan import frontier_of  # plans are loaded only if there are some
+
+        contents.append(frontier_of(report))
+    for content in contents:
+        parts += [Text(), _Sheet(content)]
     return Group(*parts)
-
-
-def _frontier(report: Report) -> list[RenderableType]:
-    from memback.reports.plan import frontier_of  # plans are loaded only if there are some
-
-    table = frontier_of(report)
-    return [] if table is None else [Text(), _Sheet(table)]
 
 
 def comparison(report: Report) -> RenderableType:
     """One row a mode: saved bytes, peaks, the process, time, gradients."""
     return _Sheet(tables.comparison(report))
-
-
-def peaks(report: Report) -> RenderableType:
-    """What is alive at each mode's peak, and where."""
-    return _Sheet(tables.peaks(report))
 
 
 def composition(report: Report, run: Run) -> RenderableType:
@@ -124,16 +111,6 @@ def render(report: Report) -> str:
     """Everything as plain text of 120 columns, nothing folded."""
     details = (part for run in report.runs for part in (Text(), layers(run, fold=False)))
     return plain(summary(report), *details)
-
-
-def _machine(report: Report) -> str:
-    return ", ".join(_fact(name, value) for name, value in report.machine.items())
-
-
-def _fact(name: str, value: object) -> str:
-    if name.endswith("_bytes") and isinstance(value, int):
-        return f"{name.removesuffix('_bytes')} {format_bytes_short(value)}"
-    return f"{name} {value}"
 
 
 def _arguments(report: Report) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from memback.profiling.report import Device, DeviceStep, Report, Run
 from memback.units import format_bytes_short, format_flops
 
-__all__ = ["facts", "sentences"]
+__all__ = ["facts", "machine", "sentences"]
 
 
 def facts(report: Report) -> list[str]:
@@ -21,6 +21,16 @@ def facts(report: Report) -> list[str]:
     if report.machine.get("device") in ("cpu", "meta") and not any(run.measured_peak_bytes for run in report.runs):
         said.append("These are a CPU's figures: a GPU's kernels save other values, and its figures differ.")
     return said
+
+
+def machine(report: Report) -> str:
+    """Where the report was made."""
+    return ", ".join(
+        f"{name.removesuffix('_bytes')} {format_bytes_short(value)}"
+        if name.endswith("_bytes") and isinstance(value, int)
+        else f"{name} {value}"
+        for name, value in report.machine.items()
+    )
 
 
 def _on_device(device: Device) -> list[str]:

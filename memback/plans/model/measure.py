@@ -147,7 +147,6 @@ class StepStages:
     choices: tuple[Choice, ...]
     base_bytes: int
     flops: int
-    call_flops: tuple[int, ...]
 
     def region(self, kept: Sequence[Selection | None], actions: Sequence[Action]) -> Region:
         """The region under a plan for the stages."""
@@ -192,8 +191,7 @@ class _Measurement:
         stages = self._with_workspace(self._stages(None), [(full, self.everything), (lean, self.inputs)])
         choices = [Choice(self.skeleton.kept, stages)]
         choices += [self._choice(selection) for selection in selections(layout)]
-        flops = tuple(call.flops for call in layout.calls)
-        return StepStages(self.skeleton, tuple(choices), self.base, full.flops, flops)
+        return StepStages(self.skeleton, tuple(choices), self.base, full.flops)
 
     def _choice(self, selections: Sequence[Selection]) -> Choice:
         kept: tuple[Selection | None, ...] = (*selections[:-1], None)  # the last stage's backward follows at once

@@ -6,18 +6,18 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, takewhile, zip_longest
-from typing import NamedTuple
 
 from memback.engine.program import Program, Recompute, Release, Reverse, Step
 from memback.errors import UsageError
 from memback.plans.actions import Action, Backward, Drop, Forward, Keep
+from memback.plans.data import Data
 from memback.plans.model.replay import CallShape, PlanReplay
 from memback.plans.segments import inputs_alone, recorded
 
 __all__ = ["Region", "Selection"]
 
 
-class Selection(NamedTuple):
+class Selection(Data, frozen=True):
     """What is kept of a stage in place of everything: the outputs of calls in ``stored``, and what the calls in
     ``filled`` keep; what the others keep is computed again from that.
     """

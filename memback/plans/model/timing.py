@@ -12,7 +12,7 @@ from memback.engine.observer import Call, Observer
 from memback.engine.op import Op
 from memback.engine.recipe import RecordedCall
 from memback.plans.model.measure import planned
-from memback.plans.model.planning import ModelPlan
+from memback.plans.model.plan import ModelPlan
 from memback.plans.model.region import Region
 from memback.profiling.mode import Mode
 from memback.profiling.step import Step
