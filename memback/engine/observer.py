@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from memback.engine.node import Edge, Node, Recorder
@@ -52,27 +53,15 @@ class Observer:
         """The optimiser has changed the parameters."""
 
 
+@dataclass(slots=True, eq=False)
 class Call:
     """What an observer is told of one forward call. Lives only as long as the observer is looking at it."""
 
-    __slots__ = ("node", "op", "out", "path", "residuals", "site", "tape", "values")
-
-    def __init__(
-        self,
-        op: Op,
-        values: list[Any],
-        out: Any,
-        residuals: tuple[Any, ...],
-        path: str,
-        site: Site | None,
-        node: Node | None,
-        tape: Recorder | None,
-    ) -> None:
-        self.op = op
-        self.values = values
-        self.out = out
-        self.residuals = residuals
-        self.path = path
-        self.site = site
-        self.node = node
-        self.tape = tape
+    op: Op
+    values: list[Any]
+    out: Any
+    residuals: tuple[Any, ...]
+    path: str
+    site: Site | None
+    node: Node | None
+    tape: Recorder | None
