@@ -69,7 +69,7 @@ LATE = {
         "memback.bridges.torch.planning.code",
         "memback.bridges.torch.planning.plan_files",
     },
-    "memback.plans.model.plan": {"memback.plans.model.files"},
+    "memback.plans.model.model_plan": {"memback.plans.model.files"},
 }
 """By module, imports in its functions of modules that need it."""
 

@@ -68,9 +68,9 @@ def command(
         plan.save(save, output.force)
         output.say_written(save, "Saved")
     data = plan_data(full, points, plan=plan and plan.to_dict())
-    output.write_json(
-        data if seconds is None else {**data, "seconds": {"predicted_extra": seconds[0], "step": seconds[1]}}
-    )
+    if seconds is not None:
+        data["seconds"] = {"predicted_extra": seconds[0], "step": seconds[1]}
+    output.write_json(data)
 
 
 def _seconds(profile: Profile, plan: ModelPlan) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Who is told of what happens on a tape."""
+"""Observers, which are told of what happens on a tape."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from memback.engine.node import Edge, Node, Recorder
+from memback.engine.node import AnyTape, Edge, Node
 from memback.engine.op import Op
 from memback.engine.site import Site
 
@@ -14,7 +14,7 @@ __all__ = ["Call", "Observer"]
 
 
 class Observer:
-    """Told of everything that happens on a thread while it is installed in the thread's state. Does nothing itself."""
+    """Base of observers: each method is called when that happens on the thread whose state has the observer."""
 
     def forward_begins(self, op: Op) -> None:
         """``op`` is about to run forward."""
@@ -55,7 +55,7 @@ class Observer:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """What an observer is told of one forward call. Lives only as long as the observer is looking at it."""
+    """One forward call, as an observer sees it. Not to be kept, because it refers to every value."""
 
     op: Op
     values: list[Any]
@@ -64,4 +64,4 @@ class Call:
     path: str
     site: Site | None
     node: Node | None
-    tape: Recorder | None
+    tape: AnyTape | None

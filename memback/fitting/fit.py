@@ -27,7 +27,7 @@ from memback.engine.offload import save_on_disk
 from memback.errors import MembackError, UsageError
 from memback.plans.model.planning import NoPlanError, Planning
 from memback.profiling.definition import Profile
-from memback.profiling.measuring import Peak, Prediction
+from memback.profiling.measuring import Peak, Prediction, made_of
 from memback.profiling.mode import Mode
 from memback.profiling.workload import Workload
 from memback.units import format_bytes
@@ -171,18 +171,15 @@ class Option:
 
     def made_of(self) -> str:
         """What the peak consists of."""
-        sizes = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.peak.parts.items() if size)
-        interval = self.peak.interval
-        return f"{sizes} (in {interval.phase}, {interval.op} of layer {interval.path or '(top)'!r})"
+        return made_of(self.peak.to_dict())
 
     def to_dict(self, step_seconds: float, command: str) -> dict[str, Any]:
         """As plain data."""
-        interval = self.peak.interval
         return {
             "flags": self.setup.flags(),
             "command": command,
             "peak_bytes": self.peak_bytes,
-            "peak": {"phase": interval.phase, "path": interval.path, "op": interval.op, **self.peak.parts},
+            "peak": self.peak.to_dict(),
             "saved_bytes": self.saved_bytes,
             "predicted_seconds_lost": self.seconds,
             "predicted_time_lost": None if self.seconds is None else self.seconds / step_seconds,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from memback import glossary
+from memback.engine.arrays import form
 from memback.profiling.report import PARTS, Layer, Report, Run
 from memback.reports import pages, tables, words
 from memback.reports.folding import fold
@@ -183,7 +184,7 @@ def _layers(layers: Sequence[Layer], strings: _Strings) -> list[list[Any]]:
             strings(layer.op),
             layer.call,
             layer.count,
-            strings(_shape(layer)),
+            strings(form(layer.dtype, layer.output_shape) if layer.dtype else ""),
             layer.saved_bytes,
             layer.shared_bytes,
             layer.parameter_bytes,
@@ -194,10 +195,6 @@ def _layers(layers: Sequence[Layer], strings: _Strings) -> list[list[Any]]:
         ]
         for layer in layers
     ]
-
-
-def _shape(layer: Layer) -> str:
-    return f"{layer.dtype}[{', '.join(map(str, layer.output_shape))}]" if layer.dtype else ""
 
 
 def _folds(layers: Sequence[Layer]) -> list[list[Any]]:

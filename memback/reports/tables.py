@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from memback.engine.arrays import form
 from memback.printable import printable
 from memback.profiling.report import PARTS, Layer, Rank, Report, Run, SavedValue, Seconds
 from memback.reports.folding import Fold, fold, span
@@ -457,12 +458,11 @@ def layers(run: Run, folded: bool = True) -> Table:
 def _layer_row(row: Fold, repeated: bool, timed: bool) -> Row:
     first = row.layers[0]
     path = (row.path or "(top)") + (" *" if first.recomputed else "")
-    shape = ", ".join(map(str, first.output_shape))
     cells = [
         Cell(path),
         Cell(first.op),
         *([Cell(str(row.calls))] if repeated else []),
-        Cell(f"{first.dtype}[{shape}]" if first.dtype else ""),
+        Cell(form(first.dtype, first.output_shape) if first.dtype else ""),
         _bytes(sum(layer.saved_bytes for layer in row.layers)),
         _bytes(sum(layer.shared_bytes for layer in row.layers)),
         _bytes(sum(layer.parameter_bytes for layer in row.layers)),

@@ -173,7 +173,7 @@ class _Sheet:
         self.table = table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        layout = _Layout(self.table, console, options)
+        layout = _Columns(self.table, console, options)
         yield from _Line(self.table.title, "bold").__rich_console__(console, options)
         for number, chosen in enumerate(layout.split()):
             if number:
@@ -185,7 +185,7 @@ class _Sheet:
             yield from _Line(note, "dim").__rich_console__(console, options)
 
 
-class _Layout:
+class _Columns:
     """Which columns go side by side, how wide they are, and the lines that result. A column is named by its number."""
 
     def __init__(self, table: Table, console: Console, options: ConsoleOptions) -> None:

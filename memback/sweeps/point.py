@@ -221,29 +221,16 @@ class _Model:
     def plan(self, budget: int, planner: str) -> PlanFigures:
         full = self.figures(Mode("full"))
         if full.peak_bytes + RESERVE <= budget and planner in KEEPING_EVERYTHING:
-            return PlanFigures(
-                budget_bytes=budget,
-                planner=planner,
-                fits=True,
-                peak_bytes=full.peak_bytes,
-                saved_bytes=full.saved_bytes,
-                extra_flops=0,
-                optimality="optimal: nothing is computed twice",
-            )
+            saved, proof = full.saved_bytes, "optimal: nothing is computed twice"
+            figures: dict[str, Any] = {"peak_bytes": full.peak_bytes, "saved_bytes": saved, "optimality": proof}
+            return PlanFigures(budget_bytes=budget, planner=planner, fits=True, extra_flops=0, **figures)
         try:
             plan = self.planning.plan(budget, planner)
         except NoPlanError as error:
             least = error.minimum_bytes
             return PlanFigures(budget_bytes=budget, planner=planner, fits=False, least_budget_bytes=least)
-        return PlanFigures(
-            budget_bytes=budget,
-            planner=planner,
-            fits=True,
-            peak_bytes=plan.peak_bytes,
-            saved_bytes=plan.saved_bytes,
-            extra_flops=plan.extra_flops,
-            optimality=plan.optimality,
-        )
+        figures = {name: getattr(plan, name) for name in ("peak_bytes", "saved_bytes", "extra_flops", "optimality")}
+        return PlanFigures(budget_bytes=budget, planner=planner, fits=True, **figures)
 
 
 def _parts(parts: Iterable[tuple[str, int]]) -> dict[str, int]:

@@ -1,8 +1,9 @@
-"""Plans for models as JSON files, and the checks of what the types of their fields do not say."""
+"""Plans for models as JSON files, and checks beyond the types of their fields."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +15,7 @@ from memback.plans.data import Data, read
 from memback.plans.graph import memory
 from memback.plans.graph.nodes import Graph
 from memback.plans.model.graph_region import GraphRegion
-from memback.plans.model.plan import ModelPlan
+from memback.plans.model.model_plan import ModelPlan
 from memback.plans.model.region import Region, Selection
 from memback.plans.model.replay import CallShape
 from memback.plans.simulate import IllegalActionError, simulate
@@ -60,30 +61,21 @@ class _GraphFile(_File, frozen=True):
 
 _OF_PLAN = _File.__struct_fields__[1 : _File.__struct_fields__.index("calls")]
 """What a file has of a plan as the plan has it."""
+_OF_REGION = tuple(field.name for field in fields(Region))
+"""Likewise of a chain's region."""
 
 
 def to_dict(plan: ModelPlan) -> dict[str, Any]:
     """A plan as plain data."""
     region = plan.region
     common: dict[str, Any] = {name: getattr(plan, name) for name in _OF_PLAN}
-    common |= {"calls": region.calls, "bounds": region.bounds}
     if isinstance(region, GraphRegion):
-        graph = _PlannedGraph(
-            *msgspec.structs.astuple(region.graph),
-            views=region.views,
-            makers=region.makers,
-            actions=region.actions,
-        )
-        content: _File = _GraphFile(SCHEMA, **common, graph=graph)
+        parts = {name: getattr(region, name) for name in ("views", "makers", "actions")}
+        graph = _PlannedGraph(*msgspec.structs.astuple(region.graph), **parts)
+        content: _File = _GraphFile(SCHEMA, **common, calls=region.calls, bounds=region.bounds, graph=graph)
     else:
         content = _ChainFile(
-            SCHEMA,
-            **common,
-            crossing=region.crossing,
-            lasting=dict(region.lasting),
-            kept=region.kept,
-            stages=plan.stages,
-            actions=region.actions,
+            SCHEMA, **common, **{name: getattr(region, name) for name in _OF_REGION}, stages=plan.stages
         )
     data: dict[str, Any] = msgspec.to_builtins(content, str_keys=True)
     sets = [data["graph"]["views"]] if "graph" in data else [*data["crossing"]]
@@ -109,14 +101,7 @@ def from_dict(data: Any) -> ModelPlan:
         graph = Graph(made.nodes, made.running, made.before, made.during)
         region = GraphRegion(content.calls, content.bounds, made.views, made.makers, graph, made.actions)
     else:
-        region = Region(
-            calls=content.calls,
-            bounds=content.bounds,
-            crossing=content.crossing,
-            lasting=content.lasting,
-            kept=content.kept,
-            actions=content.actions,
-        )
+        region = Region(**{name: getattr(content, name) for name in _OF_REGION})
     return ModelPlan(
         region=region,
         stages=content.stages if isinstance(content, _ChainFile) else (),

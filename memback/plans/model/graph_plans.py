@@ -10,7 +10,7 @@ from memback.plans.actions import GraphPlan
 from memback.plans.graph import milp
 from memback.plans.graph.search import search
 from memback.plans.model.graph_region import GraphRegion
-from memback.plans.model.plan import RESERVE, ModelPlan, leaner
+from memback.plans.model.model_plan import RESERVE, ModelPlan, leaner
 from memback.plans.model.step_graph import StepGraph
 from memback.plans.stage import Stage
 

@@ -15,7 +15,7 @@ from memback.plans.chain import persistent
 from memback.plans.model.graph_region import GraphRegion
 from memback.plans.model.measure import Choice, StepStages, measure, predict, trace
 from memback.plans.model.mixing import Mixing
-from memback.plans.model.plan import (
+from memback.plans.model.model_plan import (
     RESERVE,
     FrontierPoint,
     ModelPlan,
@@ -136,14 +136,14 @@ class Planning:
 
     @property
     def graph_plans(self) -> GraphPlans:
-        """What makes plans for the graph; raises as :attr:`step_graph`."""
+        """The planner of the graph; raises as :attr:`step_graph`."""
         from memback.plans.model.graph_plans import GraphPlans
 
         return GraphPlans(self.step_graph, self.everything, self.realise)
 
     @cached_property
     def policies(self) -> list[ModelPlan]:
-        """What the policies do that find something in the model, as plans."""
+        """The plans of the policies that find something in the model."""
         return [
             replace(plan, budget=plan.peak_bytes + RESERVE)
             for program in policy_plans(self.step, trace)
@@ -268,7 +268,7 @@ class Planning:
         return points
 
     def _realise(self, choice: Choice, made: Plan, budget: int) -> ModelPlan:
-        """Run a plan dry, the same actions once: what it really takes."""
+        """Run a plan dry, once for the same actions, for its exact peak."""
         asked = (choice.kept, tuple(made.actions))
         proof = _proved(choice, made, len(self.staged.choices))
         if asked not in self._realised:
@@ -293,7 +293,7 @@ class Planning:
             extra_flops=ledger.recomputed_flops,
             runs=dict(run.runs),
             optimality=optimality,
-            peak={"phase": peak.interval.phase, "path": peak.interval.path, "op": peak.interval.op, **peak.parts},
+            peak=peak.to_dict(),
             parameters=shapes_of_parameters(self.step.module),
         )
 

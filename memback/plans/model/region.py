@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, takewhile, zip_longest
 
-from memback.engine.program import Program, Recompute, Release, Reverse, Step
+from memback.engine.program import Instruction, Program, Recompute, Release, Reverse
 from memback.errors import UsageError
 from memback.plans.actions import Action, Backward, Drop, Forward, Keep
 from memback.plans.data import Data
@@ -143,7 +143,7 @@ class Region:
     def _forward_part(self) -> Iterator[Action]:
         return takewhile(lambda action: not isinstance(action, Backward), self.executed)
 
-    def _steps(self) -> Iterator[Step]:
+    def _steps(self) -> Iterator[Instruction]:
         actions = self.executed[len(list(self._forward_part())) :]
         for action, following in zip_longest(actions, actions[1:]):
             stage = action.stage
@@ -169,7 +169,7 @@ class Region:
         return self.crossing[stage + 1].union(kept, (n for n in self.lasting if n in self._calls_of(stage)))
 
     def _done_after(self, stage: int) -> frozenset[int]:
-        """What nobody needs any more once the calls of a stage that is reversed hold what they need."""
+        """What is of no more use once the calls of a stage that is reversed hold what they need."""
         selection = self.kept[stage]
         kept = frozenset[int]() if selection is None else selection.stored
         lasting = (number for number, first in self.lasting.items() if first == stage)

@@ -21,6 +21,7 @@ from memback.plans.model.region import Region
 from memback.plans.model.replay import run_region
 from memback.plans.saved import SavedPlan, check_parameters
 from memback.plans.stage import Stage
+from memback.profiling.measuring import made_of
 from memback.units import format_bytes, format_bytes_short
 
 if TYPE_CHECKING:
@@ -43,12 +44,11 @@ class NoPlanError(MembackError):
     def __init__(self, budget: int, minimum: ModelPlan, seconds: float | None = None) -> None:
         self.budget = budget
         self.minimum_bytes = minimum.budget
-        made_of = _made_of(minimum.peak)
         leanest = "the leanest" if seconds is None else f"the leanest found in {seconds:g} s"
         super().__init__(
             f"no plan fits {format_bytes(budget)}: {leanest} needs {format_bytes(minimum.budget)}, which is"
-            f" {made_of}, reserve {format_bytes(RESERVE)}. Raise the budget to that, or make the step smaller (its"
-            " batch, its model)"
+            f" {made_of(minimum.peak)}, reserve {format_bytes(RESERVE)}. Raise the budget to that, or make the step"
+            " smaller (its batch, its model)"
         )
 
 
@@ -168,12 +168,6 @@ def leaner(best: ModelPlan, floor: int, find: Callable[[int], ModelPlan | None])
         budgets = sorted({floor + span * i // _PROBES for i in range(_PROBES)} | {best.budget - 1}) if span else []
         found = next((plan for budget in budgets if (plan := find(budget)) is not None), None)
     return best
-
-
-def _made_of(peak: Mapping[str, Any]) -> str:
-    sizes = {name: size for name, size in peak.items() if isinstance(size, int) and size}
-    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes.items())
-    return f"{parts} (in {peak['phase']}, {peak['op']} of layer {peak['path'] or '(top)'!r})"
 
 
 def knee(points: Sequence[FrontierPoint]) -> FrontierPoint:
