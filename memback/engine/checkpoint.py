@@ -353,8 +353,9 @@ def _warn_if_useless(segment: Segment, function: Callable[..., Any], inputs: Any
         if segment.would_save is None or segment.would_save > held:
             return
         reason = f"its calls would keep {segment.would_save:,} bytes, its inputs take {held:,}"
+    name = getattr(function, "__qualname__", None) or type(function).__name__
     warnings.warn(
-        f"the checkpoint of {_function_name(function)} at {short_path(call_site())} saves no memory: {reason}."
+        f"the checkpoint of {name} at {short_path(call_site())} saves no memory: {reason}."
         " Checkpoint a longer segment, or none",
         CheckpointWarning,
         stacklevel=4,
@@ -392,7 +393,3 @@ def _named_arrays(
         for item in _nested(value):
             if isinstance(item, Tensor) or is_array(item):
                 yield name, item.data if isinstance(item, Tensor) else item
-
-
-def _function_name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__qualname__", None) or type(function).__name__

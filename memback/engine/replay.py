@@ -27,7 +27,7 @@ from memback.engine.node import Edge, Node, Port, node_of
 from memback.engine.observer import Call
 from memback.engine.op import Op
 from memback.engine.packed import unpacked
-from memback.engine.program import Instruction, Program, Recompute, Release
+from memback.engine.program import Program, Recompute, Release
 from memback.engine.recipe import (
     LEAN,
     MultiCall,
@@ -159,7 +159,9 @@ class Replay:
     def _carry_out(self, reversal: int, state: State, retain: bool) -> None:
         """Carry out the program up to a reversal, and what is released at once then."""
         steps = self.program.steps
-        while self._position <= reversal or (self._position < len(steps) and _releases(steps[self._position])):
+        while self._position <= reversal or (
+            self._position < len(steps) and isinstance(steps[self._position], Release)
+        ):
             step = steps[self._position]
             self._position += 1
             if isinstance(step, Recompute):
@@ -325,10 +327,6 @@ class Replay:
             held = self._untold.pop(0)
             if observer is not None:
                 observer.held(held)
-
-
-def _releases(step: Instruction) -> bool:
-    return isinstance(step, Release)
 
 
 # -- recording

@@ -398,6 +398,8 @@ def _arguments(profile: Profile) -> set[str]:
 
 _EXCLUSIVE = ({"policy", "plan"}, {"plan", "offload"}, {"plan", "micro"})
 """Levers that are not combined: two ways of recomputation, and what plans do not know of."""
+_EXACT = ("bit-identical", "rounding")
+"""Results that are the same up to rounding."""
 _MOST_LEVERS = 3
 _WORTHWHILE = 0.9
 """Several levers together must save at least a tenth of the time lost with fewer of them or with another."""
@@ -433,7 +435,9 @@ def fit(trials: Trials, budget: int, start: Setup | None = None) -> list[Option]
                 continue
             if "dtype" in names and size > 1 and any("dtype" not in subset for subset in found):
                 continue  # no combination with a lever of unknown cost while something else fits
-            known = [option for subset, option in found.items() if subset < names or (size > 1 and _is_exact(option))]
+            known = [
+                option for subset, option in found.items() if subset < names or (size > 1 and option.results in _EXACT)
+            ]
             limit = min((_WORTHWHILE * _cost(option) for option in known), default=None)
             if limit is not None and limit <= (0 if size == 1 else _NEXT_TO_NOTHING * trials.step_seconds):
                 continue
@@ -447,11 +451,6 @@ def fit(trials: Trials, budget: int, start: Setup | None = None) -> list[Option]
             raise DoesNotFitError(budget, leanest)
         return [min((option for option in trials.options if option.peak_bytes <= budget), key=_rank)]
     return sorted(found.values(), key=_rank)[:_MOST_ROWS]
-
-
-def _is_exact(option: Option) -> bool:
-    """Whether results are the same up to rounding."""
-    return option.results in ("bit-identical", "rounding")
 
 
 def _cost(option: Option) -> float:

@@ -232,9 +232,10 @@ def _process_columns(runs: Sequence[Run]) -> list[tuple[Column, list[Cell]]]:
 
 
 def _time_columns(runs: Sequence[Run]) -> list[tuple[Column, list[Cell]]]:
+    again = [run.recomputed_flops for run in runs]
     return [
         *((Column(phase, group=4), [_phase(run, phase) for run in runs]) for phase in Seconds.__struct_fields__),
-        (Column("recomputed FLOPs", group=4), [_recomputed(run) for run in runs]),
+        (Column("recomputed FLOPs", group=4), [Cell(format_flops(n) if n else NONE) for n in again]),
     ]
 
 
@@ -243,10 +244,6 @@ def _phase(run: Run, phase: str) -> Cell:
     absent = run.seconds is None or (run.mode == "inference" and phase != "forward")
     seconds = 0.0 if absent else getattr(run.seconds, phase)
     return Cell(format_seconds(seconds) if seconds else NONE)
-
-
-def _recomputed(run: Run) -> Cell:
-    return Cell(format_flops(run.recomputed_flops) if run.recomputed_flops else NONE)
 
 
 def _difference(run: Run) -> int | None:
@@ -340,7 +337,7 @@ def ranks(report: Report) -> Table:
     sizes = [_rank_sizes(rank) for rank in of.ranks]
     used = [title for title in sizes[0] if any(of_rank[title] for of_rank in sizes)]
     rows = [
-        Row([Cell(_rank_name(rank)), *(_bytes(of_rank[title]) for title in used)])
+        Row([Cell(f"{rank.rank}{' (stopped)' if rank.stopped else ''}"), *(_bytes(of_rank[title]) for title in used)])
         for rank, of_rank in zip(of.ranks, sizes, strict=True)
     ]
     notes = [
@@ -371,10 +368,6 @@ def _rank_sizes(rank: Rank) -> dict[str, int | None]:
             "measured peak": run.measured_peak_bytes,
         }
     return sizes
-
-
-def _rank_name(rank: Rank) -> str:
-    return f"{rank.rank} (stopped)" if rank.stopped else str(rank.rank)
 
 
 def _unequal(report: Report) -> list[str]:

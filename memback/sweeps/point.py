@@ -7,7 +7,7 @@ measured stages of their plans.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -214,7 +214,8 @@ class _Model:
                 peak_op=interval.op,
                 flops=ledger.flops,
                 recomputed_flops=ledger.recomputed_flops,
-                **_parts(prediction.peak.parts.items()),
+                # a point has one rank
+                **{f"peak_{name}": n for name, n in prediction.peak.parts.items() if name not in EXCHANGED},
             )
         return self._figures[mode]
 
@@ -231,7 +232,3 @@ class _Model:
             return PlanFigures(budget_bytes=budget, planner=planner, fits=False, least_budget_bytes=least)
         figures = {name: getattr(plan, name) for name in ("peak_bytes", "saved_bytes", "extra_flops", "optimality")}
         return PlanFigures(budget_bytes=budget, planner=planner, fits=True, **figures)
-
-
-def _parts(parts: Iterable[tuple[str, int]]) -> dict[str, int]:
-    return {f"peak_{name}": size for name, size in parts if name not in EXCHANGED}  # a point has one rank

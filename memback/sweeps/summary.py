@@ -104,13 +104,10 @@ def _points(grid: Grid, rows: Sequence[work.Row]) -> Table:
         )
         for row in rows
     ]
-    notes = [f"Checkpoint: policy {policies[0]}."] if len(policies := _policies(rows)) == 1 else []
+    policies = list(dict.fromkeys(row.policy for row in rows if row.policy))
+    notes = [f"Checkpoint: policy {policies[0]}."] if len(policies) == 1 else []
     notes += ["Recomputed: FLOPs that the plan recomputes, as a share of a forward pass."] if planned else []
     return Table("Points", columns, body, notes=notes)
-
-
-def _policies(rows: Sequence[work.Row]) -> list[str]:
-    return list(dict.fromkeys(row.policy for row in rows if row.policy))
 
 
 def _plan_cells(row: work.Row) -> tuple[Cell, Cell]:
