@@ -53,7 +53,7 @@ class UnsupportedError(NoValuesError, AttributeError):
 
 
 _METHODS = frozenset({"all", "any", "argmax", "argmin", "clip", "cumprod", "cumsum", "diagonal", "max", "mean", "min"})
-_METHODS |= {"prod", "repeat", "squeeze", "std", "sum", "take", "var"}
+_METHODS |= {"prod", "ravel", "repeat", "squeeze", "std", "sum", "swapaxes", "take", "var"}
 
 
 _arguments: dict[int, tuple[weakref.ref[Any], ShapeArray]] = {}
@@ -236,16 +236,6 @@ class ShapeArray(DryArray, NDArrayOperatorsMixin):
         """A view with the dimensions in another order."""
         order = axes[0] if len(axes) == 1 and (axes[0] is None or isinstance(axes[0], (tuple, list))) else axes
         view: ShapeArray = FUNCTIONS[np.transpose](self, order or None)
-        return view
-
-    def swapaxes(self, a: int, b: int) -> ShapeArray:
-        """A view with two dimensions exchanged."""
-        view: ShapeArray = FUNCTIONS[np.swapaxes](self, a, b)
-        return view
-
-    def ravel(self, order: str = "C") -> ShapeArray:
-        """One dimension: a view where the layout allows one."""
-        view: ShapeArray = FUNCTIONS[np.ravel](self, order)
         return view
 
     def __getattr__(self, name: str) -> Any:

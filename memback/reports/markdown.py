@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from memback.profiling.report import Report
 from memback.reports import tables, words
 from memback.reports.tables import Cell, Row, Table
 from memback.units import format_bytes
 
-__all__ = ["escape", "render", "row_lines", "table_lines"]
+__all__ = ["escape", "folded_lines", "render", "row_lines", "table_lines"]
 
 _SPECIAL = re.compile(r"[\\`*\[<>&|~$]|(?<![^\W_])_|_(?![^\W_])")
 
@@ -34,8 +34,8 @@ def render(report: Report) -> str:
     for table in contents[1:]:
         lines += ["", *table_lines(table)]
     for run in report.runs:
-        title = html.escape(f"Layers of {tables.printable(run.label)}: {format_bytes(run.saved_bytes)} saved")
-        lines += ["", f"<details><summary>{title}</summary>", "", *row_lines(tables.layers(run)), "", "</details>"]
+        title = f"Layers of {run.label}: {format_bytes(run.saved_bytes)} saved"
+        lines += folded_lines(title, row_lines(tables.layers(run)))
     return "\n".join(lines) + "\n"
 
 
@@ -44,6 +44,12 @@ def table_lines(table: Table) -> Iterator[str]:
     yield f"#### {escape(table.title)}"
     yield ""
     yield from row_lines(table)
+
+
+def folded_lines(title: str, lines: Iterable[str]) -> list[str]:
+    """Lines that unfold below a title."""
+    summary = html.escape(tables.printable(title))
+    return ["", f"<details><summary>{summary}</summary>", "", *lines, "", "</details>"]
 
 
 def row_lines(table: Table) -> Iterator[str]:
