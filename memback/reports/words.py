@@ -23,16 +23,6 @@ def facts(report: Report) -> list[str]:
     return said
 
 
-def machine(report: Report) -> str:
-    """Where the report was made."""
-    return ", ".join(
-        f"{name.removesuffix('_bytes')} {format_bytes_short(value)}"
-        if name.endswith("_bytes") and isinstance(value, int)
-        else f"{name} {value}"
-        for name, value in report.machine.items()
-    )
-
-
 def _on_device(device: Device) -> list[str]:
     """What a training step takes on the device that was predicted for, and whether that fits."""
     whose = f"cuda:{device.name} ({device.title}, {format_bytes_short(device.memory_bytes)})"
@@ -91,3 +81,13 @@ def _mode(run: Run, full: Run | None) -> str:
         more = 100 * run.recomputed_flops / run.flops
         cost = f", and recomputes {format_flops(run.recomputed_flops)} ({more:.1f} % of the forward pass)"
     return f"{run.label} saves {format_bytes_short(run.saved_bytes)}{share}{cost}; its peak is {peak}."
+
+
+def machine(report: Report) -> str:
+    """Where the report was made."""
+    return ", ".join(
+        f"{name.removesuffix('_bytes')} {format_bytes_short(value)}"
+        if name.endswith("_bytes") and isinstance(value, int)
+        else f"{name} {value}"
+        for name, value in report.machine.items()
+    )
