@@ -70,7 +70,7 @@ def solve(program: LinearProgram, time_limit: float) -> tuple[Sequence[float] | 
     lp.integrality_ = [kinds.kInteger if integer else kinds.kContinuous for integer in program.integer]
 
     class Quiet(highspy.Highs):
-        """The solver without its banner, which it prints before options can be set."""
+        """The solver, which would greet on standard output before it can be told to be silent."""
 
         def enableCallbacks(self) -> None:  # the first thing that its constructor does
             self.setOptionValue("output_flag", False)

@@ -20,6 +20,7 @@ from memback.reports.tables import NONE, Cell, Column, Row, Table
 from memback.units import MIB, format_bytes, format_flops, format_seconds
 
 __all__ = [
+    "MOST_ROWS",
     "AnyPlan",
     "drawn",
     "folded",
@@ -33,8 +34,10 @@ __all__ = [
     "times",
 ]
 
+MOST_ROWS = 24
+"""Of a table or picture of a plan; those left out are counted."""
+
 _PARTS = ("saved", "recomputed", "gradients", "outputs", "workspace")
-_MOST_ROWS = 24
 _MOST_POINTS = 16
 
 _Kind = TypeVar("_Kind", bound=Hashable)
@@ -109,9 +112,9 @@ def folded(
     """One row for each run of adjacent parts of a kind: its ``cells``. ``whole`` says where all of many rows are."""
     runs = groupby(range(len(kinds)), key=kinds.__getitem__)
     rows = [Row(list(map(Cell, cells(kind, list(numbers))))) for kind, numbers in runs]
-    left = len(rows) - _MOST_ROWS
+    left = len(rows) - MOST_ROWS
     notes = [f"{left} more rows are not shown; {whole}.", note] if left > 0 else [note]
-    return Table(title, columns, rows[:_MOST_ROWS], notes=notes)
+    return Table(title, columns, rows[:MOST_ROWS], notes=notes)
 
 
 def times(runs: int) -> str:
@@ -275,10 +278,10 @@ def _narrowed(marks: Sequence[str], per: int) -> str:
 
 def _condensed(lines: list[str]) -> Iterator[str]:
     """The first and the last lines, and the number of those between them."""
-    if len(lines) <= _MOST_ROWS:
+    if len(lines) <= MOST_ROWS:
         yield from lines
         return
-    half = _MOST_ROWS // 2
+    half = MOST_ROWS // 2
     yield from lines[:half]
     yield f"{'':>9}  … {len(lines) - 2 * half} more …"
     yield from lines[-half:]
