@@ -91,17 +91,6 @@ _LAZY = {
     "save_on_disk": "memback.engine.offload",
     "use_compiled_kernels": "memback.ops.compiled",
 }
-_FUNCTIONS = {
-    "OffloadWarning",
-    "PrecisionWarning",
-    "Tape",
-    "keep_freed_memory",
-    "plan",
-    "profile",
-    "save_on_disk",
-    "use_compiled_kernels",
-}
-
 
 _moved.install()
 
@@ -113,7 +102,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     module = import_module(_LAZY[name])
-    value = getattr(module, name) if name in _FUNCTIONS else module
+    value = module if module.__name__ == f"memback.{name}" else getattr(module, name)
     globals()[name] = value
     return value
 

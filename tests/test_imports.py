@@ -76,8 +76,7 @@ LATE = {
         "memback.bridges.torch.planning.plan_files",
     },
     "memback.bridges.torch.planning.call_plan": {"memback.bridges.torch.planning.call_code"},
-    # likewise; and plans of the whole graph are made of a Planning, which makes them: still to be divided
-    "memback.plans.model.planning": {"memback.plans.model.files", "memback.plans.model.graph_plans"},
+    "memback.plans.model.model_plan": {"memback.plans.model.files"},
 }
 """By module, imports in its functions of modules that need it."""
 

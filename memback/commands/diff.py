@@ -59,7 +59,7 @@ def _show(diff: Diff, output: Output) -> None:
 
 def _render(diff: Diff, broken: list[str], file: str) -> str:
     from memback.reports import text
-    from memback.reports.markdown import escape, row_lines, table_lines
+    from memback.reports.markdown import escape, folded_lines, row_lines, table_lines
 
     name = file.lower()
     if name.endswith(".json"):
@@ -70,21 +70,5 @@ def _render(diff: Diff, broken: list[str], file: str) -> str:
     lines = [f"> **Past the limit.** {escape(line)}" for line in broken]
     lines += [*([""] if broken else []), *table_lines(first)]
     for table in rest:
-        lines += [
-            "",
-            f"<details><summary>{_escape_html(table.title)}</summary>",
-            "",
-            *row_lines(table),
-            "",
-            "</details>",
-        ]
+        lines += folded_lines(table.title, row_lines(table))
     return "\n".join(lines) + "\n"
-
-
-def _escape_html(title: str) -> str:
-    """A title inside HTML."""
-    import html
-
-    from memback.reports.tables import printable
-
-    return html.escape(printable(title))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -228,7 +229,6 @@ def _data(
             return None
         return option.to_dict(trials.step_seconds, _command(trials, option, budget, given))
 
-    machine = trials.machine
     return {
         "schema": _SCHEMA,
         "profile": trials.profile.name,
@@ -238,10 +238,5 @@ def _data(
         "options": [plain(option) for option in options],
         "leanest": plain(leanest),
         "step_flops": trials.flops,
-        "machine": {
-            "flops_per_second": machine.flops_per_second,
-            "write_bytes_per_second": machine.write_bytes_per_second,
-            "read_bytes_per_second": machine.read_bytes_per_second,
-            "folder": machine.folder,
-        },
+        "machine": asdict(trials.machine),
     }

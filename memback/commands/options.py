@@ -6,7 +6,7 @@ import functools
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from memback.profiling.report import Report
 
-__all__ = ["Output", "output_options", "report_options", "shown"]
+__all__ = ["Output", "output_options", "report_options", "show_report", "shown", "shown_report_options"]
 
 _CONTROL = re.compile("[\x7f-\x9f]")
 """Control characters that JSON leaves as they are."""
@@ -122,6 +122,16 @@ def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def shown_report_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a subcommand ``--layers`` and ``-o`` (as ``files``) besides the options of :func:`output_options`."""
+    help_text = "Write the report in the format of FILE's suffix."
+    function = output_options(function)
+    function = click.option("-o", "--output", "files", multiple=True, metavar="FILE", help=help_text)(function)
+    return click.option("--layers", is_flag=True, help="Show the per-layer table of every mode, no rows folded.")(
+        function
+    )
+
+
 def report_options(function: Callable[..., Report | None]) -> Callable[..., Any]:
     """Give a subcommand that returns a report ``--layers``, ``-o`` and the options of :func:`output_options`.
 
@@ -129,16 +139,7 @@ def report_options(function: Callable[..., Report | None]) -> Callable[..., Any]
     that to another process. If the report lacks ranks, the command fails afterwards.
     """
 
-    @click.option("--layers", is_flag=True, help="Show the per-layer table of every mode, no rows folded.")
-    @click.option(
-        "-o",
-        "--output",
-        "files",
-        multiple=True,
-        metavar="FILE",
-        help="Write the report in the format of FILE's suffix.",
-    )
-    @output_options
+    @shown_report_options
     @functools.wraps(function)
     def wrapper(*args: Any, layers: bool, files: tuple[str, ...], output: Output, **kwargs: Any) -> None:
         from memback import reports
@@ -149,20 +150,22 @@ def report_options(function: Callable[..., Report | None]) -> Callable[..., Any]
         report = function(*args, output=output, **kwargs)
         if report is None:
             return
-        _show(report, layers, output)
-        for file in files:
-            report.save(file, output.force)
-            output.say_written(file)
-        output.write_json(report.to_dict())
+        show_report(report, True, layers, files, output)
         if report.distributed is not None and (warnings := tables.warnings(report)):
             raise MembackError("\n  ".join(["there are not all reports of all ranks", *warnings]))
 
     return wrapper
 
 
-def _show(report: Report, layers: bool, output: Output) -> None:
+def show_report(report: Report, whole: bool, layers: bool, files: Iterable[str], output: Output) -> None:
+    """Print a report, if it is to be shown as a ``whole``, and its layers; and write it."""
     from memback.reports import text
 
-    output.console.print(report)
+    if whole:
+        output.console.print(report)
     for run in report.runs if layers else ():
         output.console.print(text.layers(run, fold=False))
+    for file in files:
+        report.save(file, output.force)
+        output.say_written(file)
+    output.write_json(report.to_dict())

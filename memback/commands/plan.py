@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from memback.commands.inputs import profile_argument
 from memback.commands.options import Output, output_options
+from memback.commands.plans import BESIDE_PICTURE, plan_data, show_plan
 from memback.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,7 +67,10 @@ def command(
     if plan is not None and save is not None:
         plan.save(save, output.force)
         output.say_written(save, "Saved")
-    output.write_json(_data(plan, points, full, seconds))
+    data = plan_data(full, points, plan=plan and plan.to_dict())
+    if seconds is not None:
+        data["seconds"] = {"predicted_extra": seconds[0], "step": seconds[1]}
+    output.write_json(data)
 
 
 def _seconds(profile: Profile, plan: ModelPlan) -> tuple[float, float]:
@@ -92,35 +96,15 @@ def _show(
     seconds: tuple[float, float] | None,
     output: Output,
 ) -> None:
-    from rich.text import Text
-
     from memback.reports import plan as tables
     from memback.reports import text
 
-    console = output.console
     if plan is not None:
-        console.print(text.line(f"{profile.name}: a plan by {planner}", "bold"))
-        for sentence in tables.sentences(plan, full, seconds):
-            console.print(text.line(sentence))
-        console.print(Text(), text.table(tables.memory(plan)), Text(), text.table(tables.stages(plan)), sep="\n")
-        if plan.extra_flops:
-            console.print(Text(), text.line("What is kept and recomputed, sweep by sweep", "bold"), sep="\n")
-            for row in tables.picture(plan, console.width - 12):
-                console.print(text.line(row))
+        picture = list(tables.picture(plan, output.console.width - BESIDE_PICTURE)) if plan.extra_flops else []
+        title = f"{profile.name}: a plan by {planner}"
+        shown = (tables.memory(plan), tables.parts(plan))
+        show_plan(output, title, tables.sentences(plan, full, seconds), shown, picture)
     if points is not None:
         if plan is not None:
-            console.print()
-        console.print(text.table(tables.frontier(points, planning.staged.flops, full)))
-
-
-def _data(
-    plan: ModelPlan | None, points: list[FrontierPoint] | None, full: int, seconds: tuple[float, float] | None
-) -> dict[str, Any]:
-    data: dict[str, Any] = {"full_peak_bytes": full}
-    if plan is not None:
-        data["plan"] = plan.to_dict()
-    if points is not None:
-        data["frontier"] = [point._asdict() for point in points]
-    if seconds is not None:
-        data["seconds"] = {"predicted_extra": seconds[0], "step": seconds[1]}
-    return data
+            output.console.print()
+        output.console.print(text.table(tables.frontier(points, planning.staged.flops, full)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import rich_click as click
@@ -91,22 +92,12 @@ def _report(
         policy = policy or profile.checkpoint.policy
     chosen = modes_of(wanted, policy)
     work = Workload.build(profile, dry=True)
-    if dry:
-        with progress_bar(output) as progress, dry_run():
-            return run(
-                work.model,
-                step=work.step(),
-                modes=wanted,
-                policy=policy,
-                optimizer=work.optimizer,
-                about=work.about(),
-                progress=progress,
-            )
-    if not output.force:
-        copies = work.state_bytes  # from which every run starts
-        check_fits(Step(work.step(), work.model, work.optimizer), chosen, work.argument_bytes + copies)
-    work = Workload.build(profile)
-    with progress_bar(output) as progress:
+    if not dry:
+        if not output.force:
+            copies = work.state_bytes  # from which every run starts
+            check_fits(Step(work.step(), work.model, work.optimizer), chosen, work.argument_bytes + copies)
+        work = Workload.build(profile)
+    with progress_bar(output) as progress, dry_run() if dry else nullcontext():
         return run(
             work.model,
             step=work.step(),

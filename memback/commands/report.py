@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import rich_click as click
 
-from memback.commands.options import Output, output_options
+from memback.commands.options import Output, show_report, shown_report_options
 
 __all__ = ["command"]
 
 
 @click.command("report", epilog="Example: memback report report.json -o report.html")
 @click.argument("stored", metavar="REPORT.json", nargs=-1, required=True)
-@click.option("--layers", is_flag=True, help="Show the per-layer table of every mode, no rows folded.")
-@click.option(
-    "-o", "--output", "files", multiple=True, metavar="FILE", help="Write the report in the format of FILE's suffix."
-)
-@output_options
+@shown_report_options
 def command(stored: tuple[str, ...], layers: bool, files: tuple[str, ...], output: Output) -> None:
     """Show a stored report, or write it in any other format. Reports of several ranks are merged, the worst first.
 
@@ -25,17 +21,9 @@ def command(stored: tuple[str, ...], layers: bool, files: tuple[str, ...], outpu
     from memback import reports
     from memback.profiling.ranks import merge
     from memback.profiling.report import Report
-    from memback.reports import text
 
     for file in files:
         reports.check(file, output.force)
     loaded = [Report.load(file) for file in stored]
     report = loaded[0] if len(loaded) == 1 else merge(loaded)
-    if not files or layers:
-        output.console.print(report)
-    for run in report.runs if layers else ():
-        output.console.print(text.layers(run, fold=False))
-    for file in files:
-        report.save(file, output.force)
-        output.say_written(file)
-    output.write_json(report.to_dict())
+    show_report(report, not files or layers, layers, files, output)

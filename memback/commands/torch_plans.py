@@ -11,6 +11,7 @@ import rich_click as click
 
 from memback.commands.inputs import plan_options, progress_bar
 from memback.commands.options import Output
+from memback.commands.plans import BESIDE_PICTURE, plan_data, show_plan
 from memback.errors import UsageError
 
 if TYPE_CHECKING:
@@ -125,45 +126,29 @@ class Again:
             full = everything.peak_bytes
             output.console.print(text.table(tables.frontier(points, everything.flops, full)))
         if self.instead:
-            output.write_json(_data(plan, points, everything, self.code))
+            full_peak = None if everything is None else everything.peak_bytes
+            shown = {} if plan is None else {"plan": plan.to_dict(), "code": plan.code() if self.code else None}
+            output.write_json(plan_data(full_peak, points, **shown))
         return plan
 
 
 def _show(plan: TorchPlan, output: Output) -> None:
-    from rich.text import Text
-
     from memback.bridges.torch.planning.plan import BlockPlan
     from memback.reports import plan as tables
-    from memback.reports import text, torch_plan
+    from memback.reports import torch_plan
     from memback.units import format_seconds
 
-    console = output.console
-    console.print(text.line(plan.name, "bold"))
-    for sentence in tables.sentences(plan, plan.full_peak_bytes):
-        console.print(text.line(sentence))
+    said = tables.sentences(plan, plan.full_peak_bytes)
     if plan.extra_seconds is not None:
-        console.print(text.line(f"Predicted time: {format_seconds(plan.extra_seconds)} more a step."))
-    rows = torch_plan.blocks(plan) if isinstance(plan, BlockPlan) else torch_plan.recomputed(cast(Any, plan))
-    console.print(Text(), text.table(tables.memory(plan)), Text(), text.table(rows), sep="\n")
-    if isinstance(plan, BlockPlan) and plan.runs:
-        console.print(Text(), text.line("What is kept and recomputed, sweep by sweep", "bold"), sep="\n")
-        for row in torch_plan.picture(plan, console.width - 12):
-            console.print(text.line(row))
-    console.print()
-
-
-def _data(
-    plan: TorchPlan | None, points: list[FrontierPoint] | None, everything: TorchPlan | None, code: bool
-) -> dict[str, Any]:
-    data: dict[str, Any] = {}
-    if everything is not None:
-        data["full_peak_bytes"] = everything.peak_bytes
-    if plan is not None:
-        data["plan"] = plan.to_dict()
-        data |= {"code": plan.code()} if code else {}
-    if points is not None:
-        data["frontier"] = [point._asdict() for point in points]
-    return data
+        said.append(f"Predicted time: {format_seconds(plan.extra_seconds)} more a step.")
+    picture: list[str] = []
+    if isinstance(plan, BlockPlan):
+        rows = torch_plan.blocks(plan)
+        picture = list(torch_plan.picture(plan, output.console.width - BESIDE_PICTURE)) if plan.runs else []
+    else:
+        rows = torch_plan.recomputed(cast(Any, plan))
+    show_plan(output, plan.name, said, (tables.memory(plan), rows), picture)
+    output.console.print()
 
 
 def again_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -108,8 +108,6 @@ def command(
 
 def _check_fits(profile: Profile, policy: str | ModelPlan | None, micro_batches: int, offload: bool) -> None:
     """Refuse a training whose step would not fit into the free memory."""
-    from contextlib import nullcontext
-
     from memback.engine.offload import save_on_disk
     from memback.profiling.guard import check_fits
     from memback.profiling.mode import Mode
@@ -132,14 +130,14 @@ def _train(
     shown = 0.0
     live = output.console.is_terminal and not output.console.quiet
     with _interruptions() as interrupted:
-        with Live(console=output.console, transient=True, auto_refresh=False) if live else _Silent() as display:
+        with Live(console=output.console, transient=True, auto_refresh=False) if live else nullcontext() as display:
             for result in training.steps(until):
                 history.append(result)
                 now = time.perf_counter()
-                if live and now - shown > _REFRESH_SECONDS:
+                if display is not None and now - shown > _REFRESH_SECONDS:
                     display.update(_picture(training, history, until), refresh=True)
                     shown = now
-                elif not live and _worth_a_line(result.step, until):
+                elif display is None and (result.step + 1) % max(1, until // 10) == 0:
                     output.say(_line(history), wrap=False)
                 if save_every is not None and save is not None and training.next_step % save_every == 0:
                     training.save(save)
@@ -172,20 +170,6 @@ def _interruptions() -> Iterator[Callable[[], bool]]:
         yield lambda: count > 0
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-class _Silent:
-    """A live display that shows nothing, for output that is no terminal."""
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-
-def _worth_a_line(step: int, until: int) -> bool:
-    return (step + 1) % max(1, until // 10) == 0
 
 
 def _smooth(history: list[StepResult]) -> float:

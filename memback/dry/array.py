@@ -12,7 +12,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
@@ -53,7 +53,7 @@ class UnsupportedError(NoValuesError, AttributeError):
 
 
 _METHODS = frozenset({"all", "any", "argmax", "argmin", "clip", "cumprod", "cumsum", "diagonal", "max", "mean", "min"})
-_METHODS |= {"prod", "repeat", "squeeze", "std", "sum", "take", "var"}
+_METHODS |= {"prod", "ravel", "repeat", "squeeze", "std", "sum", "swapaxes", "take", "var"}
 
 
 _arguments: dict[int, tuple[weakref.ref[Any], ShapeArray]] = {}
@@ -190,18 +190,6 @@ class ShapeArray(DryArray, NDArrayOperatorsMixin):
             " dtypes instead, or run on real arrays"
         )
 
-    def __bool__(self) -> bool:
-        raise self._no_value("a condition")
-
-    def __float__(self) -> float:
-        raise self._no_value("float()")
-
-    def __int__(self) -> int:
-        raise self._no_value("int()")
-
-    def __complex__(self) -> complex:
-        raise self._no_value("complex()")
-
     def __contains__(self, value: object) -> bool:
         raise self._no_value("`in`")
 
@@ -209,20 +197,6 @@ class ShapeArray(DryArray, NDArrayOperatorsMixin):
         if spec:
             raise self._no_value("formatting")
         return repr(self)
-
-    def __index__(self) -> int:
-        raise self._no_value("an index")
-
-    def item(self, *_: Any) -> Any:
-        """Raises: there is no value."""
-        raise self._no_value(".item()")
-
-    def tolist(self) -> Any:
-        """Raises: there are no values."""
-        raise self._no_value(".tolist()")
-
-    def __array__(self, *_: Any, **__: Any) -> Any:
-        raise self._no_value("making a real array (np.asarray, or a NumPy function that takes no substitute)")
 
     # -- indexing
 
@@ -264,37 +238,6 @@ class ShapeArray(DryArray, NDArrayOperatorsMixin):
         view: ShapeArray = FUNCTIONS[np.transpose](self, order or None)
         return view
 
-    def swapaxes(self, a: int, b: int) -> ShapeArray:
-        """A view with two dimensions exchanged."""
-        view: ShapeArray = FUNCTIONS[np.swapaxes](self, a, b)
-        return view
-
-    def ravel(self, order: str = "C") -> ShapeArray:
-        """One dimension: a view where the layout allows one."""
-        view: ShapeArray = FUNCTIONS[np.ravel](self, order)
-        return view
-
-    if TYPE_CHECKING:
-
-        def all(self, *args: Any, **kwargs: Any) -> Any: ...
-        def any(self, *args: Any, **kwargs: Any) -> Any: ...
-        def argmax(self, *args: Any, **kwargs: Any) -> Any: ...
-        def argmin(self, *args: Any, **kwargs: Any) -> Any: ...
-        def clip(self, *args: Any, **kwargs: Any) -> Any: ...
-        def cumprod(self, *args: Any, **kwargs: Any) -> Any: ...
-        def cumsum(self, *args: Any, **kwargs: Any) -> Any: ...
-        def diagonal(self, *args: Any, **kwargs: Any) -> Any: ...
-        def max(self, *args: Any, **kwargs: Any) -> Any: ...
-        def mean(self, *args: Any, **kwargs: Any) -> Any: ...
-        def min(self, *args: Any, **kwargs: Any) -> Any: ...
-        def prod(self, *args: Any, **kwargs: Any) -> Any: ...
-        def repeat(self, *args: Any, **kwargs: Any) -> Any: ...
-        def squeeze(self, *args: Any, **kwargs: Any) -> Any: ...
-        def std(self, *args: Any, **kwargs: Any) -> Any: ...
-        def sum(self, *args: Any, **kwargs: Any) -> Any: ...
-        def take(self, *args: Any, **kwargs: Any) -> Any: ...
-        def var(self, *args: Any, **kwargs: Any) -> Any: ...
-
     def __getattr__(self, name: str) -> Any:
         """Methods that are functions of the same name; for what else an array has, a clear refusal."""
         function = FUNCTIONS.get(getattr(np, name)) if name in _METHODS else None
@@ -335,6 +278,29 @@ class ShapeArray(DryArray, NDArrayOperatorsMixin):
             raise NoValuesError(f"{_name_of(func)} is not supported on arrays without memory")
         return handler(*args, **kwargs)
 
+
+_VALUES = {
+    "__bool__": "a condition",
+    "__float__": "float()",
+    "__int__": "int()",
+    "__complex__": "complex()",
+    "__index__": "an index",
+    "item": ".item()",
+    "tolist": ".tolist()",
+    "__array__": "making a real array (np.asarray, or a NumPy function that takes no substitute)",
+}
+"""Methods that give values, and what is said of each that needs them."""
+
+
+def _valueless(what: str) -> Callable[..., NoReturn]:
+    def method(self: ShapeArray, *_: Any, **__: Any) -> NoReturn:
+        raise self._no_value(what)
+
+    return method
+
+
+for _name, _what in _VALUES.items():
+    setattr(ShapeArray, _name, _valueless(_what))
 
 argument_like = ShapeArray.argument_like
 

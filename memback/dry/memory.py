@@ -45,7 +45,7 @@ class _Buffer(weakref.ref[Any]):
 class DryMemory:
     """Bytes of the live root buffers that a thread has made without memory, and their highest sum.
 
-    A buffer that dies is put into a list by the interpreter itself, and counted when anybody looks next: an interrupt
+    A buffer that dies is put into a list by the interpreter itself, and counted at the next look: an interrupt
     (Ctrl-C) in a function of Python's that is called then would be printed and lost.
     """
 

@@ -86,7 +86,7 @@ def keep_freed_memory(keep: bool = True) -> bool:
 
 
 def _gives_huge_pages() -> bool:
-    """Whether the system gives huge pages to those who ask, and takes no account of addresses that are not in use."""
+    """Whether madvise gets huge pages, and addresses that are not in use count against no limit."""
     try:
         given = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
         strict = Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
@@ -96,7 +96,7 @@ def _gives_huge_pages() -> bool:
 
 
 def _ask_for_huge_pages(library: ctypes.CDLL, mallopt: Callable[[int, int], int]) -> None:
-    """Have the heap grow by a GiB of addresses now, since advice is only taken of addresses that are there."""
+    """Grow the heap by a GiB of addresses now, because madvise applies to existing addresses alone."""
     for name, result, arguments in (
         ("malloc", ctypes.c_void_p, [ctypes.c_size_t]),
         ("free", None, [ctypes.c_void_p]),

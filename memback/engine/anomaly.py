@@ -29,6 +29,6 @@ def check_output(name: str, out: Any, path: str, site: Site | None) -> None:
 
 
 def _is_finite(array: Array) -> bool:
-    """Whether no element is NaN or infinite; what has no values is finite, by way of the memory that a look takes."""
+    """Whether no element is NaN or infinite. An array without memory is; it counts the memory of the check."""
     finite: Any = np.isfinite(array).all()
     return isinstance(finite, DryArray) or bool(finite)

@@ -6,7 +6,7 @@ alive; so memory is always counted in roots.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
@@ -20,6 +20,7 @@ __all__ = [
     "distinct_bytes",
     "dtype_name",
     "forgotten",
+    "form",
     "is_array",
     "is_floating",
     "is_row_major",
@@ -39,7 +40,7 @@ Buffer: TypeAlias = Array
 
 
 class DryArray:
-    """An array without memory, as far as the engine knows it; :mod:`memback.dry` has the one that there is.
+    """Base of arrays without memory; :mod:`memback.dry` has the implementation.
 
     The class itself is in the state of a thread that runs dry, and makes what the engine needs.
     """
@@ -118,14 +119,13 @@ def is_writeable(array: Any) -> bool:
     return bool(array.writeable if isinstance(array, DryArray) else array.flags.writeable)
 
 
-def stand_in(shape: tuple[int, ...], dtype: Any, dry: type[DryArray] | None = None) -> Array:
-    """An array of that shape and dtype in the bytes of one element: for one that nobody will look at."""
-    one: Any = np.zeros((), dtype) if dry is None else dry((), dtype)
-    return np.broadcast_to(one, shape)
+def stand_in(shape: tuple[int, ...], dtype: Any) -> Array:
+    """An array of that shape and dtype in the bytes of one element: for one that will not be looked at."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def forgotten(known: dict[int, Any], key: int) -> Callable[[object], object]:
-    """What has an entry go with the object that a weak reference is to.
+    """A callback of a weak reference: remove the entry of the object that has died.
 
     It is none of Python's functions, in which an interrupt (Ctrl-C) would be printed and lost.
     """
@@ -139,13 +139,18 @@ def without_values(value: Any, dry: type[DryArray]) -> Any:
 
 @lru_cache
 def dtype_name(dtype: Any) -> str:
-    """What NumPy calls a type, asked once.
+    """NumPy's name of a type, cached.
 
     NumPy looks its naming function up by a new string each time, some of which stay in Python's cache of attributes:
     in a measurement they are bytes that come and go by chance.
     """
     name: str = dtype.name
     return name
+
+
+def form(dtype: Any, shape: Sequence[int]) -> str:
+    """An array's type and shape as messages have them: ``float32[64, 10]``."""
+    return f"{dtype}[{', '.join(map(str, shape))}]"
 
 
 def buffer_bytes(buffer: Buffer) -> int:

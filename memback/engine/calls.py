@@ -104,7 +104,7 @@ def _unwrap(values: list[Any], slots: Sequence[tuple[int, int]]) -> tuple[tuple[
 
 
 def _forget_values(op: Op, values: list[Any], dry: type[DryArray]) -> None:
-    """On a dry run an op is given no real array: what the caller holds counts as an argument, without its values."""
+    """Replace real arrays by arrays without memory, because on a dry run what the caller holds is an argument."""
     if op.variadic is not None:
         values[op.variadic] = [without_values(v, dry) for v in values[op.variadic]]
     for _, i in op.array_slots:

@@ -21,8 +21,8 @@ from memback.engine.arrays import buffer_bytes, distinct_bytes, is_array, leaves
 from memback.engine.hooks import saved_tensors_hooks
 from memback.engine.op import Op
 from memback.engine.packed import PackedValue
-from memback.engine.program import Program, Recompute, Release, Reverse, Step
-from memback.engine.recipe import Held
+from memback.engine.program import Instruction, Program, Recompute, Release, Reverse
+from memback.engine.recipe import StoredOutput
 from memback.engine.replay import Replay, replaying
 from memback.engine.site import Site, call_site, short_path
 from memback.engine.state import State, current
@@ -63,7 +63,7 @@ def checkpoint(function: Callable[..., Any], *args: Any, keep: Collection[str] =
 def run_segment(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], keep: Collection[str], warn: bool
 ) -> Any:
-    """What :func:`checkpoint` does; a policy, which has chosen its segments on purpose, runs it without warnings."""
+    """Run a function as :func:`checkpoint` does; a policy chooses its segments itself, and asks for no warnings."""
     with segment(keep, function, args, kwargs, warn) as made:
         out = function(*args, **kwargs)
     if warn and made is not None:
@@ -139,7 +139,7 @@ class Segment:
                 yield from piece
 
 
-class _Inputs(Held):
+class _Inputs(StoredOutput):
     """What a segment keeps from outside of it: (name, array) pairs."""
 
     __slots__ = ()
@@ -161,8 +161,8 @@ class Segments(Replay):
         self._open = [self.whole]
         self._made: dict[int, weakref.ref[Any]] = {}
         self._counted: dict[int, weakref.ref[Any]] = {}
-        self._inputs: dict[Segment, Held] = {}
-        self._steps: list[Step] = []
+        self._inputs: dict[Segment, StoredOutput] = {}
+        self._steps: list[Instruction] = []
         self._recomputes: dict[int, Segment] = {}
         """By the number of a step, the segment that it recomputes."""
 
@@ -272,7 +272,7 @@ class Segments(Replay):
                 yield call, call.recipe
 
     def _keep_inputs(self, segment: Segment) -> None:
-        """Have the observer know what the recipes of a segment hold: arrays that no call of the region has made."""
+        """Tell the observer of what the recipes of a segment hold: arrays that no call of the region has made."""
         if current().observer is None:
             return
         inputs: dict[int, tuple[str, Any]] = {}
@@ -288,7 +288,7 @@ class Segments(Replay):
             self._untold.append(held)
 
     def _pack(self) -> None:
-        """Have hooks on saved tensors, if there are any, pack what is kept: each array once."""
+        """Pack what is kept by the hooks on saved tensors, if there are any, each array once."""
         packing = current().packing
         if packing is None:
             return
@@ -353,8 +353,9 @@ def _warn_if_useless(segment: Segment, function: Callable[..., Any], inputs: Any
         if segment.would_save is None or segment.would_save > held:
             return
         reason = f"its calls would keep {segment.would_save:,} bytes, its inputs take {held:,}"
+    name = getattr(function, "__qualname__", None) or type(function).__name__
     warnings.warn(
-        f"the checkpoint of {_function_name(function)} at {short_path(call_site())} saves no memory: {reason}."
+        f"the checkpoint of {name} at {short_path(call_site())} saves no memory: {reason}."
         " Checkpoint a longer segment, or none",
         CheckpointWarning,
         stacklevel=4,
@@ -366,13 +367,16 @@ def _warn_if_useless(segment: Segment, function: Callable[..., Any], inputs: Any
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:
     """The tensors nested in tuples, lists and dicts."""
-    if isinstance(tree, Tensor):
+    return (item for item in _nested(tree) if isinstance(item, Tensor))
+
+
+def _nested(tree: Any) -> Iterator[Any]:
+    """What is nested in tuples, lists and dicts."""
+    if isinstance(tree, (tuple, list, dict)):
+        for item in tree.values() if isinstance(tree, dict) else tree:
+            yield from _nested(item)
+    else:
         yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from tensors_in(item)
-    elif isinstance(tree, dict):
-        yield from tensors_in(list(tree.values()))
 
 
 def _named_arrays(
@@ -386,21 +390,6 @@ def _named_arrays(
         names = []
     names += [f"input {i}" for i in range(len(names), len(args))]
     for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
-        for array in _arrays(value):
-            yield name, array
-
-
-def _arrays(tree: Any) -> Iterator[Any]:
-    if isinstance(tree, Tensor):
-        yield tree.data
-    elif is_array(tree):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from _arrays(item)
-    elif isinstance(tree, dict):
-        yield from _arrays(list(tree.values()))
-
-
-def _function_name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__qualname__", None) or type(function).__name__
+        for item in _nested(value):
+            if isinstance(item, Tensor) or is_array(item):
+                yield name, item.data if isinstance(item, Tensor) else item

@@ -1,4 +1,4 @@
-"""Checksums of what backward will need, so that a change that nobody told of is found."""
+"""Checksums of what backward will need, so that a change that the tape was not told of is found."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Seal"]
 
 
 class Seal:
-    """What arrays held when it was made, by their names; it keeps none of them alive."""
+    """Checksums of arrays by name; no array is kept alive."""
 
     def __init__(self, arrays: Iterable[tuple[str, Array]]) -> None:
         self._sums = [(name, weakref.ref(array), _checksum(array)) for name, array in arrays]
@@ -29,7 +29,7 @@ class Seal:
 
 
 def _checksum(array: Any) -> int:
-    """Of the elements' bytes. What has no values has none, by way of the memory that a look takes."""
+    """Checksum of an array's bytes. An array without memory has none; it counts the memory of the check."""
     import zlib
 
     if isinstance(array, DryArray):

@@ -106,7 +106,7 @@ def _walk_to(nodes: list[Node], x: Tensor) -> Any:
 
 @contextmanager
 def _borrowed(nodes: list[Node], x: Tensor) -> Iterator[None]:
-    """In the block the gradients of leaves are set aside, and nobody observes: the account is as it was afterwards."""
+    """In the block the gradients of leaves are set aside, and there is no observer, so the account stays as it was."""
     state = current()
     leaves = {id(x): x, **{id(e): e for node in nodes for e in node.edges if isinstance(e, Tensor)}}
     before = [(leaf, leaf.grad) for leaf in leaves.values()]

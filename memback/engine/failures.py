@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from memback.engine.arrays import is_array
+from memback.engine.arrays import form, is_array
 from memback.engine.op import Op, OpError
 from memback.engine.site import Site, describe
 from memback.errors import MembackError, OutOfMemoryError
@@ -14,7 +14,7 @@ __all__ = ["failure", "is_for_the_op_to_explain", "out_of_memory"]
 
 
 def is_for_the_op_to_explain(error: BaseException) -> bool:
-    """Whether an exception says nothing by itself of the call that raised it, and may be told as another type."""
+    """Whether an exception does not name the call that raised it, so that it may be replaced by an OpError."""
     if isinstance(error, MembackError):
         return isinstance(error, OpError)
     return isinstance(error, Exception)
@@ -32,7 +32,7 @@ def out_of_memory(what: str, error: MemoryError) -> OutOfMemoryError:
         )
     size = math.prod(shape) * dtype.itemsize
     return OutOfMemoryError(
-        f"{what} found no more memory: it asked for {format_bytes(size)}, {dtype}[{', '.join(map(str, shape))}]. Use a"
+        f"{what} found no more memory: it asked for {format_bytes(size)}, {form(dtype, shape)}. Use a"
         " smaller batch, a checkpoint policy or a plan",
         size,
     )
@@ -48,7 +48,7 @@ def failure(op: Op, values: list[Any], error: BaseException, path: str, site: Si
 
 def _summary(value: Any) -> str:
     if is_array(value):
-        return f"{value.dtype}[{', '.join(map(str, value.shape))}]"
+        return form(value.dtype, value.shape)
     if isinstance(value, (tuple, list)) and any(map(is_array, value)):
         return f"({', '.join(map(_summary, value))})"
     return repr(value)

@@ -1,4 +1,4 @@
-"""Adding gradients up: in place, where nobody else can see the sum so far."""
+"""Adding gradients up: in place, where nothing else refers to the sum so far."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def _references(array: Any) -> tuple[int, int]:
     return sys.getrefcount(array), 0 if base is None else sys.getrefcount(base)
 
 
-def _references_to_nobody_elses() -> frozenset[tuple[int, int]]:
+def _sole_references() -> frozenset[tuple[int, int]]:
     owner, view = np.empty((1, 1)), np.empty((1, 1)).reshape(1)
     return frozenset((_references(owner), _references(view)))
 
 
-_UNSEEN = _references_to_nobody_elses()
+_UNSEEN = _sole_references()
 
 
 def add(mine: list[Any], other: Any) -> Any:
-    """mine[0] + other, written into mine[0] where nobody else can see that array."""
+    """mine[0] + other, written into mine[0] where nothing else refers to that array."""
     old = mine.pop()
     if (
         _references(old) in _UNSEEN

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
+from operator import is_
 from typing import Any
 
 from memback.engine.arrays import Array, buffer_bytes, forgotten, is_array, leaves, root
 from memback.engine.node import Node
 from memback.engine.op import Op
-from memback.engine.packed import Packed, PackedValue, mapped, same
+from memback.engine.packed import Packed, PackedValue, mapped
 from memback.engine.state import Setting, current
 
 __all__ = ["saved_tensors_hooks"]
@@ -66,7 +67,7 @@ class saved_tensors_hooks(Setting):
         kept = list(node.kept)
         for slot in node.saving.slots:
             kept[slot] = self.packed(kept[slot])
-        if not all(map(same, kept, node.kept)):
+        if not all(map(is_, kept, node.kept)):
             node.kept = Packed(kept)
 
     def packed(self, value: Any) -> Any:

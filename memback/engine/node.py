@@ -1,7 +1,7 @@
 """Recorded calls: what each keeps for backward, and where the gradients of its inputs go (notes, sections 3 and 4).
 
 A :class:`Node` is one recorded call. It keeps what its op declared and nothing else, and is kept alive by the tensors
-and nodes that come after it, so a result that nobody uses frees what it saved.
+and nodes that come after it, so a result that is not used frees what it saved.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from memback.engine.op import Op, Saving
 from memback.engine.packed import Packed
 from memback.engine.site import Site, describe
 
-__all__ = ["Edge", "MultiNode", "Node", "Port", "Recorder", "Walk", "node_of"]
+__all__ = ["AnyTape", "Edge", "MultiNode", "Node", "Port", "Walk", "node_of"]
 
 _numbers = count()
 
@@ -39,8 +39,8 @@ class Edge(Protocol):
         """Add grads[i] to the gradient, and have ``grads`` refer to it no more."""
 
 
-class Recorder(Protocol):
-    """A tape, as far as the calls on it and who is told of them know it."""
+class AnyTape(Protocol):
+    """A tape, as far as its calls and observers know it."""
 
     retain: Literal["needed", "all"]
     variables: list[Any]
@@ -70,7 +70,7 @@ class Walk:
         self.thread: int | None = threading.get_ident()
 
     def end(self) -> None:
-        """Let others have the calls."""
+        """Release the calls to other walks."""
         self.thread = None
 
 
@@ -103,7 +103,7 @@ class Node:
     def __init__(
         self,
         op: Op,
-        tape: Recorder,
+        tape: AnyTape,
         path: str,
         site: Site | None,
         dtype: Any,
@@ -136,10 +136,6 @@ class Node:
         if type(self.kept) is Packed and self.saving is not None:
             return self.saving.names
         return self.op.residuals
-
-    def port(self, index: Any) -> Edge:
-        """The edge of output ``index``."""
-        return self
 
     def saved(self) -> list[tuple[str, Any]]:
         """What this call keeps for backward: (name, value) pairs, as the op declared them."""
@@ -254,9 +250,6 @@ class MultiNode(Node):
 
     def forget_gradients(self) -> None:
         self.grad = [None] * len(self.dtype)
-
-    def port(self, index: Any) -> Edge:
-        return Port(self, index)
 
     def has_grad(self) -> bool:
         return any(grad is not None for grad in self.grad)

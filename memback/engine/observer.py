@@ -1,11 +1,12 @@
-"""Who is told of what happens on a tape."""
+"""Observers, which are told of what happens on a tape."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from memback.engine.node import Edge, Node, Recorder
+from memback.engine.node import AnyTape, Edge, Node
 from memback.engine.op import Op
 from memback.engine.site import Site
 
@@ -13,7 +14,7 @@ __all__ = ["Call", "Observer"]
 
 
 class Observer:
-    """Told of everything that happens on a thread while it is installed in the thread's state. Does nothing itself."""
+    """Base of observers: each method is called when that happens on the thread whose state has the observer."""
 
     def forward_begins(self, op: Op) -> None:
         """``op`` is about to run forward."""
@@ -52,27 +53,15 @@ class Observer:
         """The optimiser has changed the parameters."""
 
 
+@dataclass(slots=True, eq=False)
 class Call:
-    """What an observer is told of one forward call. Lives only as long as the observer is looking at it."""
+    """One forward call, as an observer sees it. Not to be kept, because it refers to every value."""
 
-    __slots__ = ("node", "op", "out", "path", "residuals", "site", "tape", "values")
-
-    def __init__(
-        self,
-        op: Op,
-        values: list[Any],
-        out: Any,
-        residuals: tuple[Any, ...],
-        path: str,
-        site: Site | None,
-        node: Node | None,
-        tape: Recorder | None,
-    ) -> None:
-        self.op = op
-        self.values = values
-        self.out = out
-        self.residuals = residuals
-        self.path = path
-        self.site = site
-        self.node = node
-        self.tape = tape
+    op: Op
+    values: list[Any]
+    out: Any
+    residuals: tuple[Any, ...]
+    path: str
+    site: Site | None
+    node: Node | None
+    tape: AnyTape | None

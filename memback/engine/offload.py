@@ -127,7 +127,7 @@ class _Space:
 
 
 class _Entry:
-    """A root buffer in the file; the part of the file is free again when nobody refers to this any more."""
+    """A root buffer in the file; its part of the file is free again once this is no more referred to."""
 
     __slots__ = ("__weakref__", "buffer", "kind", "owner", "place", "shape", "size", "space", "strides", "time", "type")
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import is_
 from typing import Any
 
 from memback.engine.arrays import Array
 
-__all__ = ["Packed", "PackedValue", "is_packed", "mapped", "same", "unpacked"]
+__all__ = ["Packed", "PackedValue", "is_packed", "mapped", "unpacked"]
 
 
 class PackedValue(tuple[Any, ...]):
@@ -49,9 +50,4 @@ def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     if type(value) not in (tuple, list):
         return value
     items = [change(item) for item in value]
-    return value if all(map(same, items, value)) else type(value)(items)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether both are one object."""
-    return a is b
+    return value if all(map(is_, items, value)) else type(value)(items)

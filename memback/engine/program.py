@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
-__all__ = ["Program", "Recompute", "Release", "Reverse", "Step"]
+__all__ = ["Instruction", "Program", "Recompute", "Release", "Reverse"]
 
 
 class Recompute(NamedTuple):
@@ -38,7 +38,7 @@ class Reverse(NamedTuple):
     stop: int
 
 
-Step: TypeAlias = Recompute | Release | Reverse
+Instruction: TypeAlias = Recompute | Release | Reverse
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Program:
     saves: frozenset[int]
     recipes: Container[int]
     again: Container[int]
-    steps: tuple[Step, ...]
+    steps: tuple[Instruction, ...]
 
     @cached_property
     def reversals(self) -> Mapping[int, int]:

@@ -14,12 +14,12 @@ from memback.engine.state import State
 
 __all__ = [
     "LEAN",
-    "Held",
-    "HeldResiduals",
     "MultiCall",
     "Recipe",
     "RecordedCall",
     "Source",
+    "StoredOutput",
+    "StoredResiduals",
     "keeps_own",
     "saved_places",
 ]
@@ -101,7 +101,7 @@ class Recipe:
         return values
 
     def stand_ins(self, multiple: bool) -> Any:
-        """The output's shape and dtype in a few bytes, for a call whose output nobody looks at."""
+        """The output's shape and dtype in a few bytes, for a call whose output is not looked at."""
         made = tuple(stand_in(shape, dtype) for shape, dtype in self.outs)
         return made if multiple else made[0]
 
@@ -169,7 +169,7 @@ class MultiCall(RecordedCall, MultiNode):
     __slots__ = ()
 
 
-class Held(Node):
+class StoredOutput(Node):
     """What is stored of a call, as long as the program says so."""
 
     __slots__ = ("out",)
@@ -190,7 +190,7 @@ class Held(Node):
         return [(f"output of {self.op.name}", self.out)]
 
 
-class HeldResiduals(Held):
+class StoredResiduals(StoredOutput):
     """The residuals of a call, None for those that its backward does not need."""
 
     __slots__ = ()

@@ -27,15 +27,15 @@ from memback.engine.node import Edge, Node, Port, node_of
 from memback.engine.observer import Call
 from memback.engine.op import Op
 from memback.engine.packed import unpacked
-from memback.engine.program import Program, Recompute, Release, Step
+from memback.engine.program import Program, Recompute, Release
 from memback.engine.recipe import (
     LEAN,
-    Held,
-    HeldResiduals,
     MultiCall,
     Recipe,
     RecordedCall,
     Source,
+    StoredOutput,
+    StoredResiduals,
     keeps_own,
     saved_places,
 )
@@ -67,7 +67,8 @@ class _Task:
 class Replay:
     """One run of a region, from its first call to the end of its backward.
 
-    A subclass says what is kept of each call when the region runs, and has the program when it has run.
+    A subclass says what is kept of each call when the region runs, by default everything, and has the program when it
+    has run.
     """
 
     program: Program
@@ -80,28 +81,28 @@ class Replay:
         """How often each call was run again."""
         self._calls: list[Callable[[], Any]] = []
         self._plain: dict[int, tuple[weakref.ref[Any], Source]] = {}
-        self._store: dict[int, Held] = {}
-        self._saves: dict[int, HeldResiduals] = {}
-        self._untold: list[Held] = []
+        self._store: dict[int, StoredOutput] = {}
+        self._saves: dict[int, StoredResiduals] = {}
+        self._untold: list[StoredOutput] = []
         self._position = 0
 
     # -- forward: the region runs, and asks of every call what to keep
 
     def lean(self, op: Op) -> bool:
         """Whether the next call is recorded lean."""
-        raise NotImplementedError
+        return False
 
     def keeps_residuals(self, op: Op) -> bool:
         """Whether the next call makes the residuals that it declares."""
-        raise NotImplementedError
+        return True
 
     def may_run_again(self) -> bool:
         """Whether the next call needs a recipe."""
-        raise NotImplementedError
+        return False
 
     def runs_again(self, call: Any) -> bool:
         """Whether a call is run again, as reports say it."""
-        raise NotImplementedError
+        return False
 
     def expect(self, op: Op, path: str, out: Any) -> None:
         """Raise unless a call is the next one that the region may make."""
@@ -158,7 +159,9 @@ class Replay:
     def _carry_out(self, reversal: int, state: State, retain: bool) -> None:
         """Carry out the program up to a reversal, and what is released at once then."""
         steps = self.program.steps
-        while self._position <= reversal or (self._position < len(steps) and _releases(steps[self._position])):
+        while self._position <= reversal or (
+            self._position < len(steps) and isinstance(steps[self._position], Release)
+        ):
             step = steps[self._position]
             self._position += 1
             if isinstance(step, Recompute):
@@ -180,7 +183,7 @@ class Replay:
             self._saves.pop(number, None)
 
     def _recompute(self, step: Recompute, state: State, retain: bool) -> None:
-        """Run again what a step needs; a call whose output nobody needs is not run."""
+        """Run again what a step needs; a call whose output is not needed is not run."""
         work = self._work(step)
         if not work:
             return
@@ -203,7 +206,7 @@ class Replay:
                 task.sources = [n for place, n, _ in task.call.recipe.sources if saved is None or place in saved]
                 used.update(task.sources)
             number = next(numbers, None)
-            if number is None:  # what earlier ones should have left stored, if somebody takes backward another way
+            if number is None:  # what earlier ones should have left stored, if backward goes another way
                 first = work[-1].number if work else step.start
                 missing = [n for n in used if n < min(first, step.start) and n not in self._store]
                 number = max(missing, default=None)
@@ -308,11 +311,11 @@ class Replay:
         self._saves.clear()
 
     def _hold(self, number: int, call: Any, out: Any) -> None:
-        held = self._store[number] = Held(call, out)
+        held = self._store[number] = StoredOutput(call, out)
         self._untold.append(held)
 
     def _hold_residuals(self, number: int, call: Any, residuals: tuple[Any, ...]) -> None:
-        held = HeldResiduals(call, residuals)
+        held = StoredResiduals(call, residuals)
         if held.saved():
             self._saves[number] = held
             self._untold.append(held)
@@ -324,10 +327,6 @@ class Replay:
             held = self._untold.pop(0)
             if observer is not None:
                 observer.held(held)
-
-
-def _releases(step: Step) -> bool:
-    return isinstance(step, Release)
 
 
 # -- recording

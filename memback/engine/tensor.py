@@ -189,7 +189,7 @@ class Tensor(TensorOperators):
             grad = grad.astype(self.data.dtype)
         with _accumulating:
             if self.grad is None:
-                # an array that somebody else also sees would change under their hands when this one is added to
+                # an array with other references would change under them when this one is added to
                 if grad.shape == ():
                     grad = np.array(grad) if isinstance(grad, np.generic) else grad
                 self.grad = grad if sys.getrefcount(grad) == SOLE and grad.base is None else grad.copy()

@@ -27,7 +27,7 @@ from memback.engine.offload import save_on_disk
 from memback.errors import MembackError, UsageError
 from memback.plans.model.planning import NoPlanError, Planning
 from memback.profiling.definition import Profile
-from memback.profiling.measuring import Peak, Prediction
+from memback.profiling.measuring import Peak, Prediction, made_of
 from memback.profiling.mode import Mode
 from memback.profiling.workload import Workload
 from memback.units import format_bytes
@@ -171,18 +171,15 @@ class Option:
 
     def made_of(self) -> str:
         """What the peak consists of."""
-        sizes = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.peak.parts.items() if size)
-        interval = self.peak.interval
-        return f"{sizes} (in {interval.phase}, {interval.op} of layer {interval.path or '(top)'!r})"
+        return made_of(self.peak.to_dict())
 
     def to_dict(self, step_seconds: float, command: str) -> dict[str, Any]:
         """As plain data."""
-        interval = self.peak.interval
         return {
             "flags": self.setup.flags(),
             "command": command,
             "peak_bytes": self.peak_bytes,
-            "peak": {"phase": interval.phase, "path": interval.path, "op": interval.op, **self.peak.parts},
+            "peak": self.peak.to_dict(),
             "saved_bytes": self.saved_bytes,
             "predicted_seconds_lost": self.seconds,
             "predicted_time_lost": None if self.seconds is None else self.seconds / step_seconds,
@@ -401,6 +398,8 @@ def _arguments(profile: Profile) -> set[str]:
 
 _EXCLUSIVE = ({"policy", "plan"}, {"plan", "offload"}, {"plan", "micro"})
 """Levers that are not combined: two ways of recomputation, and what plans do not know of."""
+_EXACT = ("bit-identical", "rounding")
+"""Results that are the same up to rounding."""
 _MOST_LEVERS = 3
 _WORTHWHILE = 0.9
 """Several levers together must save at least a tenth of the time lost with fewer of them or with another."""
@@ -436,7 +435,9 @@ def fit(trials: Trials, budget: int, start: Setup | None = None) -> list[Option]
                 continue
             if "dtype" in names and size > 1 and any("dtype" not in subset for subset in found):
                 continue  # no combination with a lever of unknown cost while something else fits
-            known = [option for subset, option in found.items() if subset < names or (size > 1 and _is_exact(option))]
+            known = [
+                option for subset, option in found.items() if subset < names or (size > 1 and option.results in _EXACT)
+            ]
             limit = min((_WORTHWHILE * _cost(option) for option in known), default=None)
             if limit is not None and limit <= (0 if size == 1 else _NEXT_TO_NOTHING * trials.step_seconds):
                 continue
@@ -450,11 +451,6 @@ def fit(trials: Trials, budget: int, start: Setup | None = None) -> list[Option]
             raise DoesNotFitError(budget, leanest)
         return [min((option for option in trials.options if option.peak_bytes <= budget), key=_rank)]
     return sorted(found.values(), key=_rank)[:_MOST_ROWS]
-
-
-def _is_exact(option: Option) -> bool:
-    """Whether results are the same up to rounding."""
-    return option.results in ("bit-identical", "rounding")
 
 
 def _cost(option: Option) -> float:

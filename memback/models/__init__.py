@@ -7,7 +7,8 @@ To add a model, write a file with a class that has ``forward(x)``, ``loss(x, y)`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import UserDict
+from collections.abc import Mapping
 from importlib import import_module
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
@@ -37,23 +38,14 @@ _CLASSES = {
 """By the name that profiles use, which is also the module's: the class."""
 
 
-class _Registry(Mapping[str, Any]):
+class _Registry(UserDict[str, Any]):
     """Models by name, imported when they are looked up."""
 
     def __getitem__(self, name: str) -> Any:
-        return getattr(import_module(f"memback.models.{name}"), _CLASSES[name])
-
-    def __contains__(self, name: object) -> bool:
-        return name in _CLASSES
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(_CLASSES)
-
-    def __len__(self) -> int:
-        return len(_CLASSES)
+        return getattr(import_module(f"memback.models.{name}"), self.data[name])
 
 
-REGISTRY: Mapping[str, Any] = _Registry()
+REGISTRY: Mapping[str, Any] = _Registry(_CLASSES)
 """Every model by name: its class, whose arguments are a profile's ``[model]`` keys."""
 
 

@@ -2,64 +2,23 @@
 
 from __future__ import annotations
 
+from memback.nn import layers
 from memback.nn.attention import AttentionCore, MultiHeadAttention
 from memback.nn.container import ModuleList, Sequential
-from memback.nn.layers import (
-    GELU,
-    AvgPool2d,
-    BatchNorm1d,
-    BatchNorm2d,
-    Conv2d,
-    Dropout,
-    Embedding,
-    Flatten,
-    GroupNorm,
-    LayerNorm,
-    LeakyReLU,
-    Linear,
-    MaxPool2d,
-    ReLU,
-    RMSNorm,
-    Sigmoid,
-    SiLU,
-    Softmax,
-    Softplus,
-    Tanh,
-    Upsample,
-)
+from memback.nn.layers import *  # noqa: F403 - which names each of its layers already
 from memback.nn.lstm import LSTM, LSTMLayer
 from memback.nn.module import Module, Parameter
 from memback.nn.policy import Policy
 
 __all__ = [
-    "GELU",
     "LSTM",
     "AttentionCore",
-    "AvgPool2d",
-    "BatchNorm1d",
-    "BatchNorm2d",
-    "Conv2d",
-    "Dropout",
-    "Embedding",
-    "Flatten",
-    "GroupNorm",
     "LSTMLayer",
-    "LayerNorm",
-    "LeakyReLU",
-    "Linear",
-    "MaxPool2d",
     "Module",
     "ModuleList",
     "MultiHeadAttention",
     "Parameter",
     "Policy",
-    "RMSNorm",
-    "ReLU",
     "Sequential",
-    "SiLU",
-    "Sigmoid",
-    "Softmax",
-    "Softplus",
-    "Tanh",
-    "Upsample",
 ]
+__all__ += layers.__all__

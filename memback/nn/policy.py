@@ -191,7 +191,7 @@ POLICIES: dict[str, Callable[[str], Policy]] = {
 """Every policy by name: a function from what stands after the colon to a :class:`Policy`."""
 
 
-class _Segment:
+class _Units:
     """Units that run one after the other."""
 
     def __init__(self, units: Sequence[Callable[..., Any]]) -> None:
@@ -208,7 +208,7 @@ def run_units(
     units: Sequence[Callable[..., Any]], x: Any, checkpointed: bool = False, keep: Collection[str] = ()
 ) -> Any:
     """Run units one after the other, as one checkpointed segment or plainly."""
-    segment = _Segment(units)
+    segment = _Units(units)
     carry = x if isinstance(x, tuple) else (x,)
     del x
     return run_segment(segment, carry, {}, keep, warn=False) if checkpointed else segment(*carry)

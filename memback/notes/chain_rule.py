@@ -6,7 +6,7 @@ finite differences, for which a graph is evaluated on plain numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -57,10 +57,6 @@ class ChainRule(Section):
     """Section 1: the three graphs."""
 
     graphs: tuple[Graph, ...]
-
-    @property
-    def checks(self) -> Sequence[Check]:
-        return tuple(row.check for graph in self.graphs for row in graph.derivatives)
 
 
 def section(seed: int) -> ChainRule:

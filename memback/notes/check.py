@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
 
 from memback.engine.arrays import Array
 
-__all__ = ["Check", "Section"]
+__all__ = ["Check", "Section", "checks_in"]
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,25 @@ class Check:
         return cls(what, equation, None, 0.0, ok=truth)
 
 
+def checks_in(result: Any) -> Iterator[Check]:
+    """The checks in a result, of dataclasses and tuples, in the order of their fields."""
+    if isinstance(result, Check):
+        yield result
+    elif isinstance(result, tuple):
+        for item in result:
+            yield from checks_in(item)
+    elif is_dataclass(result):
+        for field in fields(result):
+            yield from checks_in(getattr(result, field.name))
+
+
 class Section:
     """Base of the sections' results, which are dataclasses."""
 
     @property
     def checks(self) -> Sequence[Check]:
         """Everything that was checked."""
-        raise NotImplementedError
+        return tuple(checks_in(self))
 
     @property
     def ok(self) -> bool:

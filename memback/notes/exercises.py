@@ -15,7 +15,7 @@ import numpy as np
 from memback.engine.arrays import Array
 from memback.engine.op import REGISTRY
 from memback.notes import differences
-from memback.notes.check import Check, Section
+from memback.notes.check import Check, Section, checks_in
 from memback.notes.network import Problem
 
 __all__ = ["Exercise", "Exercises", "section"]
@@ -44,7 +44,7 @@ class Exercise:
     @property
     def checks(self) -> Sequence[Check]:
         """Everything that the answer was compared with."""
-        return tuple(c for c in (self.against_differences, self.against_sum, self.against_op) if c is not None)
+        return tuple(checks_in((self.against_differences, self.against_sum, self.against_op)))
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,6 @@ class Exercises(Section):
     inputs: int
     outputs: int
     exercises: tuple[Exercise, ...]
-
-    @property
-    def checks(self) -> Sequence[Check]:
-        return tuple(check for exercise in self.exercises for check in exercise.checks)
 
 
 @dataclass(frozen=True)

@@ -115,10 +115,6 @@ class Costs(Section):
     growths: tuple[Growth, ...]
     at_zero: Check
 
-    @property
-    def checks(self) -> Sequence[Check]:
-        return (*(check for growth in self.growths for check in (growth.same, growth.ratio)), self.at_zero)
-
 
 def section(seed: int) -> Costs:
     """Section 4.1: compare both ways for each op."""

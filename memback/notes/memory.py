@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memback.engine.tensor import Tensor
@@ -10,13 +9,13 @@ from memback.notes.check import Check, Section
 from memback.notes.network import STEPS, Problem
 from memback.profiling.run import profile
 
-__all__ = ["Held", "Memory", "section"]
+__all__ = ["Memory", "Retention", "section"]
 
 MODES = ("retain-all", "full", "inference")
 
 
 @dataclass(frozen=True)
-class Held:
+class Retention:
     """A way to run the step.
 
     ``keeps`` names the variables of the forward pass that are kept for backward, ``saved_bytes`` their size at the end
@@ -34,13 +33,9 @@ class Held:
 class Memory(Section):
     """The ways side by side."""
 
-    ways: tuple[Held, ...]
+    ways: tuple[Retention, ...]
     same_gradients: Check
     ordered: Check
-
-    @property
-    def checks(self) -> Sequence[Check]:
-        return (self.same_gradients, self.ordered)
 
 
 def section(seed: int) -> Memory:
@@ -49,7 +44,7 @@ def section(seed: int) -> Memory:
     x = Tensor(problem.x)
     report = profile(problem.model, step=lambda: problem.model.loss(x, problem.y), modes=MODES, rounds=0, predict=False)
     ways = tuple(
-        Held(
+        Retention(
             run.mode,
             tuple(step.output for step, layer in zip(STEPS, run.layers, strict=True) if layer.saved_bytes),
             run.saved_bytes,

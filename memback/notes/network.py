@@ -412,10 +412,6 @@ class Backward(Section):
     all_freed: Check
     all_dropped: Check
 
-    @property
-    def checks(self) -> Sequence[Check]:
-        return (self.same_gradients, self.same_account, self.all_freed, self.all_dropped)
-
 
 def backward(seed: int) -> Backward:
     """Section 4.2: Eq. 30 on the tape, and once more by hand."""

@@ -282,11 +282,6 @@ def _pull_back_pixels(
 # -- pooling
 
 
-def _smallest_unsigned(count: int) -> Any:
-    """The smallest integer type that counts from 0 to ``count`` - 1."""
-    return np.min_scalar_type(max(0, count - 1))
-
-
 class MaxPool2d(Op):
     """The largest pixel under the kernel; the first of them (row by row) where there are several, as in PyTorch.
 
@@ -313,7 +308,8 @@ class MaxPool2d(Op):
         kernel = _pooling(input.shape, kernel_size, stride, padding, dilation, ceil_mode)
         shape = (*input.shape[:2], *kernel.out)
         out = np.full_like(input, -np.inf, shape=shape, order="C")
-        index = np.zeros_like(input, shape=shape, dtype=_smallest_unsigned(kernel.offsets), order="C") if keep else None
+        places = np.min_scalar_type(kernel.offsets - 1)
+        index = np.zeros_like(input, shape=shape, dtype=places, order="C") if keep else None
         better, nan = (np.empty_like(input, shape=shape, dtype=bool, order="C") for _ in range(2))
         for offset, (_, _, outputs, pixels) in enumerate(kernel.walk()):
             seen = input[pixels]

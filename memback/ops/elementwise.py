@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,16 +36,40 @@ class Elementwise(Op):
         return self.operations * out.size
 
 
-class Add(Elementwise):
+class _Function(Elementwise):
+    """An op that is a function of NumPy's, of one array."""
+
+    function: ClassVar[np.ufunc]
+    renamed = {"x": "input"}
+
+    def forward(self, input: Array) -> Array:
+        return self.function(input)
+
+
+def _of_one(function: np.ufunc, what: str, source: str, keeps: tuple[str, ...], vjp: Callable[..., Array]) -> Op:
+    """Declare the op that is a function of NumPy's; ``vjp`` takes dL/d(output) and what the op ``keeps``."""
+    declared = {"__doc__": what, "name": function.__name__, "source": source, "saves": {"input": keeps}}
+    op: Op = type(function.__name__, (_Function,), {**declared, "function": function, "vjp": staticmethod(vjp)})()
+    return op
+
+
+class _FunctionOfTwo(Elementwise):
+    """An op that is a function of NumPy's, of two arrays."""
+
+    function: ClassVar[np.ufunc]
+    renamed = {"x": "input", "y": "other"}
+
+    def forward(self, input: Array, other: Array) -> Array:
+        return self.function(input, other)
+
+
+class Add(_FunctionOfTwo):
     """input + other. Keeps nothing."""
 
     name = "add"
     source = "d(x + y)/dx = d(x + y)/dy = 1"
     saves = {"input": (), "other": ()}
-    renamed = {"x": "input", "y": "other"}
-
-    def forward(self, input: Array, other: Array) -> Array:
-        return np.add(input, other)
+    function = np.add
 
     def vjp(self, d_out: Array, needs: Any, shapes: Any) -> tuple[Array | None, Array | None]:
         return (
@@ -53,16 +78,13 @@ class Add(Elementwise):
         )
 
 
-class Subtract(Elementwise):
+class Subtract(_FunctionOfTwo):
     """input - other. Keeps nothing."""
 
     name = "subtract"
     source = "d(x - y)/dx = 1, d(x - y)/dy = -1"
     saves = {"input": (), "other": ()}
-    renamed = {"x": "input", "y": "other"}
-
-    def forward(self, input: Array, other: Array) -> Array:
-        return np.subtract(input, other)
+    function = np.subtract
 
     def vjp(self, d_out: Array, needs: Any, shapes: Any) -> tuple[Array | None, Array | None]:
         return (
@@ -71,16 +93,13 @@ class Subtract(Elementwise):
         )
 
 
-class Multiply(Elementwise):
+class Multiply(_FunctionOfTwo):
     """input * other. Keeps each factor for the gradient by the other one."""
 
     name = "multiply"
     source = "d(xy)/dx = y"
     saves = {"input": ("other",), "other": ("input",)}
-    renamed = {"x": "input", "y": "other"}
-
-    def forward(self, input: Array, other: Array) -> Array:
-        return np.multiply(input, other)
+    function = np.multiply
 
     def vjp(
         self, d_out: Array, needs: Any, shapes: Any, input: Array, other: Array
@@ -91,16 +110,13 @@ class Multiply(Elementwise):
         )
 
 
-class Divide(Elementwise):
+class Divide(_FunctionOfTwo):
     """input / other. Keeps the divisor for the gradient by the dividend, and both for that by the divisor."""
 
     name = "divide"
     source = "d(x/y)/dx = 1/y, d(x/y)/dy = -(x/y)/y"
     saves = {"input": ("other",), "other": ("input", "other")}
-    renamed = {"x": "input", "y": "other"}
-
-    def forward(self, input: Array, other: Array) -> Array:
-        return np.divide(input, other)
+    function = np.divide
 
     def vjp(
         self, d_out: Array, needs: Any, shapes: Any, input: Array, other: Array
@@ -113,21 +129,6 @@ class Divide(Elementwise):
         np.multiply(quotient, d_other, out=d_other)
         np.negative(d_other, out=d_other)
         return d_input, unbroadcast(d_other, shapes[1])
-
-
-class Negative(Elementwise):
-    """-x. Keeps nothing."""
-
-    name = "negative"
-    source = "d(-x)/dx = -1"
-    saves = {"input": ()}
-    renamed = {"x": "input"}
-
-    def forward(self, input: Array) -> Array:
-        return np.negative(input)
-
-    def vjp(self, d_out: Array) -> Array:
-        return np.negative(d_out)
 
 
 class Power(Elementwise):
@@ -165,68 +166,6 @@ def _lowered(exponent: Any) -> Any:
     if is_array(exponent):
         return np.where(np.equal(exponent, 0), 0, np.subtract(exponent, 1))
     return exponent - 1 if exponent else 0
-
-
-class Exp(Elementwise):
-    """e^x. Keeps its output."""
-
-    name = "exp"
-    source = "d(e^x)/dx = e^x"
-    saves = {"input": ("out",)}
-    renamed = {"x": "input"}
-
-    def forward(self, input: Array) -> Array:
-        return np.exp(input)
-
-    def vjp(self, d_out: Array, out: Array) -> Array:
-        return np.multiply(d_out, out)
-
-
-class Log(Elementwise):
-    """Natural logarithm. Keeps its input."""
-
-    name = "log"
-    source = "d(log x)/dx = 1/x"
-    saves = {"input": ("input",)}
-    renamed = {"x": "input"}
-
-    def forward(self, input: Array) -> Array:
-        return np.log(input)
-
-    def vjp(self, d_out: Array, input: Array) -> Array:
-        return np.divide(d_out, input)
-
-
-class Sqrt(Elementwise):
-    """Square root. Keeps its output."""
-
-    name = "sqrt"
-    source = "d(sqrt x)/dx = 1 / (2 sqrt x)"
-    saves = {"input": ("out",)}
-    renamed = {"x": "input"}
-
-    def forward(self, input: Array) -> Array:
-        return np.sqrt(input)
-
-    def vjp(self, d_out: Array, out: Array) -> Array:
-        d_input = np.divide(d_out, out)
-        return np.multiply(d_input, 0.5)
-
-
-class Absolute(Elementwise):
-    """|x|, whose derivative at 0 is 0. Keeps its input."""
-
-    name = "absolute"
-    source = "d|x|/dx = sign x"
-    saves = {"input": ("input",)}
-    renamed = {"x": "input"}
-
-    def forward(self, input: Array) -> Array:
-        return np.absolute(input)
-
-    def vjp(self, d_out: Array, input: Array) -> Array:
-        sign = np.sign(input)
-        return np.multiply(d_out, sign)
 
 
 class Maximum(Elementwise):
@@ -288,15 +227,33 @@ class Where(Elementwise):
         return None, d_input, d_other
 
 
-absolute = Absolute()
+absolute = _of_one(
+    np.absolute,
+    "|x|, whose derivative at 0 is 0. Keeps its input.",
+    "d|x|/dx = sign x",
+    ("input",),
+    lambda d_out, input: np.multiply(d_out, np.sign(input)),
+)
 add = Add()
 divide = Divide()
-exp = Exp()
-log = Log()
+exp = _of_one(np.exp, "e^x. Keeps its output.", "d(e^x)/dx = e^x", ("out",), lambda d_out, out: np.multiply(d_out, out))
+log = _of_one(
+    np.log,
+    "Natural logarithm. Keeps its input.",
+    "d(log x)/dx = 1/x",
+    ("input",),
+    lambda d_out, input: np.divide(d_out, input),
+)
 maximum = Maximum()
 multiply = Multiply()
-negative = Negative()
+negative = _of_one(np.negative, "-x. Keeps nothing.", "d(-x)/dx = -1", (), lambda d_out: np.negative(d_out))
 power = Power()
-sqrt = Sqrt()
+sqrt = _of_one(
+    np.sqrt,
+    "Square root. Keeps its output.",
+    "d(sqrt x)/dx = 1 / (2 sqrt x)",
+    ("out",),
+    lambda d_out, out: np.multiply(np.divide(d_out, out), 0.5),
+)
 subtract = Subtract()
 where = Where()

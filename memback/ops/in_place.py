@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from memback.engine.arrays import form
 from memback.engine.errors import TapeError
 from memback.engine.op import Op, OpError
 from memback.engine.site import call_site, short_path
@@ -69,7 +70,7 @@ def _become(tensor: Tensor, symbol: str, out: Any) -> Tensor:
 
 
 def _form(tensor: Tensor) -> str:
-    return f"{tensor.dtype}[{', '.join(map(str, tensor.shape))}]"
+    return form(tensor.dtype, tensor.shape)
 
 
 IN_PLACE: dict[str, Change] = {

@@ -12,7 +12,7 @@ from memback.engine.tensor import Tensor
 from memback.ops import compiled
 from memback.ops.workspace import wide
 
-__all__ = ["check_indices", "embedding", "getitem"]
+__all__ = ["embedding", "getitem"]
 
 
 class Getitem(Op):

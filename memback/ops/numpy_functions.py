@@ -15,7 +15,8 @@ from memback.engine.errors import TapeError
 from memback.engine.op import OpError
 from memback.engine.site import call_site, short_path
 from memback.engine.tensor import Tensor
-from memback.ops import activations, elementwise, linear_algebra, reductions, shape
+from memback.ops import activations, elementwise, linear_algebra, reductions
+from memback.ops import shape as shapes
 
 __all__ = ["array", "array_function", "array_ufunc"]
 
@@ -121,49 +122,14 @@ def _sum(a: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
     return reductions.sum(a, axis, keepdims)
 
 
-def _mean(a: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
-    return reductions.mean(a, axis, keepdims)
-
-
-def _var(a: Any, axis: Any = None, *, ddof: int = 0, keepdims: bool = False) -> Any:
-    return reductions.var(a, axis, ddof, keepdims)
-
-
-def _max(a: Any, axis: int | None = None, *, keepdims: bool = False) -> Any:
-    return reductions.max(a, axis, keepdims)
-
-
 def _concatenate(arrays: Sequence[Any], axis: int = 0) -> Any:
     if axis is None:
         _refuse("np.concatenate with axis=None")
-    return shape.concatenate(arrays, axis)
-
-
-def _stack(arrays: Sequence[Any], axis: int = 0) -> Any:
-    return shape.stack(arrays, axis)
-
-
-def _where(condition: Any, x: Any, y: Any, /) -> Any:
-    return elementwise.where(condition, x, y)
-
-
-def _reshape(a: Any, /, shape: Any) -> Any:
-    return a.reshape(shape)
+    return shapes.concatenate(arrays, axis)
 
 
 def _transpose(a: Any, axes: Any = None) -> Any:
-    return shape.permute(a, range(a.ndim)[::-1] if axes is None else axes)
-
-
-def _swapaxes(a: Any, axis1: int, axis2: int) -> Any:
-    return shape.swapaxes(a, axis1, axis2)
-
-
-def _broadcast_to(array: Any, shape: Any) -> Any:
-    return _BROADCAST(array, (shape,) if isinstance(shape, int) else shape)
-
-
-_BROADCAST = shape.broadcast_to
+    return shapes.permute(a, range(a.ndim)[::-1] if axes is None else axes)
 
 
 def _of_plain(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -172,21 +138,20 @@ def _of_plain(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
-    np.amax: _max,
-    np.broadcast_to: _broadcast_to,
+    np.broadcast_to: lambda array, shape: shapes.broadcast_to(array, (shape,) if isinstance(shape, int) else shape),
     np.concatenate: _concatenate,
-    np.max: _max,
-    np.mean: _mean,
+    np.max: lambda a, axis=None, *, keepdims=False: reductions.max(a, axis, keepdims),
+    np.mean: lambda a, axis=None, *, keepdims=False: reductions.mean(a, axis, keepdims),
     np.permute_dims: _transpose,
-    np.reshape: _reshape,
-    np.stack: _stack,
+    np.reshape: lambda a, /, shape: a.reshape(shape),
+    np.stack: lambda arrays, axis=0: shapes.stack(arrays, axis),
     np.sum: _sum,
-    np.swapaxes: _swapaxes,
+    np.swapaxes: lambda a, axis1, axis2: shapes.swapaxes(a, axis1, axis2),
     np.transpose: _transpose,
-    np.var: _var,
-    np.where: _where,
+    np.var: lambda a, axis=None, *, ddof=0, keepdims=False: reductions.var(a, axis, ddof, keepdims),
+    np.where: lambda condition, x, y, /: elementwise.where(condition, x, y),
 }
-_FUNCTIONS |= {
+_FUNCTIONS |= {np.amax: _FUNCTIONS[np.max]} | {
     function: _of_plain(function)
     for function in (np.empty_like, np.full_like, np.ndim, np.ones_like, np.shape, np.size, np.zeros_like)
 }

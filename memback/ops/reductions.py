@@ -125,7 +125,7 @@ class Max(Op):
             return out, None
         length = input.size if axis is None else input.shape[axis]
         place = np.argmax(input, axis=axis, keepdims=True)
-        return out, np.asarray(place) if length < 1 else _narrow(place, length)
+        return out, np.asarray(place) if length < 1 else place.astype(np.min_scalar_type(length - 1))
 
     def vjp(self, d_out: Array, place: Array, shapes: list[tuple[int, ...]], dim: int | None) -> Array:
         shape = shapes[0]
@@ -139,10 +139,6 @@ class Max(Op):
 
     def flops(self, input: Array) -> int:
         return input.size
-
-
-def _narrow(place: Array, length: int) -> Array:
-    return place.astype(np.min_scalar_type(length - 1))
 
 
 max = Max()

@@ -9,21 +9,8 @@
 
 from __future__ import annotations
 
-from memback.plans import chain, graph
-from memback.plans.actions import (
-    Action,
-    Backward,
-    Compute,
-    Discard,
-    Drop,
-    Forward,
-    GraphAction,
-    GraphPlan,
-    Keep,
-    Plan,
-    Reverse,
-    Stored,
-)
+from memback.plans import actions, chain, graph
+from memback.plans.actions import *  # noqa: F403 - which lists actions and plans
 from memback.plans.chain import exact, revolve, uniform
 from memback.plans.registry import PLANNERS, WHOLE, Planner, planner
 from memback.plans.simulate import BudgetError, IllegalActionError, simulate
@@ -32,22 +19,10 @@ from memback.plans.stage import Stage
 __all__ = [
     "PLANNERS",
     "WHOLE",
-    "Action",
-    "Backward",
     "BudgetError",
-    "Compute",
-    "Discard",
-    "Drop",
-    "Forward",
-    "GraphAction",
-    "GraphPlan",
     "IllegalActionError",
-    "Keep",
-    "Plan",
     "Planner",
-    "Reverse",
     "Stage",
-    "Stored",
     "chain",
     "exact",
     "graph",
@@ -56,3 +31,4 @@ __all__ = [
     "simulate",
     "uniform",
 ]
+__all__ += actions.__all__

@@ -53,11 +53,11 @@ class Stored(enum.StrEnum):
     SAVES = "saves"
 
 
-class _Tagged(Data, frozen=True, tag_field="do", tag=str.lower, omit_defaults=False):
+class _TaggedAction(Data, frozen=True, tag_field="do", tag=str.lower, omit_defaults=False):
     """An action; its name is what it does."""
 
 
-class Forward(_Tagged, frozen=True):
+class Forward(_TaggedAction, frozen=True):
     """Run a stage forward."""
 
     stage: int
@@ -67,7 +67,7 @@ class Forward(_Tagged, frozen=True):
         return f"forward of stage {self.stage}, keeping {'its ' * (self.keep is Keep.INPUT)}{self.keep}"
 
 
-class Backward(_Tagged, frozen=True):
+class Backward(_TaggedAction, frozen=True):
     """Run a stage's backward from its input, saves, output and dL/d(output), which it uses up."""
 
     stage: int
@@ -76,7 +76,7 @@ class Backward(_Tagged, frozen=True):
         return f"backward of stage {self.stage}"
 
 
-class Drop(_Tagged, frozen=True):
+class Drop(_TaggedAction, frozen=True):
     """Drop a stored value of a stage before its backward."""
 
     stage: int
@@ -89,7 +89,7 @@ class Drop(_Tagged, frozen=True):
 Action: TypeAlias = Forward | Backward | Drop
 
 
-class Compute(_Tagged, frozen=True):
+class Compute(_TaggedAction, frozen=True):
     """Run a node of a graph; with ``saves`` it also leaves the residuals that its own backward needs."""
 
     node: int
@@ -99,7 +99,7 @@ class Compute(_Tagged, frozen=True):
         return f"computation of node {self.node}{', with its saves' * self.saves}"
 
 
-class Reverse(_Tagged, frozen=True):
+class Reverse(_TaggedAction, frozen=True):
     """Run a node's backward from the values that it needs; its own output and saves are dropped with it."""
 
     node: int
@@ -108,7 +108,7 @@ class Reverse(_Tagged, frozen=True):
         return f"backward of node {self.node}"
 
 
-class Discard(_Tagged, frozen=True):
+class Discard(_TaggedAction, frozen=True):
     """Store a value of a node no longer."""
 
     node: int
@@ -165,7 +165,7 @@ class Plan(Data, frozen=True):
 
 
 def _wrong(data: Any, error: str) -> str:
-    """What msgspec says is wrong with the data of a plan."""
+    """The message for data that is no plan, from msgspec's own."""
     found = re.search(r"`\$\.actions\[(\d+)\](?:\.(\w+))?`$", error)
     if found is None:
         return f"the plan must be an object with exactly {', '.join(Plan.__struct_fields__)}: {error}"

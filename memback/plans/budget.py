@@ -1,4 +1,4 @@
-"""A budget as it is given: bytes, or a share of the peak of full retention."""
+"""Budgets: bytes, or a share of the peak of full retention."""
 
 from __future__ import annotations
 

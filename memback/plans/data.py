@@ -1,4 +1,4 @@
-"""Plain data: frozen structures whose fields are those of the files that plans are kept in."""
+"""Frozen structures that are at once the form of plans in files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 
 
 class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What is written as an object of JSON under the names of its fields, and read again.
+    """A structure that is a JSON object under the names of its fields.
 
     A field with a default is left out of a file where it has that, unless the default is :func:`always`.
     """
@@ -27,7 +27,7 @@ def always(default: Any) -> Any:
 
 
 def read(data: Any, kind: type[_T]) -> _T:
-    """What plain data says, with every field that would be written.
+    """Convert plain data, which has every field that would be written.
 
     Raises:
         UsageError: it says no such thing; the message names the first place that is wrong.

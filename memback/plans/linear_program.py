@@ -24,10 +24,8 @@ ONE = -1
 
 @dataclass
 class LinearProgram:
-    """Rows and columns in the making."""
+    """The rows and columns of a program."""
 
-    lower: list[float] = field(default_factory=list)
-    upper: list[float] = field(default_factory=list)
     integer: list[bool] = field(default_factory=list)
     cost: list[float] = field(default_factory=list)
     starts: list[int] = field(default_factory=lambda: [0])
@@ -35,10 +33,8 @@ class LinearProgram:
     values: list[float] = field(default_factory=list)
     row_upper: list[float] = field(default_factory=list)
 
-    def variable(self, cost: float = 0.0, integer: bool = True, lower: float = 0.0, upper: float = 1.0) -> int:
-        """A new column."""
-        self.lower.append(lower)
-        self.upper.append(upper)
+    def variable(self, cost: float = 0.0, integer: bool = True) -> int:
+        """A new column, from 0 to 1."""
         self.integer.append(integer)
         self.cost.append(cost)
         return len(self.cost) - 1
@@ -63,7 +59,7 @@ def solve(program: LinearProgram, time_limit: float) -> tuple[Sequence[float] | 
 
     lp = highspy.HighsLp()
     lp.num_col_, lp.num_row_ = len(program.cost), len(program.row_upper)
-    lp.col_cost_, lp.col_lower_, lp.col_upper_ = map(np.asarray, (program.cost, program.lower, program.upper))
+    lp.col_cost_, lp.col_lower_, lp.col_upper_ = np.asarray(program.cost), np.zeros(lp.num_col_), np.ones(lp.num_col_)
     lp.row_lower_ = np.full(lp.num_row_, -highspy.kHighsInf)
     lp.row_upper_ = np.asarray(program.row_upper)
     lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise

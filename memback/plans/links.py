@@ -1,4 +1,4 @@
-"""A chain cut into links, runs of neighbouring stages, and what each link needs: the figures that planning adds up.
+"""A chain cut into links, which are runs of neighbouring stages, and the bytes and costs of each link.
 
 A *segment* [s, t) runs from position s to position t, both between links. Its *need* is the least m such that the
 segment can be reversed once m bytes are free for all that is live from then on, except the activation that the segment

@@ -1,4 +1,4 @@
-"""What plans of all kinds have in common: they are plain data, kept as JSON files."""
+"""The base of all plans, which are plain data in JSON files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what a planner has chosen for each segment of a chain to the actions of the schedule."""
+"""Unfold the choices of a planner, segment by segment, into the actions of a schedule."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 class Segmenter(Protocol):
-    """What splits a segment into actions and shorter segments."""
+    """Splits a segment into actions and shorter segments."""
 
     def parts(self, s: int, t: int, free: int) -> Iterator[Part]:
         """What the segment from s to t consists of, in order, where ``free`` is the memory that is left for it."""

@@ -19,10 +19,10 @@ Live during an action, besides what was live before it:
       needs activation i. Keeping nothing, activation i is dropped after it. An output that is held already must be
       dropped before it is made again, and a stage that has been reversed is not run again.
     - ``Backward(i)``: dL/d(activation i), the backward workspace, the stage's parameter gradients and, for the last
-      stage, dL/d(activation n), which whoever asks for backward brings along. It needs that every later stage has
+      stage, dL/d(activation n), which backward begins with. It needs that every later stage has
       been reversed and that activation i, the saves of stage i, activation i + 1 and its gradient are live. After
       it the last three are dropped, and so is activation i, unless the saves of stage i - 1 are live: its output
-      belongs to them, and nobody else needs it any more.
+      belongs to them, and is of no other use.
     - ``Drop``: nothing. The chain's input is its caller's and can't be dropped.
 
 A plan ends with every stage reversed, each once, the last stage first. Its cost is that of every forward and backward

@@ -1,4 +1,4 @@
-"""What a planner knows of a stage of a chain: what it costs to run and how many bytes it holds."""
+"""A stage of a chain as planners see it: its costs and its bytes."""
 
 from __future__ import annotations
 

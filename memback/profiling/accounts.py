@@ -9,7 +9,7 @@ recomputed
 gradients
     dL/d(something), of a parameter or an activation;
 outputs
-    results of ops that somebody still refers to, without being any of the above;
+    results of ops that are still referred to, and are none of the above;
 gathered
     whole parameters, put together from the shards of several ranks, and what they are gathered in;
 buckets
@@ -61,7 +61,7 @@ EXCHANGED: tuple[Category, ...] = ("gathered", "buckets")
 class Row:
     """One call of an op in the forward pass.
 
-    ``saved_bytes`` counts the distinct saved buffers that this call has made, whoever saves them; ``shared_bytes``
+    ``saved_bytes`` counts the distinct saved buffers that this call has made, whichever saves them; ``shared_bytes``
     those that it saves and another call has made. Sizes are in bytes, ``seconds`` is None where time was not taken.
     """
 
@@ -141,7 +141,7 @@ class Interval(NamedTuple):
 
 
 class Account(weakref.ref[Any]):
-    """What the ledger knows of one root buffer, which it refers to weakly.
+    """The record of one root buffer, by weak reference.
 
     An ``argument`` is a buffer that was there before the step. A ``role`` is a category that the buffer has whoever
     holds it. A ``closed`` account is that of a buffer that has no memory any more, though it may live on.
@@ -195,13 +195,13 @@ class Account(weakref.ref[Any]):
 
 
 def _buffer_gone(account: Any) -> None:
-    """Accounts refer weakly to the books that they are in, which are so gone as soon as nobody looks at them."""
+    """Enter a buffer's death in its books, if they are still there: accounts refer to them weakly."""
     if (books := account.books()) is not None:
         books._died(account)
 
 
 class Accounts:
-    """The account of every buffer: whose it is, in which category, until when. It knows of no engine that makes them.
+    """The account of every buffer: its owner, category and lifetime, independent of the engine that makes it.
 
     Args:
         names: what parameters, buffers and inputs are called, by the key of their root buffer.
@@ -344,7 +344,7 @@ class Accounts:
             self._sort(account, "drop")
 
     def _charge(self, holdings: Iterable[tuple[Row, Iterable[Account]]]) -> None:
-        """Charge each saved buffer to the call that made it, and note at the others that they share it."""
+        """Charge each saved buffer to the call that made it; other calls that keep it share it."""
         for row in self.rows:
             row.saved_bytes = row.shared_bytes = 0
         for account in self._accounts.values():

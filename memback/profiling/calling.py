@@ -1,4 +1,4 @@
-"""What is run where a module and inputs, or a step, are given; and the order of arguments of earlier versions."""
+"""The step that a module and its inputs, or a ``step=``, stand for; and the argument order of earlier versions."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def step_of(module: Module | None, inputs: tuple[Any, ...], step: Callable[[], T
 
 
 def module_first(function: Callable[P, R]) -> Callable[P, R]:
-    """Accept what has the step first, the module second, as calls of earlier versions do, with a warning."""
+    """Accept the argument order of earlier versions, step first and module second, with a warning."""
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

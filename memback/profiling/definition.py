@@ -236,7 +236,7 @@ def _check(content: dict[str, Any], file: str, folder: Path) -> Profile:
 
 
 def _split(section: dict[str, Any], struct: type[Struct]) -> dict[str, Any]:
-    """Part a section's own keys from the arguments of what it names."""
+    """Separate a section's own keys from the arguments of the model or loader that it names."""
     own = set(struct.__struct_fields__) - {"arguments"}
     split = {key: value for key, value in section.items() if key in own}
     split["arguments"] = {key: value for key, value in section.items() if key not in own}
@@ -253,7 +253,7 @@ def _check_choice(chosen: Model | Data, section: str, registry: Mapping[str, Any
 
 
 def _check_sizes(content: _Content, file: str) -> None:
-    """Refuse numbers that are no sizes of anything, before they are multiplied with each other."""
+    """Refuse numbers too large to be sizes, before they are multiplied with each other."""
     for section in ("model", "data"):
         for key, number in _numbers(getattr(content, section).arguments, section):
             if abs(number) > _LARGEST and not key.endswith(".seed"):

@@ -1,4 +1,4 @@
-"""Looking before leaping: whether a step's predicted peak fits into the memory that is really there."""
+"""Whether a step's predicted peak fits into the available memory, checked before anything is run."""
 
 from __future__ import annotations
 
@@ -166,6 +166,6 @@ def _remedy(step: Step, needs: Mapping[Mode, int], extra_bytes: int, available: 
 
 
 def modes_that_fit(needs: Mapping[Mode, int], available: Available) -> list[str]:
-    """A sentence about them, if there are any."""
+    """A sentence that names the modes that fit, if any do."""
     modes = [f"--mode {m.name} with {_size(n)}" for m, n in needs.items() if n <= available.bytes and not m.policy]
     return [f"Modes that would fit: {', '.join(modes)}"] if modes else []

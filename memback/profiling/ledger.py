@@ -1,4 +1,4 @@
-"""The ledger: it watches a step and knows every buffer that backprop keeps, who keeps it, and until when.
+"""The ledger: an observer that records every buffer that backprop keeps, by which call, and until when.
 
 Ops and layers know nothing of it; it is an :class:`~memback.engine.observer.Observer`. It follows root buffers by
 weak references, so it never prolongs a life. What it knows is in its :class:`~memback.profiling.accounts.Accounts`.
@@ -16,7 +16,7 @@ import numpy as np
 
 from memback.dry.memory import dry_memory
 from memback.engine.arrays import Array, buffer_bytes, dtype_name, is_array, leaves, root
-from memback.engine.node import Edge, Node, Recorder
+from memback.engine.node import AnyTape, Edge, Node
 from memback.engine.observer import Call, Observer
 from memback.engine.op import Op
 from memback.engine.state import current
@@ -27,7 +27,7 @@ __all__ = ["DryLedger", "Ledger"]
 
 
 class _Holding(weakref.ref[Node]):
-    """What a recorded call, which it refers to weakly, keeps: what was saved, and what was recomputed."""
+    """What a recorded call keeps, saved and recomputed, by weak reference to the call."""
 
     __slots__ = ("accounts", "key", "recomputed", "row")
 
@@ -41,7 +41,7 @@ class _Holding(weakref.ref[Node]):
 
 
 class Ledger(Accounts, Observer):
-    """Keeps the account of everything that happens while it is the thread's observer.
+    """Record everything that happens while this is the thread's observer.
 
     Buffers and calls that are gone are put into a queue by the interpreter itself, and entered in the books before
     anything else is: an interrupt (Ctrl-C) in a function of Python's that is called then would be printed and lost.
@@ -59,7 +59,7 @@ class Ledger(Accounts, Observer):
         self._intervals: list[tuple[Phase, tuple[str, str], tuple[int, ...], tuple[int, ...]]] = []
         self._timed = timed
         self._holdings: dict[int, _Holding] = {}
-        self._variables: list[tuple[weakref.ref[Recorder], Account]] = []
+        self._variables: list[tuple[weakref.ref[AnyTape], Account]] = []
         self._retained: set[Account] = set()
         self._depth = 0
         self._mark = tuple(self._totals.values())
@@ -146,7 +146,7 @@ class Ledger(Accounts, Observer):
     def finish(self) -> None:
         """The step is over: close the last interval, and charge the rows if there was no backward.
 
-        What dies from now on dies at other hands than the step's, and is no event of it.
+        What dies from now on is no event of the step.
         """
         self._close()
         self._keep_events = False
@@ -258,7 +258,7 @@ class Ledger(Accounts, Observer):
         holding.accounts, holding.recomputed = accounts, recomputed
         self._holdings[holding.key] = holding
 
-    def _retain(self, tape: Recorder, outs: Iterable[Array], row: Row) -> None:
+    def _retain(self, tape: AnyTape, outs: Iterable[Array], row: Row) -> None:
         for out in outs:
             account = self._meet(out, row)
             if account.argument:
@@ -271,7 +271,7 @@ class Ledger(Accounts, Observer):
             self._sort(account, "hold")
 
     def _settle(self) -> None:
-        """Let go of what a tape has dropped without saying so: cleared, or taken backward with nobody watching."""
+        """Let go of what a tape has dropped unobserved: cleared, or taken backward without an observer."""
         self._catch_up()
         for holding in list(self._holdings.values()):
             node = holding()
@@ -293,7 +293,7 @@ class Ledger(Accounts, Observer):
             return
         del self._holdings[holding.key]
         if self._phase == "forward":
-            # nobody used the result, so nothing is kept for its backward; its variable may be kept all the same
+            # the result was not used, so nothing is kept for its backward; its variable may be kept all the same
             row = holding.row
             row.kept = [(name, a) for name, a in row.kept if a in self._retained and a.owner is row]
         for account in holding.accounts:

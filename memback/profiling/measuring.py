@@ -1,4 +1,4 @@
-"""What is measured of a step, and the instruments, each an observer of one thing."""
+"""Measurements of a step, and their instruments, each an observer of one quantity."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 import tracemalloc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import psutil
@@ -20,6 +21,7 @@ from memback.engine.observer import Call, Observer
 from memback.engine.op import Op
 from memback.profiling.accounts import Interval
 from memback.profiling.ledger import Ledger
+from memback.units import format_bytes
 
 __all__ = [
     "AtEveryInterval",
@@ -31,6 +33,7 @@ __all__ = [
     "RssSampler",
     "Seconds",
     "TracedPeaks",
+    "made_of",
     "median",
 ]
 
@@ -52,10 +55,20 @@ class Peak:
     interval: Interval
     parts: Mapping[str, int]
 
+    def to_dict(self) -> dict[str, int | str]:
+        """When it is, and its parts, as plain data."""
+        return {"phase": self.interval.phase, "path": self.interval.path, "op": self.interval.op, **self.parts}
+
+
+def made_of(peak: Mapping[str, Any]) -> str:
+    """What a peak, as :meth:`Peak.to_dict` gives it, consists of, in words."""
+    sizes = ", ".join(f"{name} {format_bytes(size)}" for name, size in peak.items() if isinstance(size, int) and size)
+    return f"{sizes} (in {peak['phase']}, {peak['op']} of layer {peak['path'] or '(top)'!r})"
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a dry run says: the peak, and the ledger that watched it."""
+    """The outcome of a dry run: the peak, and the ledger."""
 
     peak: Peak
     ledger: Ledger
@@ -63,7 +76,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a watched real run showed."""
+    """The outcome of a real run under a ledger."""
 
     ledger: Ledger
     loss: float

@@ -1,4 +1,4 @@
-"""Dtypes that do harm without anybody noticing: too narrow for the gradients, or wider than the parameters."""
+"""Dtypes that do harm without a sign of it: too narrow for the gradients, or wider than the parameters."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ class _Real:
 
 
 def run_of(mode: Mode, ledger: Accounts, predicted_peak_bytes: int | None, peak: Peak) -> Run:
-    """What a ledger knows of a mode's step, as a report has it; what was not measured is None."""
+    """A mode's step as a report has it, from its ledger; what was not measured is None."""
     return Run(
         mode=cast(Any, mode.name),  # Mode has checked it
         policy=(mode.policy_name or "own") if mode.name == "checkpoint" else None,
@@ -206,33 +206,20 @@ def run_of(mode: Mode, ledger: Accounts, predicted_peak_bytes: int | None, peak:
         recomputed_flops=ledger.recomputed_flops,
         loss=None,
         gradient_sha256=None,
-        peak=_peak(peak),
+        peak=plain.Peak(**cast(Any, peak.to_dict())),
         layers=tuple(map(_layer, ledger.rows)),
         timeline=tuple(plain.Event(*event) for event in ledger.events),
         buffers=tuple(ledger.buffers),
     )
 
 
-def _peak(peak: Peak) -> plain.Peak:
-    interval = peak.interval
-    return plain.Peak(phase=interval.phase, path=interval.path, op=interval.op, **peak.parts)
+_OF_ROW = tuple(name for name in plain.Layer.__struct_fields__ if name not in ("saved", "count"))
+"""What a layer of a report has of a row as the row has it."""
 
 
 def _layer(row: Row) -> plain.Layer:
-    return plain.Layer(
-        path=row.path,
-        op=row.op,
-        call=row.call,
-        output_shape=row.output_shape,
-        dtype=row.dtype,
-        saved_bytes=row.saved_bytes,
-        shared_bytes=row.shared_bytes,
-        parameter_bytes=row.parameter_bytes,
-        flops=row.flops,
-        seconds=row.seconds,
-        recomputed=row.recomputed,
-        saved=tuple(plain.SavedValue(**value._asdict()) for value in row.saved),
-    )
+    saved = tuple(plain.SavedValue(**value._asdict()) for value in row.saved)
+    return plain.Layer(**{name: getattr(row, name) for name in _OF_ROW}, saved=saved)
 
 
 def _arguments(module: Module | None, optimizer: Optimizer | None, input_bytes: int) -> plain.Arguments:
@@ -261,7 +248,7 @@ def _computed_in(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """What a report says of where it was made."""
+    """The machine, as a report describes it."""
     return {
         "system": platform.system(),
         "machine": platform.machine(),

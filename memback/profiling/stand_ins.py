@@ -1,4 +1,4 @@
-"""What stands in place of a model's arrays on a dry run, for the thread that makes it and for no other.
+"""Replacements of a model's arrays on a dry run, for the thread that makes the run and no other.
 
 A model may train in one thread while another plans for it: both ask the same parameters for their data and gradients.
 For as long as any dry run is under way, what they get depends on who asks.
@@ -26,7 +26,7 @@ _blocks = 0
 
 
 class _OfThisThread:
-    """An attribute of parameters that is the one of the stand-in, in a thread in which there is one."""
+    """An attribute of parameters that, in a thread with a stand-in, is the stand-in's."""
 
     def __init__(self, name: str) -> None:
         self._slot = Tensor.__dict__[name]

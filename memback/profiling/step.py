@@ -1,4 +1,4 @@
-"""Running a step under watch: for its account, its time, its measured peak, and the operating system's view.
+"""Run a step to record its buffers, its time, its measured peak, and the growth of the process.
 
 Each of these disturbs the others (a ledger takes time, tracemalloc takes memory), so each has a run of its own; the
 step repeats itself exactly, since the random stream, the gradients and the running statistics are put back in between.
@@ -120,7 +120,7 @@ class Step:
             observer.update_ended()
 
     def _update_dry(self, optimizer: Optimizer) -> None:
-        """Update without memory: in many small steps once, and then at once wherever gradients lie in memory alike."""
+        """Update without memory: piece by piece once, then in one go wherever the gradients have the same layout."""
         grads = [p.grad for p in optimizer.parameters]
         alike = tuple([None if g is None else (g.shape, g.dtype, getattr(g, "strides", None)) for g in grads])
         memory = dry_memory()

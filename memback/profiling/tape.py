@@ -13,7 +13,7 @@ __all__ = ["Tape"]
 
 
 class _Watch(Setting):
-    """Has a ledger be the thread's observer."""
+    """Install a ledger as the thread's observer."""
 
     field = "observer"
 

@@ -213,7 +213,7 @@ class Training:
 
 
 def _about(text: str | None, path: str | os.PathLike[str]) -> _About:
-    """What a file says of the training in it.
+    """Read what a file says of the training in it.
 
     Raises:
         UsageError: it says nothing, or what no training can be.
@@ -262,7 +262,7 @@ def _part(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _fingerprint(work: Workload, micro_batches: int) -> str:
-    """Tells trainings apart whose steps would differ; a constant learning rate does not depend on the last step."""
+    """A text that differs between trainings whose steps differ; a constant rate does not depend on the last step."""
     train = work.profile.train
     steps = {} if train.schedule == "constant" else {"steps": train.steps}
     parts = {} if micro_batches == 1 else {"micro_batches": micro_batches}

@@ -1,4 +1,4 @@
-"""A profile definition brought to life: its model, its data, its optimiser and its step."""
+"""The model, data, optimiser and step of a profile definition."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class Workload:
 
 @contextmanager
 def _named(profile: Profile) -> Iterator[None]:
-    """Say of which profile it is that a model refuses something: models know nothing of profiles."""
+    """Name the profile in errors of its model, because models know nothing of profiles."""
     try:
         yield
     except (ValueError, OpError) as error:

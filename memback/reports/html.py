@@ -6,16 +6,16 @@ numbers (:func:`payload`), and draws with Plotly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from memback import glossary
+from memback.engine.arrays import form
 from memback.profiling.report import PARTS, Device, Layer, Report, Run
 from memback.reports import device, pages, tables, words
 from memback.reports.folding import fold
 from memback.reports.timeline import BANDS, Timeline
 from memback.reports.tree import tree
-from memback.units import format_bytes_short
 
 __all__ = ["fragment", "payload", "render"]
 
@@ -30,8 +30,8 @@ def render(report: Report) -> str:
         .render(
             version=report.memback,
             created=report.created,
-            machine=_facts(report.machine),
-            arguments=_arguments(report),
+            machine=tables.printable(words.machine(report)),
+            arguments=list(report.arguments.by_name().items()),
             **pages.parts("app.js", payload(report)),
             **_overview(report),
         )
@@ -54,7 +54,7 @@ def _overview(report: Report) -> dict[str, Any]:
         "parts": report.parts,
         "ranks": tables.ranks(report) if report.distributed is not None and report.distributed.ranks else None,
         "modes": _modes(report),
-        "tables": _tables(report),
+        "tables": tables.overview(report),
     }
 
 
@@ -92,27 +92,6 @@ def _modes(report: Report) -> list[dict[str, Any]]:
         }
         for run in report.runs
     ]
-
-
-def _tables(report: Report) -> list[tables.Table]:
-    shown = [tables.comparison(report), tables.peaks(report)] if report.runs else []
-    if report.reference is not None:
-        shown.append(tables.composition(report, report.reference))
-    return shown
-
-
-def _arguments(report: Report) -> list[tuple[str, int]]:
-    return list(report.arguments.by_name().items())
-
-
-def _facts(machine: Mapping[str, Any]) -> str:
-    facts = (
-        f"{name.removesuffix('_bytes')} {format_bytes_short(value)}"
-        if name.endswith("_bytes") and isinstance(value, int)
-        else f"{name} {value}"
-        for name, value in machine.items()
-    )
-    return tables.printable(", ".join(facts))
 
 
 # -- what the script draws from
@@ -185,15 +164,8 @@ def _peak(timeline: Timeline) -> dict[str, Any] | None:
 def _lives(timeline: Timeline, strings: _Strings) -> dict[str, Any]:
     lives = list(timeline.lives.values())
     number = {life.buffer: i for i, life in enumerate(lives)}
-    buffers = {
-        "bytes": [life.bytes for life in lives],
-        "birth": [life.birth for life in lives],
-        "death": [life.death for life in lives],
-        "origin": [strings(life.origin) for life in lives],
-        "path": [strings(life.path) for life in lives],
-        "op": [strings(life.op) for life in lives],
-        "source": [strings(life.source) for life in lives],
-    }
+    buffers = {name: [getattr(life, name) for life in lives] for name in ("bytes", "birth", "death")}
+    buffers |= {name: [strings(getattr(life, name)) for life in lives] for name in ("origin", "path", "op", "source")}
     spans = {
         "buffer": [number[span.buffer] for span in timeline.spans],
         "band": [BANDS.index(span.category) for span in timeline.spans],
@@ -225,7 +197,7 @@ def _layers(layers: Sequence[Layer], strings: _Strings) -> list[list[Any]]:
             strings(layer.op),
             layer.call,
             layer.count,
-            strings(_shape(layer)),
+            strings(form(layer.dtype, layer.output_shape) if layer.dtype else ""),
             layer.saved_bytes,
             layer.shared_bytes,
             layer.parameter_bytes,
@@ -236,10 +208,6 @@ def _layers(layers: Sequence[Layer], strings: _Strings) -> list[list[Any]]:
         ]
         for layer in layers
     ]
-
-
-def _shape(layer: Layer) -> str:
-    return f"{layer.dtype}[{', '.join(map(str, layer.output_shape))}]" if layer.dtype else ""
 
 
 def _folds(layers: Sequence[Layer]) -> list[list[Any]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from memback.profiling.report import Report
 from memback.reports import device, tables, words
 from memback.reports.tables import Cell, Row, Table
 from memback.units import format_bytes
 
-__all__ = ["escape", "render", "row_lines", "table_lines"]
+__all__ = ["escape", "folded_lines", "render", "row_lines", "table_lines"]
 
 _SPECIAL = re.compile(r"[\\`*\[<>&|~$]|(?<![^\W_])_|_(?![^\W_])")
 
@@ -30,19 +30,17 @@ def render(report: Report) -> str:
         lines += [*table_lines(table), ""]
     if report.distributed is not None and report.distributed.ranks:
         lines += [*table_lines(tables.ranks(report)), ""]
-    lines += table_lines(tables.comparison(report))
-    if report.runs:
-        lines += ["", *table_lines(tables.peaks(report))]
-    if report.reference is not None:
-        lines += ["", *table_lines(tables.composition(report, report.reference))]
-    if report.frontier:
+    contents = tables.overview(report) or [tables.comparison(report)]
+    if report.frontier and report.runs:
         from memback.reports.plan import frontier_of  # plans are loaded only if there are some
 
-        table = frontier_of(report)
-        lines += ["", *table_lines(table)] if table is not None else []
+        contents.append(frontier_of(report))
+    lines += table_lines(contents[0])
+    for table in contents[1:]:
+        lines += ["", *table_lines(table)]
     for run in report.runs:
-        title = html.escape(f"Layers of {tables.printable(run.label)}: {format_bytes(run.saved_bytes)} saved")
-        lines += ["", f"<details><summary>{title}</summary>", "", *row_lines(tables.layers(run)), "", "</details>"]
+        title = f"Layers of {run.label}: {format_bytes(run.saved_bytes)} saved"
+        lines += folded_lines(title, row_lines(tables.layers(run)))
     return "\n".join(lines) + "\n"
 
 
@@ -51,6 +49,12 @@ def table_lines(table: Table) -> Iterator[str]:
     yield f"#### {escape(table.title)}"
     yield ""
     yield from row_lines(table)
+
+
+def folded_lines(title: str, lines: Iterable[str]) -> list[str]:
+    """Lines that unfold below a title."""
+    summary = html.escape(tables.printable(title))
+    return ["", f"<details><summary>{summary}</summary>", "", *lines, "", "</details>"]
 
 
 def row_lines(table: Table) -> Iterator[str]:

@@ -1,30 +1,70 @@
-"""A plan for readers: what it takes, what is kept of each stage, and a picture of what is recomputed when."""
+"""A plan for readers: what it takes, what is kept of each part, and a picture of what is recomputed when.
+
+The parts are stages of a chain, or nodes of a graph; for PyTorch modules see :mod:`memback.reports.torch_plan`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol, TypeVar
 
-from memback.plans.actions import Action, Backward, Forward, Keep
+from memback.plans.actions import Action, Backward, Compute, Forward, Keep, Reverse
 from memback.plans.model.graph_region import GraphRegion
 from memback.plans.model.planning import FrontierPoint, ModelPlan, knee
 from memback.plans.model.region import Region
 from memback.profiling.report import Report
-from memback.reports import graph_plan
 from memback.reports.folding import span
 from memback.reports.tables import NONE, Cell, Column, Row, Table
 from memback.units import MIB, format_bytes, format_flops, format_seconds
 
-__all__ = ["drawn", "frontier", "frontier_of", "memory", "picture", "sentences", "stages", "sweeps"]
+__all__ = [
+    "MOST_ROWS",
+    "AnyPlan",
+    "drawn",
+    "folded",
+    "frontier",
+    "frontier_of",
+    "memory",
+    "parts",
+    "picture",
+    "sentences",
+    "sweeps",
+    "times",
+]
+
+MOST_ROWS = 24
+"""Of a table or picture of a plan; those left out are counted."""
 
 _PARTS = ("saved", "recomputed", "gradients", "outputs", "workspace")
-_MOST_ROWS = 24
 _MOST_POINTS = 16
 
+_Kind = TypeVar("_Kind", bound=Hashable)
 
-def sentences(plan: PlanWithCost, full_peak: int, seconds: tuple[float, float] | None = None) -> list[str]:
+
+class AnyPlan(Protocol):
+    """A plan of any kind, as far as it is told here; sizes in bytes, ``reserve_bytes`` of the budget are left free."""
+
+    @property
+    def budget(self) -> int: ...
+    @property
+    def peak_bytes(self) -> int: ...
+    @property
+    def reserve_bytes(self) -> int: ...
+    @property
+    def reserve_for(self) -> str: ...
+    @property
+    def peak(self) -> Mapping[str, Any]: ...
+    @property
+    def flops(self) -> int: ...
+    @property
+    def extra_flops(self) -> int: ...
+    @property
+    def optimality(self) -> str: ...
+
+
+def sentences(plan: AnyPlan, full_peak: int, seconds: tuple[float, float] | None = None) -> list[str]:
     """What a plan costs and what is proved of it; ``seconds`` are those of recomputation (predicted) and of a step."""
     share = plan.extra_flops / max(plan.flops, 1)
     lines = [
@@ -39,51 +79,7 @@ def sentences(plan: PlanWithCost, full_peak: int, seconds: tuple[float, float] |
     return lines
 
 
-class PlanWithBudget(Protocol):
-    """A plan for a budget; sizes in bytes."""
-
-    @property
-    def budget(self) -> int:
-        """The largest peak that was allowed."""
-
-    @property
-    def peak_bytes(self) -> int:
-        """The peak of the planned step."""
-
-    @property
-    def reserve_bytes(self) -> int:
-        """What is left of the budget for ..."""
-
-    @property
-    def reserve_for(self) -> str:
-        """... this."""
-
-    @property
-    def peak(self) -> Mapping[str, Any]:
-        """What the peak is made of, and where it is."""
-
-
-class PlanWithCost(Protocol):
-    """A plan that recomputes something."""
-
-    @property
-    def flops(self) -> int:
-        """Of one forward pass."""
-
-    @property
-    def extra_flops(self) -> int:
-        """FLOPs that are recomputed."""
-
-    @property
-    def peak_bytes(self) -> int:
-        """The peak of the planned step, in bytes."""
-
-    @property
-    def optimality(self) -> str:
-        """What is known of the plan."""
-
-
-def memory(plan: PlanWithBudget) -> Table:
+def memory(plan: AnyPlan) -> Table:
     """The budget, and what the peak is made of."""
     where = f"{plan.peak['phase']}, {plan.peak['op']}" + (f" of {plan.peak['path']}" if plan.peak["path"] else "")
     parts = [(name, int(plan.peak[name])) for name in _PARTS]
@@ -102,62 +98,95 @@ def _size_row(name: str, size: int, budget: int) -> Row:
     return Row([Cell(name), Cell(f"{size:,}"), Cell(f"{size / MIB:.2f}"), Cell("", share=share), Cell(f"{share:.1%}")])
 
 
-# -- stages
+# -- what is kept of each part
 
 
-class _Kind(NamedTuple):
-    """What a row of stages has in common."""
+def folded(
+    title: str,
+    columns: Sequence[Column],
+    kinds: Sequence[_Kind],
+    cells: Callable[[_Kind, list[int]], Sequence[str]],
+    note: str,
+    whole: str,
+) -> Table:
+    """One row for each run of adjacent parts of a kind: its ``cells``. ``whole`` says where all of many rows are."""
+    runs = groupby(range(len(kinds)), key=kinds.__getitem__)
+    rows = [Row(list(map(Cell, cells(kind, list(numbers))))) for kind, numbers in runs]
+    left = len(rows) - MOST_ROWS
+    notes = [f"{left} more rows are not shown; {whole}.", note] if left > 0 else [note]
+    return Table(title, columns, rows[:MOST_ROWS], notes=notes)
 
-    keeps: str
-    held: int
-    runs: int
+
+def times(runs: int) -> str:
+    """How often a part is run again, in a cell."""
+    return f"{runs}×" if runs else NONE
 
 
-def stages(plan: ModelPlan) -> Table:
+def parts(plan: ModelPlan) -> Table:
     """One row for each run of adjacent stages, or nodes of a graph, with the same treatment."""
-    if isinstance(plan.region, GraphRegion):
-        return graph_plan.nodes(plan, plan.region)
-    region = plan.region
-    columns = [
-        Column("stages", "key"),
-        Column("layers", "text"),
-        Column("forward keeps", "text"),
-        Column("bytes kept"),
-        Column("run again"),
-    ]
-    kinds = [_kind(plan, region, i) for i in range(len(plan.stages))]
-    rows = []
-    for kind, group in groupby(range(len(kinds)), key=kinds.__getitem__):
-        numbers = list(group)
-        first, last = numbers[0], numbers[-1]
-        name = str(first) if first == last else f"{first}–{last}"
-        times = NONE if not kind.runs else f"{kind.runs}×"
-        held = kind.held * len(numbers)
-        rows.append(
-            Row([Cell(name), Cell(_layers(plan, first, last)), Cell(kind.keeps), Cell(f"{held:,}"), Cell(times)])
-        )
-    notes = ["A stage is a run of ops between two points where one activation alone is used further on."]
-    if len(rows) > _MOST_ROWS:
-        left = len(rows) - _MOST_ROWS
-        rows = rows[:_MOST_ROWS]
-        notes.insert(0, f"{left} more rows are not shown; --json has every stage.")
-    return Table("Stages", columns, rows, notes=notes)
+    return _nodes(plan, plan.region) if isinstance(plan.region, GraphRegion) else _stages(plan, plan.region)
 
 
-def _kind(plan: ModelPlan, region: Region, i: int) -> _Kind:
-    keep, stage = region.first[i], plan.stages[i]
-    runs = max((plan.runs.get(number, 0) for number in range(region.bounds[i], region.bounds[i + 1])), default=0)
-    if keep is Keep.EVERYTHING:
-        whole = region.kept[i] is None
-        return _Kind("all that backward needs" if whole else "expensive ops only", stage.saved_bytes, runs)
-    held = plan.stages[i - 1].output_bytes if i else 0
-    return _Kind("its input", held, runs) if keep is Keep.INPUT else _Kind("nothing", 0, runs)
+_TREATMENT = (Column("forward keeps", "text"), Column("bytes kept"), Column("run again"))
 
 
-def _layers(plan: ModelPlan, first: int, last: int) -> str:
-    """The first and the last layer of a run of stages."""
-    region = plan.region
-    calls = region.calls[region.bounds[first] : region.bounds[last + 1]]
+def _stages(plan: ModelPlan, region: Region) -> Table:
+    def kind(i: int) -> tuple[str, int, int]:
+        keep, stage = region.first[i], plan.stages[i]
+        runs = max((plan.runs.get(number, 0) for number in range(region.bounds[i], region.bounds[i + 1])), default=0)
+        if keep is Keep.EVERYTHING:
+            whole = region.kept[i] is None
+            return "all that backward needs" if whole else "expensive ops only", stage.saved_bytes, runs
+        held = plan.stages[i - 1].output_bytes if i else 0
+        return ("its input", held, runs) if keep is Keep.INPUT else ("nothing", 0, runs)
+
+    def cells(kind: tuple[str, int, int], numbers: list[int]) -> list[str]:
+        keeps, held, runs = kind
+        return [_numbered(numbers), _layers(region, numbers), keeps, f"{held * len(numbers):,}", times(runs)]
+
+    return folded(
+        "Stages",
+        [Column("stages", "key"), Column("layers", "text"), *_TREATMENT],
+        list(map(kind, range(len(plan.stages)))),
+        cells,
+        "A stage is a run of ops between two points where one activation alone is used further on.",
+        "--json has every stage",
+    )
+
+
+def _nodes(plan: ModelPlan, region: GraphRegion) -> Table:
+    nodes = region.graph.nodes
+    outputs, saves = region.stored_in_forward
+
+    def kind(i: int) -> tuple[str, int]:
+        residuals = nodes[i].saved_bytes and i in saves
+        kept = " and ".join(["its output"] * (i in outputs) + ["residuals"] * bool(residuals))
+        return kept or "nothing", plan.runs.get(region.makers[i], 0)
+
+    def cells(kind: tuple[str, int], numbers: list[int]) -> list[str]:
+        ops = list(dict.fromkeys(region.calls[region.makers[i]].op for i in numbers))
+        held = sum(nodes[i].output_bytes * (i in outputs) + nodes[i].saved_bytes * (i in saves) for i in numbers)
+        shown = ", ".join(ops[:2]) + " …" * (len(ops) > 2)
+        return [_numbered(numbers), shown, _layers(region, numbers), kind[0], f"{held:,}", times(kind[1])]
+
+    return folded(
+        "Nodes",
+        [Column("nodes", "key"), Column("ops", "text"), Column("layers", "text"), *_TREATMENT],
+        list(map(kind, range(len(nodes)))),
+        cells,
+        "A node is an op with the views of its output, and the ops before it whose output it alone uses.",
+        "--json has every node",
+    )
+
+
+def _numbered(numbers: Sequence[int]) -> str:
+    first, last = numbers[0], numbers[-1]
+    return str(first) if first == last else f"{first}–{last}"
+
+
+def _layers(region: Region | GraphRegion, numbers: Sequence[int]) -> str:
+    """The first and the last layer of a run of parts."""
+    calls = region.calls[region.bounds[numbers[0]] : region.bounds[numbers[-1] + 1]]
     paths = [call.path for call in calls if call.path] or ["(top)"]
     one_level = paths[0].count(".") == paths[-1].count(".")
     return span(paths[0], paths[-1]) if one_level else f"{paths[0]} – {paths[-1]}"
@@ -170,7 +199,7 @@ def picture(plan: ModelPlan, width: int) -> Iterator[str]:
     """A column for each stage (or several, where there are more than ``width``), a line for each sweep over them."""
     region = plan.region
     if isinstance(region, GraphRegion):
-        yield from drawn(list(graph_plan.sweeps(region)), width, graph_plan.LEGEND, "nodes")
+        yield from drawn(list(_sweeps_of_graph(region)), width, _GRAPH_LEGEND, "nodes")
     else:
         marks = {i: "▣" for i, kept in enumerate(region.kept) if kept is not None}
         yield from drawn(list(sweeps(region.actions, region.stages, marks)), width, _LEGEND)
@@ -187,6 +216,7 @@ def drawn(marked: list[tuple[str, list[str]]], width: int, legend: str, columns:
         yield f"A column stands for {per} {columns}."
 
 
+_GRAPH_LEGEND = "■ output kept  ▪ residuals kept  · nothing kept, or run again  ◂ reversed"
 _LEGEND = "■ all kept  ▣ expensive ops kept  ▪ input kept  · nothing kept  ◂ reversed"
 _ORDER = " ·▪◂▣■"
 
@@ -218,6 +248,29 @@ def _mark(action: Forward, whole: Mapping[int, str]) -> str:
     return "▪" if action.keep is Keep.INPUT else "·"
 
 
+def _sweeps_of_graph(region: GraphRegion) -> Iterator[tuple[str, list[str]]]:
+    """(name, a mark for each node): the forward pass, then each run of computations with the reversals after it."""
+    n = len(region.graph)
+    outputs, saves = region.stored_in_forward
+    forward = [" "] * n
+    for i, node in enumerate(region.graph.nodes):
+        residuals = node.saved_bytes and i in saves
+        forward[i] = "■" if i in outputs else "▪" if residuals else "·"
+    yield "forward", forward
+    marks, name, reversing = [" "] * n, "backward", False
+    for action in region.actions[region.after_forward :]:
+        if isinstance(action, Compute):
+            if reversing:
+                yield name, marks
+                marks, name, reversing = [" "] * n, "recompute", False
+            name = "recompute"
+            marks[action.node] = "·"
+        elif isinstance(action, Reverse):
+            marks[action.node] = "◂"
+            reversing = True
+    yield name, marks
+
+
 def _narrowed(marks: Sequence[str], per: int) -> str:
     """A column for each ``per`` marks: the most informative of them."""
     return "".join(max(marks[i : i + per], key=_ORDER.index) for i in range(0, len(marks), per))
@@ -225,10 +278,10 @@ def _narrowed(marks: Sequence[str], per: int) -> str:
 
 def _condensed(lines: list[str]) -> Iterator[str]:
     """The first and the last lines, and the number of those between them."""
-    if len(lines) <= _MOST_ROWS:
+    if len(lines) <= MOST_ROWS:
         yield from lines
         return
-    half = _MOST_ROWS // 2
+    half = MOST_ROWS // 2
     yield from lines[:half]
     yield f"{'':>9}  … {len(lines) - 2 * half} more …"
     yield from lines[-half:]
@@ -237,10 +290,8 @@ def _condensed(lines: list[str]) -> Iterator[str]:
 # -- the frontier
 
 
-def frontier_of(report: Report) -> Table | None:
-    """A report's frontier as a table, where it has one."""
-    if not report.frontier or not report.runs:
-        return None
+def frontier_of(report: Report) -> Table:
+    """The frontier of a report, which has one, as a table."""
     points = sorted(FrontierPoint(point.peak_bytes, point.cost) for point in report.frontier)
     table = frontier(points, report.runs[0].flops, max(points[-1].budget, 1), "peak")
     return replace(table, notes=[*table.notes, "A peak is the planner's: a run of the plan takes no more."])

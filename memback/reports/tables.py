@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from memback.engine.arrays import form
 from memback.printable import printable
 from memback.profiling.report import PARTS, Layer, Rank, Report, Run, SavedValue, Seconds
 from memback.reports.folding import Fold, fold, span
@@ -27,6 +28,7 @@ __all__ = [
     "headline",
     "layers",
     "mebibytes_of",
+    "overview",
     "peaks",
     "percentages_of",
     "place",
@@ -131,14 +133,17 @@ def _of_absent_ranks(report: Report) -> list[str]:
     if of.missing:
         ranks = f"rank {of.missing[0]}" if len(of.missing) == 1 else f"ranks {', '.join(map(str, of.missing))}"
         said.append(f"No report of {ranks}, of {of.world_size} ranks: the worst is the worst of the others.")
-    stopped = (rank for rank in of.ranks if rank.stopped)
-    return said + [
-        f"Rank {rank.rank} stopped, and its figures are those of its dry run: {rank.stopped}" for rank in stopped
-    ]
+    return said + [_stopped(rank.rank, rank.stopped) for rank in of.ranks if rank.stopped]
 
 
 def _stopped(rank: int, why: str) -> str:
     return f"Rank {rank} stopped, and its figures are those of its dry run: {why}"
+
+
+def overview(report: Report) -> list[Table]:
+    """The tables that every format shows: the modes side by side, their peaks, and what memory consists of."""
+    shown = [comparison(report), peaks(report)] if report.runs else []
+    return shown if report.reference is None else [*shown, composition(report, report.reference)]
 
 
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
@@ -230,9 +235,10 @@ def _process_columns(runs: Sequence[Run]) -> list[tuple[Column, list[Cell]]]:
 
 
 def _time_columns(runs: Sequence[Run]) -> list[tuple[Column, list[Cell]]]:
+    again = [run.recomputed_flops for run in runs]
     return [
         *((Column(phase, group=4), [_phase(run, phase) for run in runs]) for phase in Seconds.__struct_fields__),
-        (Column("recomputed FLOPs", group=4), [_recomputed(run) for run in runs]),
+        (Column("recomputed FLOPs", group=4), [Cell(format_flops(n) if n else NONE) for n in again]),
     ]
 
 
@@ -241,10 +247,6 @@ def _phase(run: Run, phase: str) -> Cell:
     absent = run.seconds is None or (run.mode == "inference" and phase != "forward")
     seconds = 0.0 if absent else getattr(run.seconds, phase)
     return Cell(format_seconds(seconds) if seconds else NONE)
-
-
-def _recomputed(run: Run) -> Cell:
-    return Cell(format_flops(run.recomputed_flops) if run.recomputed_flops else NONE)
 
 
 def _difference(run: Run) -> int | None:
@@ -338,7 +340,7 @@ def ranks(report: Report) -> Table:
     sizes = [_rank_sizes(rank) for rank in of.ranks]
     used = [title for title in sizes[0] if any(of_rank[title] for of_rank in sizes)]
     rows = [
-        Row([Cell(_rank_name(rank)), *(_bytes(of_rank[title]) for title in used)])
+        Row([Cell(f"{rank.rank}{' (stopped)' if rank.stopped else ''}"), *(_bytes(of_rank[title]) for title in used)])
         for rank, of_rank in zip(of.ranks, sizes, strict=True)
     ]
     notes = [
@@ -369,10 +371,6 @@ def _rank_sizes(rank: Rank) -> dict[str, int | None]:
             "measured peak": run.measured_peak_bytes,
         }
     return sizes
-
-
-def _rank_name(rank: Rank) -> str:
-    return f"{rank.rank} (stopped)" if rank.stopped else str(rank.rank)
 
 
 def _unequal(report: Report) -> list[str]:
@@ -456,12 +454,11 @@ def layers(run: Run, folded: bool = True) -> Table:
 def _layer_row(row: Fold, repeated: bool, timed: bool) -> Row:
     first = row.layers[0]
     path = (row.path or "(top)") + (" *" if first.recomputed else "")
-    shape = ", ".join(map(str, first.output_shape))
     cells = [
         Cell(path),
         Cell(first.op),
         *([Cell(str(row.calls))] if repeated else []),
-        Cell(f"{first.dtype}[{shape}]" if first.dtype else ""),
+        Cell(form(first.dtype, first.output_shape) if first.dtype else ""),
         _bytes(sum(layer.saved_bytes for layer in row.layers)),
         _bytes(sum(layer.shared_bytes for layer in row.layers)),
         _bytes(sum(layer.parameter_bytes for layer in row.layers)),

@@ -16,7 +16,7 @@ from rich.text import Text
 from memback.profiling.report import Report, Run
 from memback.reports import device, tables, words
 from memback.reports.tables import Cell, Column, Detail, Row, Table
-from memback.units import format_bytes, format_bytes_short
+from memback.units import format_bytes
 
 __all__ = [
     "bar",
@@ -24,7 +24,6 @@ __all__ = [
     "composition",
     "layers",
     "line",
-    "peaks",
     "plain",
     "render",
     "summary",
@@ -54,18 +53,18 @@ def summary(report: Report) -> RenderableType:
         *_verdict(report),
         *map(_Line, words.facts(report)),
         *_on_device(report),
-        _Line(_machine(report), "dim"),
+        _Line(words.machine(report), "dim"),
         _Line(_arguments(report)),
     ]
     if report.distributed is not None and report.distributed.ranks:
         parts += [Text(), _Sheet(tables.ranks(report))]
-    if report.runs:
-        parts += [Text(), comparison(report), Text(), peaks(report)]
-    run = report.reference
-    if run is not None:
-        parts += [Text(), composition(report, run)]
-    if report.frontier:
-        parts += _frontier(report)
+    contents = tables.overview(report)
+    if report.frontier and report.runs:
+        from memback.reports.plan import frontier_of  # plans are loaded only if there are some
+
+        contents.append(frontier_of(report))
+    for content in contents:
+        parts += [Text(), _Sheet(content)]
     return Group(*parts)
 
 
@@ -81,21 +80,9 @@ def _on_device(report: Report) -> list[RenderableType]:
     return [] if table is None else [Text(), _Sheet(table), Text()]
 
 
-def _frontier(report: Report) -> list[RenderableType]:
-    from memback.reports.plan import frontier_of  # plans are loaded only if there are some
-
-    table = frontier_of(report)
-    return [] if table is None else [Text(), _Sheet(table)]
-
-
 def comparison(report: Report) -> RenderableType:
     """One row a mode: saved bytes, peaks, the process, time, gradients."""
     return _Sheet(tables.comparison(report))
-
-
-def peaks(report: Report) -> RenderableType:
-    """What is alive at each mode's peak, and where."""
-    return _Sheet(tables.peaks(report))
 
 
 def composition(report: Report, run: Run) -> RenderableType:
@@ -138,16 +125,6 @@ def render(report: Report) -> str:
     """Everything as plain text of 120 columns, nothing folded."""
     details = (part for run in report.runs for part in (Text(), layers(run, fold=False)))
     return plain(summary(report), *details)
-
-
-def _machine(report: Report) -> str:
-    return ", ".join(_fact(name, value) for name, value in report.machine.items())
-
-
-def _fact(name: str, value: object) -> str:
-    if name.endswith("_bytes") and isinstance(value, int):
-        return f"{name.removesuffix('_bytes')} {format_bytes_short(value)}"
-    return f"{name} {value}"
 
 
 def _arguments(report: Report) -> str:
@@ -210,7 +187,7 @@ class _Sheet:
         self.table = table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        layout = _Layout(self.table, console, options)
+        layout = _Columns(self.table, console, options)
         yield from _Line(self.table.title, "bold").__rich_console__(console, options)
         for number, chosen in enumerate(layout.split()):
             if number:
@@ -222,7 +199,7 @@ class _Sheet:
             yield from _Line(note, "dim").__rich_console__(console, options)
 
 
-class _Layout:
+class _Columns:
     """Which columns go side by side, how wide they are, and the lines that result. A column is named by its number."""
 
     def __init__(self, table: Table, console: Console, options: ConsoleOptions) -> None:

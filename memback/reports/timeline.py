@@ -61,12 +61,6 @@ class Moment:
     unplaced: Mapping[str, int]
 
 
-@dataclass(frozen=True)
-class _Open:
-    category: str
-    start: int
-
-
 class Timeline:
     """The timeline of a run.
 
@@ -135,20 +129,20 @@ class Timeline:
 
     def _spans(self) -> Iterator[Span]:
         sizes: dict[int, int] = {}
-        live: dict[int, _Open] = {}
+        live: dict[int, tuple[str, int]] = {}
         for time, event in enumerate(self.events):
             sizes.setdefault(event.buffer, event.bytes)
             category = event.category or (None if self.told or event.kind == _GONE else UNTOLD)
-            before = live.get(event.buffer)
-            if before is not None and before.category == category:
+            before, start = live.get(event.buffer, (None, time))
+            if before is not None and before == category:
                 continue
             if before is not None:
-                yield Span(event.buffer, before.category, before.start, time, sizes[event.buffer])
+                yield Span(event.buffer, before, start, time, sizes[event.buffer])
                 del live[event.buffer]
             if category is not None:
-                live[event.buffer] = _Open(category, time)
-        for buffer, span in live.items():
-            yield Span(buffer, span.category, span.start, self.length, sizes[buffer])
+                live[event.buffer] = category, time
+        for buffer, (before, start) in live.items():
+            yield Span(buffer, before, start, self.length, sizes[buffer])
 
     def _lives(self, known: Mapping[int, Buffer]) -> dict[int, Life]:
         ends: dict[int, list[int]] = {}

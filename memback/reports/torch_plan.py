@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from dataclasses import replace
 from typing import Protocol
 
 from memback.plans.actions import Action, Forward, Keep
 from memback.reports.folding import span
-from memback.reports.plan import drawn, sweeps
+from memback.reports.plan import MOST_ROWS, drawn, folded, sweeps, times
 from memback.reports.tables import NONE, Cell, Column, Row, Table
 
 __all__ = ["blocks", "picture", "recomputed"]
 
-_MOST_ROWS = 24
 _LEGEND = "■ all kept  ▪ input kept  · nothing kept  ◂ reversed"
 
 
@@ -48,26 +47,24 @@ class TorchPlan(Protocol):
 
 def blocks(plan: TorchPlan) -> Table:
     """One row for each run of adjacent blocks with the same treatment, one for the code between blocks, and the sum."""
-    kinds = list(_kinds(plan))
-    rows = []
-    for (keeps, runs), group in groupby(range(len(kinds)), key=kinds.__getitem__):
-        units = list(group)
+
+    def cells(kind: tuple[str, int], units: list[int]) -> list[str]:
         saved = sum(plan.unit_saved_bytes[unit] for unit in units)
-        times = f"{runs}×" if runs else NONE
-        rows.append(Row([Cell(_layers(plan, units)), Cell(keeps), Cell(f"{saved:,}"), Cell(times)]))
-    notes = [
+        return [_layers(plan, units), kind[0], f"{saved:,}", times(kind[1])]
+
+    table = folded(
+        "Blocks",
+        [Column("blocks", "key"), Column("forward keeps", "text"), Column("saved bytes"), Column("run again")],
+        list(_kinds(plan)),
+        cells,
         "Saved bytes are charged to the block that has made them: the input that a block keeps, to the one before it. A"
-        " block that keeps its input begins a segment, which is run again with the blocks after it that keep nothing."
-    ]
-    if len(rows) > _MOST_ROWS:
-        notes.insert(0, f"{len(rows) - _MOST_ROWS} more rows are not shown; --save writes every block.")
-        rows = rows[:_MOST_ROWS]
+        " block that keeps its input begins a segment, which is run again with the blocks after it that keep nothing.",
+        "--save writes every block",
+    )
     rest = plan.saved_bytes - sum(plan.unit_saved_bytes)
-    if rest:
-        rows.append(Row([Cell("(other code)"), Cell(_KEEPS[Keep.EVERYTHING]), Cell(f"{rest:,}"), Cell(NONE)]))
-    rows.append(Row([Cell("total"), Cell(""), Cell(f"{plan.saved_bytes:,}"), Cell("")]))
-    columns = [Column("blocks", "key"), Column("forward keeps", "text"), Column("saved bytes"), Column("run again")]
-    return Table("Blocks", columns, rows, notes=notes)
+    sums = [["(other code)", _KEEPS[Keep.EVERYTHING], f"{rest:,}", NONE]] if rest else []
+    sums.append(["total", "", f"{plan.saved_bytes:,}", ""])
+    return replace(table, rows=[*table.rows, *(Row(list(map(Cell, texts))) for texts in sums)])
 
 
 _KEEPS = {Keep.EVERYTHING: "all that backward needs", Keep.INPUT: "its input", Keep.NOTHING: "nothing"}
@@ -123,12 +120,12 @@ def recomputed(plan: PlanOfCalls) -> Table:
     groups = sorted(found.items(), key=lambda item: -sum(one.bytes for one in item[1]))
     rows = [
         _recomputed_row(path or "(top)", ", ".join(dict.fromkeys(one.op for one in group)), group)
-        for path, group in groups[:_MOST_ROWS]
+        for path, group in groups[:MOST_ROWS]
     ]
     rows.append(_recomputed_row("total", "", plan.recomputed))
     notes = ["All else that backward needs is kept. A * stands for the numbers of modules that are alike."]
-    if len(groups) > _MOST_ROWS:
-        notes.insert(0, f"{len(groups) - _MOST_ROWS} more rows are not shown; --save writes all of them.")
+    if len(groups) > MOST_ROWS:
+        notes.insert(0, f"{len(groups) - MOST_ROWS} more rows are not shown; --save writes all of them.")
     columns = [Column("layers", "key"), Column("ops", "text"), Column("calls"), Column("bytes made"), Column("FLOPs")]
     return Table("Recomputed in backward", columns, rows, notes=notes)
 

@@ -17,6 +17,7 @@ from memback.reports.timeline import BANDS, Timeline
 __all__ = ["render"]
 
 _OPS, _BUFFERS = 1, 2
+_OF_RUN = ("mode", "policy", "saved_bytes", "predicted_peak_bytes", "measured_peak_bytes")
 
 
 def render(report: Report) -> bytes:
@@ -28,16 +29,7 @@ def render(report: Report) -> bytes:
         "created": report.created,
         "memback": report.memback,
         "time": "one microsecond is one event of the timeline, not time by a clock",
-        "runs": [
-            {
-                "mode": run.mode,
-                "policy": run.policy,
-                "saved_bytes": run.saved_bytes,
-                "predicted_peak_bytes": run.predicted_peak_bytes,
-                "measured_peak_bytes": run.measured_peak_bytes,
-            }
-            for run in report.runs
-        ],
+        "runs": [{name: getattr(run, name) for name in _OF_RUN} for run in report.runs],
     }
     return msgspec.json.encode({"traceEvents": events, "displayTimeUnit": "ns", "otherData": about})
 

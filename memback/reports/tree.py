@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from memback.profiling.report import Run
 
-__all__ = ["Node", "tree"]
+__all__ = ["Branch", "tree"]
 
 
 @dataclass
-class Node:
+class Branch:
     """A module, an op's call, or a buffer, with the saved bytes that are charged to it and all below it."""
 
     name: str
@@ -19,25 +19,25 @@ class Node:
     op: str = ""
     note: str = ""
     bytes: int = 0
-    children: dict[str, Node] = field(default_factory=dict)
+    children: dict[str, Branch] = field(default_factory=dict)
 
-    def child(self, key: str, name: str, kind: str) -> Node:
+    def child(self, key: str, name: str, kind: str) -> Branch:
         """The node below this one, made if it is not there yet."""
-        return self.children.setdefault(f"{kind} {key}", Node(name, kind))
+        return self.children.setdefault(f"{kind} {key}", Branch(name, kind))
 
-    def walk(self, depth: int = 0) -> Iterator[tuple[int, Node]]:
+    def walk(self, depth: int = 0) -> Iterator[tuple[int, Branch]]:
         """This node and all below it, each with its depth, parents first."""
         yield depth, self
         for node in self.children.values():
             yield from node.walk(depth + 1)
 
 
-def tree(run: Run) -> Node:
+def tree(run: Run) -> Branch:
     """The tree of what a run saves. Layers that save nothing are left out; so are buffers without a known maker.
 
     A module with a single part is merged with it: ``3.attention softmax``.
     """
-    root = Node(run.label, "run", bytes=run.saved_bytes)
+    root = Branch(run.label, "run", bytes=run.saved_bytes)
     buffers = _made(run)
     for layer in run.layers:
         if not layer.saved_bytes:
@@ -59,19 +59,19 @@ def tree(run: Run) -> Node:
     return root
 
 
-def _made(run: Run) -> dict[tuple[str, str, int], dict[int, Node]]:
+def _made(run: Run) -> dict[tuple[str, str, int], dict[int, Branch]]:
     """The distinct saved buffers, by the call that made them."""
     maker = {buffer.buffer: (buffer.path, buffer.op, buffer.call) for buffer in run.buffers}
-    made: dict[tuple[str, str, int], dict[int, Node]] = {}
+    made: dict[tuple[str, str, int], dict[int, Branch]] = {}
     for layer in run.layers:
         for value in layer.saved:
             if value.buffer in maker:
-                node = Node(value.origin, "buffer", maker[value.buffer][1], value.source, value.bytes)
+                node = Branch(value.origin, "buffer", maker[value.buffer][1], value.source, value.bytes)
                 made.setdefault(maker[value.buffer], {})[value.buffer] = node
     return made
 
 
-def _number_alike(node: Node) -> None:
+def _number_alike(node: Branch) -> None:
     """Two calls of the same op side by side get numbers, in the order of the calls."""
     ops = [child for child in node.children.values() if child.kind == "op"]
     for name in {child.op for child in ops}:
@@ -80,7 +80,7 @@ def _number_alike(node: Node) -> None:
             child.name = f"{name} {number}"
 
 
-def _merge(node: Node) -> None:
+def _merge(node: Branch) -> None:
     for child in node.children.values():
         _merge(child)
     if len(node.children) != 1:

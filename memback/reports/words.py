@@ -6,7 +6,7 @@ from memback.profiling.report import Report, Run
 from memback.reports import device
 from memback.units import format_bytes_short, format_flops
 
-__all__ = ["facts", "sentences"]
+__all__ = ["facts", "machine", "sentences"]
 
 
 def facts(report: Report) -> list[str]:
@@ -57,3 +57,13 @@ def _mode(run: Run, full: Run | None) -> str:
         more = 100 * run.recomputed_flops / run.flops
         cost = f", and recomputes {format_flops(run.recomputed_flops)} ({more:.1f} % of the forward pass)"
     return f"{run.label} saves {format_bytes_short(run.saved_bytes)}{share}{cost}; its peak is {peak}."
+
+
+def machine(report: Report) -> str:
+    """Where the report was made."""
+    return ", ".join(
+        f"{name.removesuffix('_bytes')} {format_bytes_short(value)}"
+        if name.endswith("_bytes") and isinstance(value, int)
+        else f"{name} {value}"
+        for name, value in report.machine.items()
+    )

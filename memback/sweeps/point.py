@@ -7,7 +7,7 @@ measured stages of their plans.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -214,37 +214,21 @@ class _Model:
                 peak_op=interval.op,
                 flops=ledger.flops,
                 recomputed_flops=ledger.recomputed_flops,
-                **_parts(prediction.peak.parts.items()),
+                # a point has one rank
+                **{f"peak_{name}": n for name, n in prediction.peak.parts.items() if name not in EXCHANGED},
             )
         return self._figures[mode]
 
     def plan(self, budget: int, planner: str) -> PlanFigures:
         full = self.figures(Mode("full"))
         if full.peak_bytes + RESERVE <= budget and planner in KEEPING_EVERYTHING:
-            return PlanFigures(
-                budget_bytes=budget,
-                planner=planner,
-                fits=True,
-                peak_bytes=full.peak_bytes,
-                saved_bytes=full.saved_bytes,
-                extra_flops=0,
-                optimality="optimal: nothing is computed twice",
-            )
+            saved, proof = full.saved_bytes, "optimal: nothing is computed twice"
+            figures: dict[str, Any] = {"peak_bytes": full.peak_bytes, "saved_bytes": saved, "optimality": proof}
+            return PlanFigures(budget_bytes=budget, planner=planner, fits=True, extra_flops=0, **figures)
         try:
             plan = self.planning.plan(budget, planner)
         except NoPlanError as error:
             least = error.minimum_bytes
             return PlanFigures(budget_bytes=budget, planner=planner, fits=False, least_budget_bytes=least)
-        return PlanFigures(
-            budget_bytes=budget,
-            planner=planner,
-            fits=True,
-            peak_bytes=plan.peak_bytes,
-            saved_bytes=plan.saved_bytes,
-            extra_flops=plan.extra_flops,
-            optimality=plan.optimality,
-        )
-
-
-def _parts(parts: Iterable[tuple[str, int]]) -> dict[str, int]:
-    return {f"peak_{name}": size for name, size in parts if name not in EXCHANGED}  # a point has one rank
+        figures = {name: getattr(plan, name) for name in ("peak_bytes", "saved_bytes", "extra_flops", "optimality")}
+        return PlanFigures(budget_bytes=budget, planner=planner, fits=True, **figures)

@@ -134,11 +134,7 @@ def _read(path: Path) -> bytes:
 
 
 def _names(grid: Grid) -> list[str]:
-    return list(columns(_empty(grid)))
-
-
-def _empty(grid: Grid) -> Row:
-    return Row(point=0, id="", settings={axis.key: None for axis in grid.axes}, status="done")
+    return list(columns(Row(point=0, id="", settings={axis.key: None for axis in grid.axes}, status="done")))
 
 
 def _to_parquet(rows: Sequence[Row], grid: Grid) -> bytes:
@@ -173,13 +169,9 @@ def _types(grid: Grid) -> dict[str, Any]:
     return types
 
 
-def _from_parquet(path: Path) -> tuple[Sequence[str], list[dict[str, Any]]]:
-    return parquet.read(_read(path), path)
-
-
 _WRITERS: dict[str, Callable[[Sequence[Row], Grid], bytes]] = {".parquet": _to_parquet, ".csv": _to_csv}
 _READERS: dict[str, Callable[[Path], tuple[Sequence[str], list[dict[str, Any]]]]] = {
-    ".parquet": _from_parquet,
+    ".parquet": lambda path: parquet.read(_read(path), path),
     ".csv": _from_csv,
 }
 """By suffix: the columns' names, and the rows."""
@@ -245,16 +237,14 @@ class Store:
         Raises:
             MembackError: the system does not let them be written.
         """
-        new = {row.point: row for row in rows if self._wanted(row.point)}
+        known = {number for number, row in self.rows.items() if row.status != "lost"}
+        new = {row.point: row for row in rows if row.point not in known}
         self.rows |= new
         if self._journal is None or not new:
             return
         self._append(new.values())
         if time.monotonic() >= self._next_write:
             self.write()
-
-    def _wanted(self, number: int) -> bool:
-        return number not in self.rows or self.rows[number].status == "lost"
 
     def _append(self, rows: Iterable[Row]) -> None:
         assert self._journal is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from memback.plans.model.planning import RESERVE
@@ -20,34 +20,32 @@ _REASONS_AT_MOST = 8
 
 
 class Quantity(NamedTuple):
-    """Something that every point has, by which points are compared: what it is called, and its unit."""
+    """A quantity of points, by which they are compared: its title, its unit, and the field of a row that it is."""
 
     title: str
     unit: str
-    get: Callable[[work.Row], int | None]
+    part: str
+    field: str
 
-
-def _figure(part: str, name: str) -> Callable[[work.Row], int | None]:
-    def get(row: work.Row) -> int | None:
-        figures = getattr(row, part)
-        found: int | None = None if figures is None else getattr(figures, name)
+    def get(self, row: work.Row) -> int | None:
+        """The quantity of a point; None where it has none."""
+        figures = getattr(row, self.part)
+        found: int | None = None if figures is None else getattr(figures, self.field)
         return found
-
-    return get
 
 
 VALUES: dict[str, Quantity] = {
-    "saved_bytes": Quantity("saved bytes of full", "B", _figure("full", "saved_bytes")),
-    "peak": Quantity("peak of full", "B", _figure("full", "peak_bytes")),
-    "checkpoint_saved_bytes": Quantity("saved bytes of checkpoint", "B", _figure("checkpoint", "saved_bytes")),
-    "checkpoint_peak": Quantity("peak of checkpoint", "B", _figure("checkpoint", "peak_bytes")),
-    "inference_peak": Quantity("peak of inference", "B", _figure("inference", "peak_bytes")),
-    "flops": Quantity("FLOPs of a forward pass", "FLOP", _figure("full", "flops")),
-    "recomputed_flops": Quantity("FLOPs that checkpoint recomputes", "FLOP", _figure("checkpoint", "recomputed_flops")),
-    "parameter_bytes": Quantity("parameters", "B", _figure("arguments", "parameter_bytes")),
-    "plan_peak": Quantity("peak of the plan", "B", _figure("plan", "peak_bytes")),
-    "plan_extra_flops": Quantity("FLOPs that the plan recomputes", "FLOP", _figure("plan", "extra_flops")),
-    "least_budget": Quantity("budget that the leanest plan needs", "B", _figure("plan", "least_budget_bytes")),
+    "saved_bytes": Quantity("saved bytes of full", "B", "full", "saved_bytes"),
+    "peak": Quantity("peak of full", "B", "full", "peak_bytes"),
+    "checkpoint_saved_bytes": Quantity("saved bytes of checkpoint", "B", "checkpoint", "saved_bytes"),
+    "checkpoint_peak": Quantity("peak of checkpoint", "B", "checkpoint", "peak_bytes"),
+    "inference_peak": Quantity("peak of inference", "B", "inference", "peak_bytes"),
+    "flops": Quantity("FLOPs of a forward pass", "FLOP", "full", "flops"),
+    "recomputed_flops": Quantity("FLOPs that checkpoint recomputes", "FLOP", "checkpoint", "recomputed_flops"),
+    "parameter_bytes": Quantity("parameters", "B", "arguments", "parameter_bytes"),
+    "plan_peak": Quantity("peak of the plan", "B", "plan", "peak_bytes"),
+    "plan_extra_flops": Quantity("FLOPs that the plan recomputes", "FLOP", "plan", "extra_flops"),
+    "least_budget": Quantity("budget that the leanest plan needs", "B", "plan", "least_budget_bytes"),
 }
 """What a heat-map can show, by name."""
 
@@ -106,13 +104,10 @@ def _points(grid: Grid, rows: Sequence[work.Row]) -> Table:
         )
         for row in rows
     ]
-    notes = [f"Checkpoint: policy {policies[0]}."] if len(policies := _policies(rows)) == 1 else []
+    policies = list(dict.fromkeys(row.policy for row in rows if row.policy))
+    notes = [f"Checkpoint: policy {policies[0]}."] if len(policies) == 1 else []
     notes += ["Recomputed: FLOPs that the plan recomputes, as a share of a forward pass."] if planned else []
     return Table("Points", columns, body, notes=notes)
-
-
-def _policies(rows: Sequence[work.Row]) -> list[str]:
-    return list(dict.fromkeys(row.policy for row in rows if row.policy))
 
 
 def _plan_cells(row: work.Row) -> tuple[Cell, Cell]:

@@ -29,12 +29,17 @@ def refusal(capsys, *arguments):
     return code, printed.err.splitlines()[0].removeprefix("Error: ")
 
 
-def test_a_plan_is_shown_saved_verified_and_used_again(tmp_path, capsys, monkeypatch):
+SHOWN = {"calls": ("Recomputed in backward", "h.*"), "checkpoint": ("its input", "sweep by sweep")}
+
+
+@pytest.mark.parametrize("how", SHOWN)
+def test_a_plan_is_shown_saved_verified_and_used_again(tmp_path, capsys, monkeypatch, how):
     monkeypatch.setenv("COLUMNS", "80")
     file, report = str(tmp_path / "plan.json"), tmp_path / "report.json"
-    code, printed = run(capsys, "--budget", "120KiB", "--save", file, "--rounds", "1", "-o", str(report))
+    saving = ["--save", file, "--rounds", "1", "-o", str(report)]
+    code, printed = run(capsys, "--budget", "120KiB", "--how", how, *saving)
     assert (code, printed.err) == (0, "")
-    for words in ("plan:120.00KiB", "Peak at", "of full retention's", "its input", "sweep by sweep", f"Saved {file}"):
+    for words in ("plan:120.00KiB", "Peak at", "of full retention's", *SHOWN[how], f"Saved {file}"):
         assert words in printed.out
     assert max(map(len, printed.out.splitlines())) <= max(80, len(f"Saved {file}"), len(f"Wrote {report}"))
     runs = {run["mode"]: run for run in json.loads(report.read_bytes())["runs"]}
@@ -62,13 +67,28 @@ def test_the_frontier_is_shown_and_written(capsys):
     assert points[-1]["extra_flops"] == 0
 
 
-def test_code_is_printed_and_nothing_else(capsys):
-    code, printed = run(capsys, "--budget", "120KiB", "--code")
+@pytest.mark.parametrize(("how", "function"), [("calls", "apply"), ("checkpoint", "checkpointed")])
+def test_code_is_printed_and_nothing_else(capsys, how, function):
+    asked = ["--budget", "120KiB", "--how", how, "--code"]
+    code, printed = run(capsys, *asked)
     assert (code, printed.err) == (0, "")
     names = {}
     exec(printed.out, names)
-    assert callable(names["checkpointed"])
-    assert json.loads(run(capsys, "--budget", "120KiB", "--code", "--json", "-")[1].out)["code"] == printed.out
+    assert callable(names[function])
+    assert json.loads(run(capsys, *asked, "--json", "-")[1].out)["code"] == printed.out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--how", "calls"], "--how needs something to plan: give --budget BYTES or --frontier"),
+        (["--how", "calls", "--blocks", "h.*", "--budget", "75%"], "--how calls knows no blocks: leave out --blocks"),
+    ],
+)
+def test_ways_to_plan_that_contradict_other_options_are_refused(capsys, options, said):
+    code, message = refusal(capsys, *options)
+    assert code == 2
+    assert message.startswith(said)
 
 
 def test_a_policy_is_a_mode_of_the_report(capsys):

@@ -10,7 +10,7 @@ import numpy as np
 from memback.dry.array import ShapeArray, copy_of, laid_out
 from memback.dry.functions.shapes import reshape
 from memback.dry.layout import is_column_major, strides_in_order
-from memback.dry.registry import implements
+from memback.dry.registry import FUNCTIONS, implements
 
 __all__ = ["new_like"]
 
@@ -33,22 +33,16 @@ def _empty_of_same_order(a: Any) -> Any:
     return np.empty_like(a, shape=(2,) * a.ndim)
 
 
-@implements(np.full_like)
-def _full_like(
-    a: Any, fill_value: Any, dtype: Any = None, order: str = "K", subok: bool = True, shape: Any = None, **_: Any
-) -> Any:
-    return new_like(a, dtype, order, subok, shape)
+FUNCTIONS |= {
+    np.full_like: lambda a, fill_value, *args, **kwargs: new_like(a, *args, **kwargs),
+    np.copy: lambda a, order="K", **_: copy_of(a, None, order),
+}
 
 
 @implements(np.arange)
 def _arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None, **_: Any) -> Any:
     first, last = (0, start) if stop is None else (start, stop)
     return ShapeArray((max(0, math.ceil((last - first) / step)),), np.arange(0, dtype=dtype).dtype)
-
-
-@implements(np.copy)
-def _copy(a: Any, order: str = "K", **_: Any) -> Any:
-    return copy_of(a, None, order)
 
 
 @implements(np.ascontiguousarray)

@@ -71,18 +71,15 @@ FUNCTIONS[np.sum] = _reduction(np.add)
 FUNCTIONS[np.prod] = _reduction(np.multiply)
 
 
-def _extremum(a: Any, axis: Any = None, out: Any = None, keepdims: Any = False, **_: Any) -> Any:
-    return reduce(np.maximum, a, axis, None, out, keepdims)
+def _without_dtype(ufunc: np.ufunc) -> Callable[..., Any]:
+    def handler(a: Any, axis: Any = None, out: Any = None, keepdims: Any = False, **_: Any) -> Any:
+        return reduce(ufunc, a, axis, None, out, keepdims)
+
+    return handler
 
 
-FUNCTIONS[np.max] = FUNCTIONS[np.amax] = FUNCTIONS[np.min] = FUNCTIONS[np.amin] = _extremum
-
-
-def _truth(a: Any, axis: Any = None, out: Any = None, keepdims: Any = False, **_: Any) -> Any:
-    return reduce(np.logical_or, a, axis, None, out, keepdims)
-
-
-FUNCTIONS[np.any] = FUNCTIONS[np.all] = _truth
+FUNCTIONS |= dict.fromkeys((np.max, np.amax, np.min, np.amin), _without_dtype(np.maximum))
+FUNCTIONS |= dict.fromkeys((np.any, np.all), _without_dtype(np.logical_or))
 
 
 _COUNT = np.intp(1)

@@ -11,19 +11,12 @@ from numpy.lib.stride_tricks import as_strided
 
 from memback.dry.array import NoValuesError, ShapeArray
 from memback.dry.layout import axes_of, broadcast, is_column_major, row_major
-from memback.dry.registry import implements
+from memback.dry.registry import FUNCTIONS, implements
 
 __all__ = ["expand_dims", "moveaxis", "reshape", "transpose"]
 
 
-@implements(np.shape)
-def _shape(a: Any) -> Any:
-    return a.shape
-
-
-@implements(np.ndim)
-def _ndim(a: Any) -> Any:
-    return len(a.shape)
+FUNCTIONS |= {np.shape: lambda a: a.shape, np.ndim: lambda a: len(a.shape)}
 
 
 @implements(np.size)

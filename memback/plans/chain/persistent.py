@@ -19,7 +19,6 @@ How sizes are treated, which a plan's ``optimality`` says:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 
@@ -84,30 +83,12 @@ def _largest(chain: Chain, save_everything: bool) -> Plan:
     return finish(chain, list(inputs_alone(n)), f"{PERSISTENT} that store inputs alone: every one is")
 
 
-class _Planner(Protocol):
-    """What makes plans for one chain."""
-
-    kind: str
-    """What its plans are called."""
-    minimum_bytes: int
-    """The least budget for which there is a plan."""
-
-    def leanest(self) -> list[Action]:
-        """The schedule with the least memory."""
-
-    def solve(self, budget: int) -> Plan:
-        """The cheapest plan within a budget (bytes) that is not below the minimum."""
-
-    def frontier(self) -> Iterator[Plan]:
-        """Plans over the whole range of budgets, each of which ``solve`` gives for its own peak; not in order."""
-
-
-def _planner(chain: Chain, most: int, save_everything: bool) -> _Planner:
+def _planner(chain: Chain, most: int, save_everything: bool) -> _Alike | TableSolver:
     return (_Alike if identical.applies(chain) else TableSolver)(chain, most, save_everything)
 
 
 class _Alike:
-    """Plans for stages alike, optimal for every budget."""
+    """Plans for stages alike, optimal for every budget, as :class:`TableSolver` makes them for others."""
 
     kind = "schedule"
 

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from memback.plans.graph.search import (
-    Graph,
-    GraphBudgetError,
-    IllegalGraphActionError,
-    Node,
-    Running,
-    search,
-    simulate,
-    solve,
-)
+import memback.plans.graph.search as _search
+from memback.plans.graph.search import *  # noqa: F403 - which lists the public names
 
-__all__ = ["Graph", "GraphBudgetError", "IllegalGraphActionError", "Node", "Running", "search", "simulate", "solve"]
+__all__: list[str] = []
+__all__ += _search.__all__

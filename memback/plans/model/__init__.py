@@ -2,28 +2,8 @@
 
 from __future__ import annotations
 
-from memback.plans.model.planning import (
-    KEEPING_EVERYTHING,
-    RESERVE,
-    TIME_LIMIT,
-    FrontierPoint,
-    ModelPlan,
-    NoPlanError,
-    Planning,
-    knee,
-    leaner,
-    plan,
-)
+from memback.plans.model import planning
+from memback.plans.model.planning import *  # noqa: F403 - which lists the public names
 
-__all__ = [
-    "KEEPING_EVERYTHING",
-    "RESERVE",
-    "TIME_LIMIT",
-    "FrontierPoint",
-    "ModelPlan",
-    "NoPlanError",
-    "Planning",
-    "knee",
-    "leaner",
-    "plan",
-]
+__all__: list[str] = []
+__all__ += planning.__all__

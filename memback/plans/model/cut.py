@@ -30,7 +30,7 @@ _SECONDS = 5.0
 
 
 class CutCall(NamedTuple):
-    """A call of the stage, with values by number; those that are there anyway are in none of its fields.
+    """A call of the stage, with values by number, except those that are stored in any case.
 
     Args:
         flops: of running it.

@@ -1,8 +1,9 @@
-"""Plans for models as JSON files, and the checks of what the types of their fields do not say."""
+"""Plans for models as JSON files, and checks beyond the types of their fields."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +15,7 @@ from memback.plans.data import Data, read
 from memback.plans.graph import memory
 from memback.plans.graph.nodes import Graph
 from memback.plans.model.graph_region import GraphRegion
-from memback.plans.model.planning import ModelPlan
+from memback.plans.model.model_plan import ModelPlan
 from memback.plans.model.region import Region, Selection
 from memback.plans.model.replay import CallShape
 from memback.plans.simulate import IllegalActionError, simulate
@@ -23,22 +24,6 @@ from memback.plans.stage import Stage
 __all__ = ["SCHEMA", "from_dict", "to_dict"]
 
 SCHEMA = "memback.plan/1"
-
-
-class _Output(Data, frozen=True):
-    shape: tuple[int, ...]
-    dtype: str
-
-
-class _Call(Data, frozen=True):
-    op: str
-    path: str
-    outputs: tuple[_Output, ...]
-
-
-class _Selection(Data, frozen=True):
-    stored: tuple[int, ...]
-    filled: tuple[int, ...]
 
 
 class _File(Data, frozen=True):
@@ -52,20 +37,20 @@ class _File(Data, frozen=True):
     peak: dict[str, int | str]
     parameters: dict[str, tuple[int, ...]]
     runs: dict[int, int]
-    calls: tuple[_Call, ...]
+    calls: tuple[CallShape, ...]
     bounds: tuple[int, ...]
 
 
 class _ChainFile(_File, frozen=True):
-    crossing: tuple[tuple[int, ...], ...]
+    crossing: tuple[frozenset[int], ...]
     lasting: dict[int, int]
-    kept: tuple[_Selection | None, ...]
+    kept: tuple[Selection | None, ...]
     stages: tuple[Stage, ...]
     actions: tuple[Action, ...]
 
 
 class _PlannedGraph(Graph, frozen=True, kw_only=True):
-    views: tuple[int, ...]
+    views: frozenset[int]
     makers: tuple[int, ...]
     actions: tuple[GraphAction, ...]
 
@@ -76,33 +61,27 @@ class _GraphFile(_File, frozen=True):
 
 _OF_PLAN = _File.__struct_fields__[1 : _File.__struct_fields__.index("calls")]
 """What a file has of a plan as the plan has it."""
+_OF_REGION = tuple(field.name for field in fields(Region))
+"""Likewise of a chain's region."""
 
 
 def to_dict(plan: ModelPlan) -> dict[str, Any]:
     """A plan as plain data."""
     region = plan.region
     common: dict[str, Any] = {name: getattr(plan, name) for name in _OF_PLAN}
-    common["calls"] = tuple(_Call(c.op, c.path, tuple(_Output(*output) for output in c.outputs)) for c in region.calls)
-    common["bounds"] = region.bounds
     if isinstance(region, GraphRegion):
-        graph = _PlannedGraph(
-            *msgspec.structs.astuple(region.graph),
-            views=tuple(sorted(region.views)),
-            makers=region.makers,
-            actions=region.actions,
-        )
-        content: _File = _GraphFile(SCHEMA, **common, graph=graph)
+        parts = {name: getattr(region, name) for name in ("views", "makers", "actions")}
+        graph = _PlannedGraph(*msgspec.structs.astuple(region.graph), **parts)
+        content: _File = _GraphFile(SCHEMA, **common, calls=region.calls, bounds=region.bounds, graph=graph)
     else:
         content = _ChainFile(
-            SCHEMA,
-            **common,
-            crossing=tuple(tuple(sorted(numbers)) for numbers in region.crossing),
-            lasting=dict(region.lasting),
-            kept=tuple(s and _Selection(tuple(sorted(s.stored)), tuple(sorted(s.filled))) for s in region.kept),
-            stages=plan.stages,
-            actions=region.actions,
+            SCHEMA, **common, **{name: getattr(region, name) for name in _OF_REGION}, stages=plan.stages
         )
     data: dict[str, Any] = msgspec.to_builtins(content, str_keys=True)
+    sets = [data["graph"]["views"]] if "graph" in data else [*data["crossing"]]
+    sets += [numbers for selection in data.get("kept", ()) if selection for numbers in selection.values()]
+    for numbers in sets:
+        numbers.sort()
     return data
 
 
@@ -116,21 +95,13 @@ def from_dict(data: Any) -> ModelPlan:
         raise UsageError(f"this is no plan of memback's: its 'schema' is not {SCHEMA!r}")
     content = read(data, _GraphFile) if "graph" in data else read(data, _ChainFile)
     _check(content)
-    calls = tuple(CallShape(c.op, c.path, tuple((o.shape, o.dtype) for o in c.outputs)) for c in content.calls)
     region: Region | GraphRegion
     if isinstance(content, _GraphFile):
         made = content.graph
         graph = Graph(made.nodes, made.running, made.before, made.during)
-        region = GraphRegion(calls, content.bounds, frozenset(made.views), made.makers, graph, made.actions)
+        region = GraphRegion(content.calls, content.bounds, made.views, made.makers, graph, made.actions)
     else:
-        region = Region(
-            calls=calls,
-            bounds=content.bounds,
-            crossing=tuple(map(frozenset, content.crossing)),
-            lasting=content.lasting,
-            kept=tuple(Selection(frozenset(s.stored), frozenset(s.filled)) if s else None for s in content.kept),
-            actions=content.actions,
-        )
+        region = Region(**{name: getattr(content, name) for name in _OF_REGION})
     return ModelPlan(
         region=region,
         stages=content.stages if isinstance(content, _ChainFile) else (),
@@ -167,7 +138,7 @@ def _check_graph(content: _GraphFile, graph: _PlannedGraph) -> None:
     _check_bounds(content, n, "nodes")
     if len(graph.makers) != n or not all(bounds[i] <= m < bounds[i + 1] for i, m in enumerate(graph.makers)):
         raise UsageError("this plan is malformed: its 'makers' are not one call of each node")
-    if not all(0 <= view < len(content.calls) for view in graph.views) or set(graph.views) & set(graph.makers):
+    if not all(0 <= view < len(content.calls) for view in graph.views) or graph.views & set(graph.makers):
         raise UsageError("this plan is malformed: its 'views' are no calls that are views of others")
     if not all(0 <= v < n for m in graph.running for v in m.alive):
         raise UsageError(f"this plan is malformed: 'running' names a node beyond the {n} that it has")

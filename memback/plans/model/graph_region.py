@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 
-from memback.engine.program import Program, Recompute, Release, Step
+from memback.engine.program import Instruction, Program, Recompute, Release
 from memback.engine.program import Reverse as ReverseCalls
 from memback.plans.actions import Compute, Discard, GraphAction, Reverse, Stored
 from memback.plans.graph.nodes import Graph
@@ -41,11 +40,6 @@ class GraphRegion:
     def keeping_everything(self) -> GraphRegion:
         """The same region, with all kept that backward needs."""
         return replace(self, actions=tuple(unfold(self.graph, everything(self.graph))))
-
-    @cached_property
-    def node_of(self) -> tuple[int, ...]:
-        """The node of each call."""
-        return tuple(i for i, (a, b) in enumerate(pairwise(self.bounds)) for _ in range(a, b))
 
     @cached_property
     def after_forward(self) -> int:
@@ -120,7 +114,7 @@ class GraphRegion:
     def _calls_of(self, node: int) -> range:
         return range(self.bounds[node], self.bounds[node + 1])
 
-    def _steps(self) -> Iterator[Step]:
+    def _steps(self) -> Iterator[Instruction]:
         for action in self.actions[self.after_forward :]:
             calls, maker = self._calls_of(action.node), self.makers[action.node]
             if isinstance(action, Reverse):

@@ -1,4 +1,4 @@
-"""A real step as planners want it: stages with sizes and costs, from dry runs.
+"""Cut a real step into stages, and measure their sizes and costs by dry runs.
 
 What a planner adds up (:mod:`memback.plans.simulate`) are the sizes of what is stored, known from the trace. Whatever
 else a stage holds for a moment is its workspace, found by running the step dry in the two extreme ways, with everything
@@ -26,7 +26,7 @@ from memback.plans.actions import Action, Backward, Forward
 from memback.plans.model.region import Region, Selection
 from memback.plans.model.replay import run_region
 from memback.plans.model.selections import selections
-from memback.plans.model.trace import Layout, Trace
+from memback.plans.model.trace import StageLayout, Trace
 from memback.plans.segments import inputs_alone, recorded
 from memback.plans.simulate import Chain
 from memback.plans.stage import Stage
@@ -76,7 +76,7 @@ def predict(
 
 
 class _ByAction(DryLedger):
-    """A dry ledger that tells for each action of a plan how high the live bytes rose during it."""
+    """A dry ledger that records the highest number of live bytes during each action of a plan."""
 
     region: Region
 
@@ -147,7 +147,6 @@ class StepStages:
     choices: tuple[Choice, ...]
     base_bytes: int
     flops: int
-    call_flops: tuple[int, ...]
 
     def region(self, kept: Sequence[Selection | None], actions: Sequence[Action]) -> Region:
         """The region under a plan for the stages."""
@@ -160,13 +159,13 @@ def measure(step: Step, traced: Trace | None = None) -> StepStages:
     Raises:
         UsageError: the step does not call its module exactly once, or records nothing of it.
     """
-    return _Measurement(step, Layout(traced or trace(step))).staged()
+    return _Measurement(step, StageLayout(traced or trace(step))).staged()
 
 
 class _Measurement:
     """Dry runs of a step with known stages."""
 
-    def __init__(self, step: Step, layout: Layout) -> None:
+    def __init__(self, step: Step, layout: StageLayout) -> None:
         self.step, self.layout = step, layout
         self.n = len(layout.bounds) - 1
         self.skeleton = Region(
@@ -192,8 +191,7 @@ class _Measurement:
         stages = self._with_workspace(self._stages(None), [(full, self.everything), (lean, self.inputs)])
         choices = [Choice(self.skeleton.kept, stages)]
         choices += [self._choice(selection) for selection in selections(layout)]
-        flops = tuple(call.flops for call in layout.calls)
-        return StepStages(self.skeleton, tuple(choices), self.base, full.flops, flops)
+        return StepStages(self.skeleton, tuple(choices), self.base, full.flops)
 
     def _choice(self, selections: Sequence[Selection]) -> Choice:
         kept: tuple[Selection | None, ...] = (*selections[:-1], None)  # the last stage's backward follows at once
@@ -228,7 +226,7 @@ class _Measurement:
     ) -> tuple[_ByAction, Mapping[int, int]]:
         region = replace(self.skeleton, kept=kept, actions=tuple(actions))
         run = region.begin()
-        watched = type("_Watched", (_ByAction,), {"region": region})
+        watched = type("_OfRegion", (_ByAction,), {"region": region})
         ledger = predict(self.step, lambda: run, watched).ledger
         assert isinstance(ledger, _ByAction)
         return ledger, run.runs
@@ -283,7 +281,7 @@ def trace(step: Step) -> Trace:
     return traces[0]
 
 
-def _parameter_gradients(layout: Layout) -> list[int]:
+def _parameter_gradients(layout: StageLayout) -> list[int]:
     """Bytes of parameter gradients by the stage whose backward makes them first."""
     sizes = [0] * (len(layout.bounds) - 1)
     seen: set[int] = set()

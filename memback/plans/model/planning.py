@@ -1,44 +1,45 @@
-"""``mb.plan``: the cheapest way to run a model's step within a budget of bytes.
-
-What a budget counts is what a peak counts: saved and recomputed activations, gradients of activations and parameters,
-and workspace, above the arguments. A plan's own peak is that of a dry run of the planned step, exact as every dry run
-is in what arrays hold. What Python allocates for its own objects while an op runs is in no array: ``RESERVE`` bytes of
-every budget are left for that.
-"""
+"""``mb.plan``: the cheapest way to run a model's step within a budget of bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from memback.errors import MembackError
-from memback.plans.actions import Action, GraphAction, Plan
+from memback.errors import UsageError
+from memback.plans.actions import Action, Plan
 from memback.plans.budget import Budget
 from memback.plans.chain import persistent
 from memback.plans.model.graph_region import GraphRegion
-from memback.plans.model.measure import Choice, StepStages, measure, planned, predict, trace
+from memback.plans.model.measure import Choice, StepStages, measure, predict, trace
 from memback.plans.model.mixing import Mixing
+from memback.plans.model.model_plan import (
+    RESERVE,
+    FrontierPoint,
+    ModelPlan,
+    NoPlanError,
+    knee,
+    leaner,
+    shapes_of_parameters,
+)
 from memback.plans.model.policies import policy_plans
 from memback.plans.model.region import Region, Selection
-from memback.plans.model.replay import run_region
 from memback.plans.registry import WHOLE
 from memback.plans.registry import planner as planner_of
-from memback.plans.saved import SavedPlan, check_parameters
 from memback.plans.segments import recorded
 from memback.plans.simulate import BudgetError, Chain, finish
 from memback.plans.stage import Stage
 from memback.profiling.calling import step_of
 from memback.profiling.mode import Mode
 from memback.profiling.step import Step
-from memback.units import format_bytes, format_bytes_short
 
 if TYPE_CHECKING:
     from memback.engine.tensor import Tensor
     from memback.nn.module import Module
     from memback.optim import Optimizer
+    from memback.plans.model.graph_plans import GraphPlans
     from memback.plans.model.step_graph import StepGraph
 
 __all__ = [
@@ -54,9 +55,6 @@ __all__ = [
     "plan",
 ]
 
-RESERVE = 16 * 1024
-"""Bytes of a budget that a plan leaves free for memory that no array holds."""
-
 TIME_LIMIT = 5.0
 """Seconds for the search for a graph's plan."""
 
@@ -64,126 +62,8 @@ KEEPING_EVERYTHING = frozenset({"chain", "exact", "all", *WHOLE})
 """Planners that compute nothing again where all that backward needs fits the budget."""
 
 _REFINEMENTS = 3
-_PROBES = 8
 _MIXTURES = 64
 """Points of the frontier between plans that keep stages in one way."""
-
-
-class NoPlanError(MembackError):
-    """No plan fits the budget; ``minimum_bytes`` is the least for which the planner has one.
-
-    ``seconds`` is how long the leanest plan was searched for, where time ended the search or could have.
-    """
-
-    def __init__(self, budget: int, minimum: ModelPlan, seconds: float | None = None) -> None:
-        self.budget = budget
-        self.minimum_bytes = minimum.budget
-        made_of = _made_of(minimum.peak)
-        leanest = "the leanest" if seconds is None else f"the leanest found in {seconds:g} s"
-        super().__init__(
-            f"no plan fits {format_bytes(budget)}: {leanest} needs {format_bytes(minimum.budget)}, which is"
-            f" {made_of}, reserve {format_bytes(RESERVE)}. Raise the budget to that, or make the step smaller (its"
-            " batch, its model)"
-        )
-
-
-class FrontierPoint(NamedTuple):
-    """A budget in bytes, and the FLOPs that the cheapest plan for it computes again."""
-
-    budget: int
-    extra_flops: float
-
-
-@dataclass(frozen=True)
-class ModelPlan(SavedPlan):
-    """A plan for a model's step: what is kept of each stage of it, and what is computed again when.
-
-    Attributes:
-        region: the calls, how they are cut into stages, or make up the nodes of a graph, and the actions.
-        stages: what the planner knew of the stages; sizes in bytes, costs in FLOPs. A graph has none.
-        budget: in bytes.
-        peak_bytes: of the whole step, above the arguments, exactly; at least ``RESERVE`` below the budget.
-        saved_bytes: at the end of the forward pass.
-        flops: of one forward pass.
-        extra_flops: of what is computed again.
-        runs: how often each call is run again.
-        optimality: what is proved of the plan.
-        peak: what the peak is made of, in bytes by category, and when it is there.
-        parameters: the model's parameters and their shapes, which tell whether a model is the one that this is for.
-    """
-
-    region: Region | GraphRegion
-    stages: tuple[Stage, ...]
-    budget: int
-    peak_bytes: int
-    saved_bytes: int
-    flops: int
-    extra_flops: int
-    runs: Mapping[int, int]
-    optimality: str
-    peak: Mapping[str, Any]
-    parameters: Mapping[str, tuple[int, ...]]
-
-    def __hash__(self) -> int:
-        return hash((self.budget, self.peak_bytes, self.actions))
-
-    @property
-    def name(self) -> str:
-        """What reports call it: ``plan:64.00MiB``."""
-        return f"plan:{format_bytes_short(self.budget).replace(' ', '')}"
-
-    @property
-    def reserve_bytes(self) -> int:
-        """Bytes of the budget that are left free ..."""
-        return RESERVE
-
-    @property
-    def reserve_for(self) -> str:
-        """... for this."""
-        return "Python's own small objects while an op runs, which are in no array"
-
-    @property
-    def actions(self) -> tuple[Action, ...] | tuple[GraphAction, ...]:
-        """The schedule."""
-        return self.region.actions
-
-    def keeping_everything(self) -> Region | GraphRegion:
-        """The same region, with all kept that backward needs."""
-        return self.region.keeping_everything()
-
-    @contextmanager
-    def apply(self, module: Module) -> Iterator[None]:
-        """In the block, ``module`` runs this plan; gradients have the same bits as without it.
-
-        Raises:
-            UsageError: the plan was made for another model; or, when the step runs, for other inputs.
-        """
-        self.check(module)
-        with planned(module, self.region.begin):
-            yield
-
-    def run(self, forward: Callable[..., Any], *args: Any) -> Any:
-        """Run ``forward`` under the plan, as :meth:`apply` has a module do it."""
-        return run_region(self.region.begin, forward, args, {})
-
-    def check(self, module: Module) -> None:
-        """Raise unless a module has the parameters that the plan was made for.
-
-        Raises:
-            UsageError: it has not; the message names the first difference.
-        """
-        check_parameters(self.parameters, _parameters(module), type(module).__name__)
-
-    def to_dict(self) -> dict[str, Any]:
-        from memback.plans.model.files import to_dict
-
-        return to_dict(self)
-
-    @classmethod
-    def from_dict(cls, data: Any) -> ModelPlan:
-        from memback.plans.model.files import from_dict
-
-        return from_dict(data)
 
 
 def plan(
@@ -215,10 +95,6 @@ def plan(
     wanted = Budget.read(budget)
     planning = Planning(Step(step_of(module, inputs, step), module, optimizer))
     return planning.plan(wanted.bytes(planning.full_peak_bytes), planner, time_limit)
-
-
-def _parameters(module: Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
 
 
 class Planning:
@@ -258,9 +134,16 @@ class Planning:
 
         return graph_of(self.step, self.trace)
 
+    @property
+    def graph_plans(self) -> GraphPlans:
+        """The planner of the graph; raises as :attr:`step_graph`."""
+        from memback.plans.model.graph_plans import GraphPlans
+
+        return GraphPlans(self.step_graph, self.everything, self.realise)
+
     @cached_property
     def policies(self) -> list[ModelPlan]:
-        """What the policies do that find something in the model, as plans."""
+        """The plans of the policies that find something in the model."""
         return [
             replace(plan, budget=plan.peak_bytes + RESERVE)
             for program in policy_plans(self.step, trace)
@@ -278,18 +161,32 @@ class Planning:
             NoPlanError: none fits.
             UsageError: there is no such planner, or the model is not one for it.
         """
-        if planner in WHOLE:
-            from memback.plans.model import graph_plans
-
-            return graph_plans.PLANNERS[planner](self, budget, time_limit)
         if planner in KEEPING_EVERYTHING and self.everything.budget <= budget:
             return replace(self.everything, budget=budget)
-        found = self._cheapest(budget, planner)
+        seconds: float | None = None
+        if planner == "auto":
+            found, seconds = self._better(budget, time_limit)
+        elif planner == "graph":
+            found, seconds = self.graph_plans.within(budget, time_limit), time_limit
+        else:
+            found = self._cheapest(budget, planner)
         if found is None:
-            found = self.leanest(planner)
+            found = self.leanest(planner, time_limit)
             if found.budget > budget:
-                raise NoPlanError(budget, found)
+                raise NoPlanError(budget, found, seconds)
         return replace(found, budget=budget)
+
+    def _better(self, budget: int, time_limit: float) -> tuple[ModelPlan | None, float | None]:
+        """The cheaper of the plans for chain and graph, and the seconds that the search for the graph's may take."""
+        plans: list[ModelPlan] = []
+        seconds: float | None = None
+        with suppress(NoPlanError):
+            plans.append(_by("chain", self.plan(budget, "chain")))
+        with suppress(UsageError):  # too large
+            found = self.graph_plans.within(budget, time_limit)
+            seconds = time_limit
+            plans += [] if found is None else [_by("graph", found)]
+        return min(plans, key=lambda plan: (plan.extra_flops, plan.peak_bytes), default=None), seconds
 
     def leanest(self, planner: str = "chain", time_limit: float = TIME_LIMIT) -> ModelPlan:
         """The plan with the least peak that the planner finds; a graph's within ``time_limit`` seconds. Found once."""
@@ -299,10 +196,13 @@ class Planning:
         return self._leanest[asked]
 
     def _find_leanest(self, planner: str, time_limit: float) -> ModelPlan:
-        if planner in WHOLE:
-            from memback.plans.model import graph_plans
-
-            return graph_plans.leanest(self, planner, time_limit)
+        if planner == "graph":
+            return self.graph_plans.leanest(time_limit)
+        if planner == "auto":
+            plans = [_by("chain", self.leanest("chain"))]
+            with suppress(UsageError):  # too large
+                plans.append(_by("graph", self.leanest("graph", time_limit)))
+            return min(plans, key=lambda plan: (plan.peak_bytes, plan.extra_flops))
         plans = [self.everything] if planner in KEEPING_EVERYTHING else []
         rooms = []
         for choice in self.staged.choices:
@@ -368,7 +268,7 @@ class Planning:
         return points
 
     def _realise(self, choice: Choice, made: Plan, budget: int) -> ModelPlan:
-        """Run a plan dry, the same actions once: what it really takes."""
+        """Run a plan dry, once for the same actions, for its exact peak."""
         asked = (choice.kept, tuple(made.actions))
         proof = _proved(choice, made, len(self.staged.choices))
         if asked not in self._realised:
@@ -393,23 +293,13 @@ class Planning:
             extra_flops=ledger.recomputed_flops,
             runs=dict(run.runs),
             optimality=optimality,
-            peak={"phase": peak.interval.phase, "path": peak.interval.path, "op": peak.interval.op, **peak.parts},
-            parameters=_parameters(self.step.module),
+            peak=peak.to_dict(),
+            parameters=shapes_of_parameters(self.step.module),
         )
 
 
-def leaner(best: ModelPlan, floor: int, find: Callable[[int], ModelPlan | None]) -> ModelPlan:
-    """The plan with the least peak of ``best`` and those that ``find`` has for less budget, down to ``floor`` (bytes).
-
-    A schedule that is the leanest by a simulation need not be when it is run, so others may take less.
-    """
-    found: ModelPlan | None = best
-    while found is not None:
-        best = replace(found, budget=found.peak_bytes + RESERVE)
-        span = max(best.budget - floor, 0)
-        budgets = sorted({floor + span * i // _PROBES for i in range(_PROBES)} | {best.budget - 1}) if span else []
-        found = next((plan for budget in budgets if (plan := find(budget)) is not None), None)
-    return best
+def _by(planner: str, plan: ModelPlan) -> ModelPlan:
+    return replace(plan, optimality=f"{plan.optimality} (planner {planner})")
 
 
 def _proved(choice: Choice, made: Plan, choices: int) -> str:
@@ -422,21 +312,3 @@ def _proved(choice: Choice, made: Plan, choices: int) -> str:
         f"heuristic: {proof}; inside of kept stages cheap ops are computed again, chosen by minimum cuts"
         f" (best of {choices} selections)"
     )
-
-
-def _made_of(peak: Mapping[str, Any]) -> str:
-    sizes = {name: size for name, size in peak.items() if isinstance(size, int) and size}
-    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes.items())
-    return f"{parts} (in {peak['phase']}, {peak['op']} of layer {peak['path'] or '(top)'!r})"
-
-
-def knee(points: Sequence[FrontierPoint]) -> FrontierPoint:
-    """The point that is farthest below the straight line from the frontier's first point to its last one."""
-    first, last = points[0], points[-1]
-    width, height = max(last.budget - first.budget, 1), max(first.extra_flops - last.extra_flops, 1e-300)
-
-    def below(point: FrontierPoint) -> float:
-        across = (point.budget - first.budget) / width
-        return 1 - across - (point.extra_flops - last.extra_flops) / height
-
-    return max(points, key=below)

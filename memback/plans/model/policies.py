@@ -1,4 +1,4 @@
-"""What a checkpoint policy recomputes, as a plan: so no policy is ever better than the plans.
+"""Checkpoint policies as plans, so that no policy is ever better than the plans.
 
 The segments of a policy are stages of a chain. Each is run keeping its input alone, or the outputs that the policy
 keeps of it, and is made again as a whole before its reversal; what lies between segments is kept.
@@ -13,7 +13,7 @@ from memback.errors import UsageError
 from memback.nn.policy import applied
 from memback.plans.actions import Action, Backward, Forward, Keep
 from memback.plans.model.region import Region, Selection
-from memback.plans.model.trace import Layout, Trace
+from memback.plans.model.trace import StageLayout, Trace
 from memback.plans.stage import Stage
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class PolicyPlan(NamedTuple):
 
 
 def policy_plans(step: Step, trace: Callable[[Step], Trace]) -> Iterator[PolicyPlan]:
-    """The programs of all policies that find something in a step's module; each of them is another one."""
+    """The distinct plans of all policies that find something in a step's module."""
     assert step.module is not None
     seen: set[tuple[tuple[int, int, frozenset[str]], ...]] = set()
     for policy in POLICIES:
@@ -51,7 +51,7 @@ def policy_plans(step: Step, trace: Callable[[Step], Trace]) -> Iterator[PolicyP
 
 def _program(policy: str, trace: Trace) -> PolicyPlan:
     edges = {edge for start, stop, _ in trace.segments for edge in (start, stop)}
-    layout = Layout(trace, sorted({0, len(trace.calls)} | edges))
+    layout = StageLayout(trace, sorted({0, len(trace.calls)} | edges))
     n = len(layout.bounds) - 1
     # the last stage is kept, because its reversal follows at once
     keep = {layout.bounds.index(start): ops for start, stop, ops in trace.segments if stop < len(trace.calls)}
@@ -81,7 +81,7 @@ def _actions(stages: int, alone: set[int]) -> Iterator[Action]:
         yield Backward(i)
 
 
-def _selection(layout: Layout, stage: int, keep: frozenset[str], lasting: Iterable[int]) -> Selection:
+def _selection(layout: StageLayout, stage: int, keep: frozenset[str], lasting: Iterable[int]) -> Selection:
     """Of a stage, the outputs of the ops in ``keep``, and what is saved of these and of what the chain stores."""
     numbers = layout.calls_of(stage)
     stored = frozenset(n for n in numbers if layout.calls[n].shape.op in keep)
@@ -89,7 +89,7 @@ def _selection(layout: Layout, stage: int, keep: frozenset[str], lasting: Iterab
     return Selection(stored, frozenset(n for n in numbers if layout.calls[n].saved <= there))
 
 
-def _stage(layout: Layout, stage: int, selection: Selection | None) -> Stage:
+def _stage(layout: StageLayout, stage: int, selection: Selection | None) -> Stage:
     flops = sum(layout.calls[n].flops for n in layout.calls_of(stage))
     return Stage(
         forward_cost=flops,

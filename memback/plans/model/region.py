@@ -6,18 +6,18 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, takewhile, zip_longest
-from typing import NamedTuple
 
-from memback.engine.program import Program, Recompute, Release, Reverse, Step
+from memback.engine.program import Instruction, Program, Recompute, Release, Reverse
 from memback.errors import UsageError
 from memback.plans.actions import Action, Backward, Drop, Forward, Keep
+from memback.plans.data import Data
 from memback.plans.model.replay import CallShape, PlanReplay
 from memback.plans.segments import inputs_alone, recorded
 
 __all__ = ["Region", "Selection"]
 
 
-class Selection(NamedTuple):
+class Selection(Data, frozen=True):
     """What is kept of a stage in place of everything: the outputs of calls in ``stored``, and what the calls in
     ``filled`` keep; what the others keep is computed again from that.
     """
@@ -143,7 +143,7 @@ class Region:
     def _forward_part(self) -> Iterator[Action]:
         return takewhile(lambda action: not isinstance(action, Backward), self.executed)
 
-    def _steps(self) -> Iterator[Step]:
+    def _steps(self) -> Iterator[Instruction]:
         actions = self.executed[len(list(self._forward_part())) :]
         for action, following in zip_longest(actions, actions[1:]):
             stage = action.stage
@@ -169,7 +169,7 @@ class Region:
         return self.crossing[stage + 1].union(kept, (n for n in self.lasting if n in self._calls_of(stage)))
 
     def _done_after(self, stage: int) -> frozenset[int]:
-        """What nobody needs any more once the calls of a stage that is reversed hold what they need."""
+        """What is of no more use once the calls of a stage that is reversed hold what they need."""
         selection = self.kept[stage]
         kept = frozenset[int]() if selection is None else selection.stored
         lasting = (number for number, first in self.lasting.items() if first == stage)

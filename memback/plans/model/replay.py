@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from memback.engine.arrays import dtype_name
+from memback.engine.arrays import dtype_name, form
 from memback.engine.op import Op
 from memback.engine.program import Program
 from memback.engine.replay import Replay, replaying
 from memback.engine.state import current
 from memback.errors import UsageError
+from memback.plans.data import Data
 
-__all__ = ["CallShape", "PlanReplay", "run_region"]
+__all__ = ["CallShape", "OutputShape", "PlanReplay", "run_region"]
 
 
-class CallShape(NamedTuple):
-    """What a call in a planned region must be: its op, layer path, and the shapes and dtypes of its outputs."""
+class OutputShape(Data, frozen=True):
+    """Shape and dtype of an output."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class CallShape(Data, frozen=True):
+    """What a call in a planned region must be: its op, layer path, and its outputs."""
 
     op: str
     path: str
-    outputs: tuple[tuple[tuple[int, ...], str], ...]
+    outputs: tuple[OutputShape, ...]
 
     @classmethod
     def of(cls, op: Op, path: str, out: Any) -> CallShape:
         """The shape of a call that has run."""
-        return cls(op.name, path, tuple((o.shape, dtype_name(o.dtype)) for o in (out if op.multiple else (out,))))
+        outs = out if op.multiple else (out,)
+        return cls(op.name, path, tuple([OutputShape(o.shape, dtype_name(o.dtype)) for o in outs]))
 
     def matches(self, other: CallShape) -> bool:
         """Whether another call is the same, whatever its layer is called where the model is a part of another one."""
         return self.op == other.op and self.outputs == other.outputs
 
     def __str__(self) -> str:
-        outputs = ", ".join(f"{dtype}[{', '.join(map(str, shape))}]" for shape, dtype in self.outputs)
+        outputs = ", ".join(form(o.dtype, o.shape) for o in self.outputs)
         return f"{self.op} (layer {self.path or '(top)'!r}) giving {outputs}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memback.plans.model.cut import CutCall, cut
 from memback.plans.model.region import Selection
-from memback.plans.model.trace import Layout
+from memback.plans.model.trace import StageLayout
 
 __all__ = ["selections"]
 
@@ -14,7 +14,7 @@ _APART = 0.1
 """A selection counts as another one where it keeps less by this share of all bytes: each costs two dry runs."""
 
 
-def selections(layout: Layout) -> list[tuple[Selection, ...]]:
+def selections(layout: StageLayout) -> list[tuple[Selection, ...]]:
     """What to keep of each stage at rising prices of a byte; each of the selections keeps clearly less than the last.
 
     They end before the one that keeps nothing inside of stages, which planners have without them.
@@ -38,7 +38,7 @@ def selections(layout: Layout) -> list[tuple[Selection, ...]]:
 class _Problem:
     """The cut of one stage: values are the buffers that it makes, besides those that the chain itself stores."""
 
-    def __init__(self, layout: Layout, stage: int) -> None:
+    def __init__(self, layout: StageLayout, stage: int) -> None:
         self.calls = [(number, layout.calls[number]) for number in layout.calls_of(stage)]
         fixed = layout.lasting_buffers | layout.activations[stage] | layout.activations[stage + 1]
         buffers = sorted(frozenset().union(*(call.fresh | call.residuals for _, call in self.calls)) - fixed)

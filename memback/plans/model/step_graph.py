@@ -1,6 +1,6 @@
-"""A real step as a graph planner wants it: nodes of calls, with sizes and what is live around them, from dry runs.
+"""Divide a real step into the nodes of a graph, and measure sizes and live bytes around them by dry runs.
 
-A node is a call that makes memory of its own, together with the views of it that follow. A call whose output nobody
+A node is a call that makes memory of its own, together with the views of it that follow. A call whose output no call
 keeps, and the next node alone uses, becomes a part of that one: storing its output would not pay.
 
 What is live besides values is found by running the step dry in the two extreme ways, with all values stored and with
@@ -68,7 +68,7 @@ def graph_of(step: Step, trace: Trace) -> StepGraph:
     Raises:
         UsageError: it has more nodes than can be planned as a whole.
     """
-    layout = _Layout(trace)
+    layout = _NodeLayout(trace)
     if len(layout.nodes) > LARGEST:
         raise UsageError(
             f"the graph planner plans the calls of a step all at once, which takes too long for {len(trace.calls)}"
@@ -92,7 +92,7 @@ class _Group(NamedTuple):
         return self.solid[-1]
 
 
-class _Layout:
+class _NodeLayout:
     """A traced region divided into nodes."""
 
     def __init__(self, trace: Trace) -> None:
@@ -113,7 +113,7 @@ class _Layout:
         return [_Group(a, b, (n,)) for (a, b), n in zip(pairwise([*starts, len(self.calls)]), solid, strict=True)]
 
     def _merged(self, groups: list[_Group]) -> list[_Group]:
-        """The groups, with those whose output the next one alone uses and nobody keeps as parts of that."""
+        """The groups; one whose output the next alone uses, and no call keeps, is a part of that."""
         users = self._users()
         merged: list[_Group] = []
         for group in groups:
@@ -207,10 +207,10 @@ class _Interval(NamedTuple):
     alive: frozenset[int]
 
 
-class _Watched(DryLedger):
+class _GraphLedger(DryLedger):
     """A dry ledger that notes, interval by interval, what a graph's model of memory has to account for."""
 
-    def __init__(self, layout: _Layout, names: Mapping[int, str]) -> None:
+    def __init__(self, layout: _NodeLayout, names: Mapping[int, str]) -> None:
         self.layout = layout
         self.forward: list[_Interval] = []
         """Up to the first backward of a call of the region."""
@@ -262,8 +262,8 @@ class _Watched(DryLedger):
             self.later = 0
 
 
-def _measured(step: Step, layout: _Layout) -> Graph:
-    """The graph of a step with what dry runs find to be live besides its values."""
+def _measured(step: Step, layout: _NodeLayout) -> Graph:
+    """The graph of a step, with the bytes besides its values that dry runs find."""
     bare = Graph(layout.nodes)
     full = _run(step, layout, bare, everything(bare))
     lean = _run(step, layout, bare, nothing(bare))
@@ -273,14 +273,14 @@ def _measured(step: Step, layout: _Layout) -> Graph:
     return Graph(nodes, tuple(_moments(layout, full.forward, lean.forward)), tuple(before), tuple(during))
 
 
-def _run(step: Step, layout: _Layout, graph: Graph, schedule: Schedule) -> _Watched:
+def _run(step: Step, layout: _NodeLayout, graph: Graph, schedule: Schedule) -> _GraphLedger:
     region = replace(layout.region(graph), actions=tuple(unfold(graph, schedule)))
-    ledger = predict(step, region.begin, partial(_Watched, layout)).ledger
-    assert isinstance(ledger, _Watched)
+    ledger = predict(step, region.begin, partial(_GraphLedger, layout)).ledger
+    assert isinstance(ledger, _GraphLedger)
     return ledger
 
 
-def _moments(layout: _Layout, full: Sequence[_Interval], lean: Sequence[_Interval]) -> Iterable[Running]:
+def _moments(layout: _NodeLayout, full: Sequence[_Interval], lean: Sequence[_Interval]) -> Iterable[Running]:
     """The moments of the forward pass. ``lean`` tells what is alive by itself, ``full`` what storing takes besides."""
     first = everything(Graph(layout.nodes))
     n = len(layout.nodes)
@@ -301,7 +301,7 @@ def _moments(layout: _Layout, full: Sequence[_Interval], lean: Sequence[_Interva
         yield Running(node, tuple(sorted(alive)), max(here.peak - values, there.peak - values - kept))
 
 
-def _workspace(layout: _Layout, *runs: Sequence[_Interval]) -> list[int]:
+def _workspace(layout: _NodeLayout, *runs: Sequence[_Interval]) -> list[int]:
     """By node, what running it again holds at most besides its output and saves."""
     most = [0] * len(layout.groups)
     trace = layout.trace
@@ -321,7 +321,7 @@ def _workspace(layout: _Layout, *runs: Sequence[_Interval]) -> list[int]:
     return most
 
 
-def _around_backward(layout: _Layout, full: _Watched) -> tuple[list[int], list[int]]:
+def _around_backward(layout: _NodeLayout, full: _GraphLedger) -> tuple[list[int], list[int]]:
     """By node, the bytes besides values that are live before its backward, and during it."""
     n = len(layout.groups)
     before, during = [0] * n, [0] * n

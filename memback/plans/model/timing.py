@@ -12,7 +12,7 @@ from memback.engine.observer import Call, Observer
 from memback.engine.op import Op
 from memback.engine.recipe import RecordedCall
 from memback.plans.model.measure import planned
-from memback.plans.model.planning import ModelPlan
+from memback.plans.model.model_plan import ModelPlan
 from memback.plans.model.region import Region
 from memback.profiling.mode import Mode
 from memback.profiling.step import Step
@@ -35,7 +35,7 @@ class Timing:
 
 
 class _Clock(Observer):
-    """Takes the time of each call: of its forward, and of its being run again with all that is around it."""
+    """Times each call: its forward, and its recomputation with the overhead around it."""
 
     def __init__(self) -> None:
         self.seconds: dict[int, float] = {}

@@ -1,6 +1,6 @@
-"""What a dry run of a step tells of its calls: which use what, what they keep, and where the graph can be cut.
+"""The calls of a step from a dry run: their inputs, what they keep, and where the graph can be cut.
 
-A *boundary* between two calls is a cut where one activation alone is used further on, one that somebody keeps anyway:
+A *boundary* between two calls is a cut where one activation alone is used further on, one that some call keeps anyway:
 the calls between two cuts are a stage of a chain. A stretch without such cuts (a U-Net, whose skip connections lead
 past everything; the time steps of an LSTM) is cut where the least is used further on; what then is used beyond the next
 stage is *lasting*: always stored, so that what remains is a chain.
@@ -17,14 +17,13 @@ from typing import Any
 
 from memback.engine.arrays import buffer_bytes, leaves, root
 from memback.engine.node import Edge
-from memback.engine.op import Op
 from memback.engine.replay import Replay
 from memback.engine.state import State
 from memback.engine.tensor import Tensor
 from memback.plans.model.region import Selection
 from memback.plans.model.replay import CallShape
 
-__all__ = ["Layout", "Trace", "TracedCall"]
+__all__ = ["StageLayout", "Trace", "TracedCall"]
 
 _SHARE = 0.25
 """A stretch without cuts that holds more than this share of all saved bytes is divided further."""
@@ -51,7 +50,7 @@ class TracedCall:
 
 
 class Trace(Replay):
-    """Watches a region run with everything kept. It holds on to every buffer, so that each has a number of its own."""
+    """Records a region that keeps everything. It refers to every buffer, so that each has a number of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,15 +66,6 @@ class Trace(Replay):
         """(first call, one past the last, ops whose outputs are kept) of each segment that the model recomputes."""
         self._in_segment = False
 
-    def lean(self, op: Op) -> bool:
-        return False
-
-    def keeps_residuals(self, op: Op) -> bool:
-        return True
-
-    def may_run_again(self) -> bool:
-        return False
-
     @contextmanager
     def segment(self, keep: Collection[str]) -> Iterator[None]:
         outermost, start = not self._in_segment, self.count
@@ -85,12 +75,6 @@ class Trace(Replay):
             self._in_segment = False
             if self.count > start:
                 self.segments.append((start, self.count, frozenset(keep)))
-
-    def runs_again(self, call: Any) -> bool:
-        return False
-
-    def finish(self) -> None:
-        return
 
     def reach(self, number: int, state: State, retain: bool) -> None:
         return
@@ -132,7 +116,7 @@ class Trace(Replay):
         self.outputs = frozenset(source[0] for source in sources if source is not None)
 
     def release(self) -> None:
-        """Let go of the buffers: what is to be known of them is known."""
+        """Drop the buffers, whose sizes have been recorded."""
         self._numbers.clear()
         self._alive.clear()
 
@@ -156,7 +140,7 @@ def _leaves(edges: Sequence[Edge | None]) -> Iterable[tuple[int, int]]:
             yield id(edge), edge.data.nbytes
 
 
-class Layout:
+class StageLayout:
     """A traced region cut into stages: at ``bounds``, by default as the module's text says.
 
     Attributes:
