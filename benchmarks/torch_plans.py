@@ -159,8 +159,8 @@ def main() -> None:
             lines.append(row)
             print(row, flush=True)
     about = (
-        f"PyTorch {torch.__version__.partition('+')[0]}, transformers {transformers.__version__}; {LAYERS} layers, width"
-        f" {WIDTH}, {BATCH} × {LENGTH} tokens, float32, CPU. Peak, of the plain step's / products computed again."
+        f"PyTorch {torch.__version__.partition('+')[0]}, transformers {transformers.__version__}; {LAYERS} layers,"
+        f" width {WIDTH}, {BATCH} × {LENGTH} tokens, float32, CPU. Peak, of the plain step's / products computed again."
     )
     Path(__file__).with_suffix(".md").write_text("\n".join([*lines, "", about, ""]), encoding="utf-8")
 
