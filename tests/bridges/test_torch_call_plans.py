@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
@@ -120,7 +121,7 @@ def stepped(module, x):
 def test_a_plan_fits_from_the_least_budget_upward_and_its_peak_is_the_measured_one(name):
     module, x = built(name)
     planning = CallPlanning(Step.of(module, (x,), None, loss, None))
-    full, least = planning.full_peak_bytes(), planning._takes(planning._leanest)
+    full, least = planning.full_peak_bytes(), planning.takes(planning.leanest)
     for budget in (least, (2 * least + full) // 3, (least + 2 * full) // 3):
         plan = planning.plan(budget)
         assert plan.peak_bytes + plan.reserve_bytes <= budget
@@ -228,6 +229,68 @@ def test_an_input_that_is_changed_in_place_after_the_forward_pass_is_an_error():
     x.mul_(2)
     with pytest.raises(RuntimeError, match="was changed in place after the forward pass"):
         output.sum().backward()
+
+
+class Twice(torch.autograd.Function):
+    """Asks for its saved tensors twice."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (first,), (second,) = ctx.saved_tensors, ctx.saved_tensors
+        return grad * (first + second)
+
+
+def differentiates(x):
+    """Runs backward in its forward pass."""
+    inner = x.detach().requires_grad_()
+    hidden = F.gelu(inner * 2)
+    (slope,) = torch.autograd.grad((hidden * hidden.sigmoid()).sum(), inner, create_graph=True)
+    return F.gelu(x) * slope.detach()
+
+
+def writes_out(x):
+    """Writes to what it has made, by name."""
+    made = F.gelu(x)
+    with torch.no_grad():
+        torch.add(made.detach(), 1.0, out=made.detach())
+    return torch.tanh(made) * made
+
+
+CODE = {
+    "saved tensors asked for twice": Twice.apply,
+    "backward in forward": differentiates,
+    "written to by name": writes_out,
+    "an inference tensor": lambda x: F.gelu(x + INFERRED).tanh(),
+}
+with torch.inference_mode():
+    INFERRED = torch.full((16,), 0.5)
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_gradients_of_unusual_code_have_the_same_bits(name):
+    class Uses(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x):
+            return F.gelu(self.two(CODE[name](F.gelu(self.one(x)))))
+
+    def gradients(planned):
+        torch.manual_seed(0)
+        module, x = Uses(), images(8, 16)
+        region = recomputing(module, x) if planned else nullcontext()
+        with region:
+            output = module(x)
+        square(output).backward()
+        return [p.grad for p in module.parameters()]
+
+    assert all(map(torch.equal, gradients(False), gradients(True)))
 
 
 def test_a_step_that_goes_another_way_keeps_what_follows_and_says_so():

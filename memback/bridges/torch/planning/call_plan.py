@@ -207,12 +207,12 @@ class CallPlanning:
             choice = self.planner.within(room)
             if choice is None:
                 break
-            over = self._takes(choice) - budget
+            over = self.takes(choice) - budget
             if over <= 0:
                 return self._realised(choice, budget, self._proof(choice, budget))
             room = room - over if attempt < _TRIES - 2 else budget - self._reserve(self.recording.random)
-        leanest = self._leanest
-        if self._takes(leanest) > budget:
+        leanest = self.leanest
+        if self.takes(leanest) > budget:
             raise NoPlanError(budget, self._realised(leanest, budget, ""))
         return self._realised(leanest, budget, self._proof(leanest, budget))
 
@@ -227,8 +227,8 @@ class CallPlanning:
             MembackError: a dry run can't tell what the step takes.
         """
         self._check_known()
-        most, least = self.full_peak_bytes(), self._takes(self._leanest)
-        choices = [self._leanest, Choice(frozenset(), self.planner.timeline.full)]
+        most, least = self.full_peak_bytes(), self.takes(self.leanest)
+        choices = [self.leanest, Choice(frozenset(), self.planner.timeline.full)]
         for i in range(1, _POINTS):
             found = self.planner.within(least + (most - least) * i // _POINTS)
             choices += [] if found is None else [found]
@@ -244,7 +244,8 @@ class CallPlanning:
     # -- choices
 
     @cached_property
-    def _leanest(self) -> Choice:
+    def leanest(self) -> Choice:
+        """The choice with the least peak that is found."""
         best = self.planner.leanest()
         for _ in range(_TRIES):
             leaner = self.planner.within(best.judged.peak_bytes * 99 // 100)
@@ -279,7 +280,8 @@ class CallPlanning:
         on_cpu = self.step.device.type in ("cpu", "meta") and self.step.place is None
         return RANDOM_STATE * len(again & self.recording.random) if on_cpu else 0
 
-    def _takes(self, choice: Choice) -> int:
+    def takes(self, choice: Choice) -> int:
+        """The budget that a choice needs: its peak, and its reserve."""
         return self._run(choice.again).peak.bytes + self._reserve(choice.again)
 
     def _run(self, again: frozenset[int]) -> Tracker:

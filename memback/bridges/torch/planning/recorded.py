@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 from memback.bridges.torch.recording.calls import calling
 from memback.bridges.torch.recording.disturbances import is_planned_call
-from memback.bridges.torch.recording.replay import Region, changed_places
+from memback.bridges.torch.recording.replay import Region, changed_names, changed_places
 from memback.bridges.torch.recording.step import Step
 from memback.bridges.torch.recording.storages import key, storages, tensors
 from memback.bridges.torch.recording.tracking import Tracker
@@ -122,6 +122,8 @@ class _Recorder(Tracker):
 
     def region_ended(self) -> None:
         """The region's forward pass is over."""
+        if self.ended:
+            return
         self.ended = len(self.moments)
         self.recorded.append(_Call(None, "", self.ended))
 
@@ -131,13 +133,14 @@ class _Recorder(Tracker):
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         number = self._number
-        if number is None or self._own:
+        if number is None or self._own or self.ended:  # of a module that is called once more, the first call counts
             return super().run(func, args, kwargs)
         call = _Call(func, self._paths.path, len(self.moments))
         self.recorded.append(call)
         self._born_in_call = 0
         before = self._note_inputs(call, func, args, kwargs)
         out = super().run(func, args, kwargs)
+        self._number = None
         self._note_outputs(call, number, func, args, kwargs, out, before)
         return out
 
@@ -151,8 +154,9 @@ class _Recorder(Tracker):
                 else:
                     call.outside.append(account.number)
         changed: dict[int, int] = {}
-        for place in changed_places(func, args):
-            for account in self._accounts_of(args[place]):
+        written = [args[place] for place in changed_places(func, args)]
+        for argument in [*written, *(kwargs[name] for name in changed_names(func, kwargs))]:
+            for account in self._accounts_of(argument):
                 changed[account.number] = self._current.get(account.number, -1)
         return changed
 
@@ -171,7 +175,8 @@ class _Recorder(Tracker):
         call.flops = 0 if formula is None else int(formula(*args, **kwargs, out_val=out))
         call.moved += sum(tensor.numel() * tensor.element_size() for tensor in outputs)
         plain = all(tensor.layout is torch.strided and not tensor.is_conj() for tensor in outputs)
-        call.replayable = plain and func.namespace in _NAMESPACES and -1 not in before.values()
+        named = bool(changed_names(func, kwargs))
+        call.replayable = plain and func.namespace in _NAMESPACES and -1 not in before.values() and not named
         for account_number, old in before.items():
             if old < 0:
                 call.writes.append(account_number)

@@ -23,10 +23,18 @@ from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["RANDOM_STATE", "Region", "changed_places", "current_call", "is_numbered", "statistics_places"]
+__all__ = [
+    "RANDOM_STATE",
+    "Region",
+    "changed_names",
+    "changed_places",
+    "current_call",
+    "is_numbered",
+    "statistics_places",
+]
 
 RANDOM_STATE = 5056
 """Bytes of the state of the CPU's random stream, which each recorded random call keeps."""
@@ -62,6 +70,12 @@ def changed_places(func: Any, args: Sequence[Any]) -> list[int]:
     return [i for i in written if i not in statistics_places(func, args)]
 
 
+def changed_names(func: Any, kwargs: Any) -> list[str]:
+    """The arguments by name that a call writes to."""
+    arguments = func._schema.arguments
+    return [a.name for a in arguments if a.name in kwargs and a.alias_info is not None and a.alias_info.is_write]
+
+
 class _Value:
     """A storage that a recorded call makes: how, and its tensor while it is there again."""
 
@@ -71,7 +85,7 @@ class _Value:
         self.recipe = recipe
         self.memo: torch.Tensor | None = None
         self.packs = 0
-        """How many saved tensors that look into it backward has not asked for yet."""
+        """How many saved tensors look into it."""
         self.users = 0
         """How many recorded calls that will be recomputed, and have not been, read it."""
 
@@ -108,15 +122,19 @@ class _Kept:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
-        self.version = tensor._version
+        self.version = _version(tensor)
 
     def get(self, func: Any) -> torch.Tensor:
-        if self.tensor._version != self.version:
+        if _version(self.tensor) != self.version:
             raise RuntimeError(
                 f"an input of {func}, of shape {tuple(self.tensor.shape)}, was changed in place after the forward pass"
                 " and is needed to recompute a saved tensor: clone it before, or have the plan keep what depends on it"
             )
         return self.tensor
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # nobody can write to an inference tensor in a step
 
 
 class _Recipe:
@@ -244,23 +262,17 @@ def _drawing(random: tuple[Any, torch.Tensor] | None) -> Iterator[None]:
 
 
 class _Packed:
-    """Stands for a saved tensor in autograd's graph."""
+    """Stands for a saved tensor in autograd's graph, which lets go of it when backward has been there."""
 
-    __slots__ = ("place", "waits")
+    __slots__ = ("place",)
 
     def __init__(self, place: _Place) -> None:
-        self.place, self.waits = place, True
+        self.place = place
         place.value.packs += 1
 
-    def got(self) -> None:
-        """Backward has it, or has no use for it any more."""
-        if self.waits:
-            self.waits = False
-            self.place.value.packs -= 1
-            self.place.value.settle()
-
     def __del__(self) -> None:
-        self.got()
+        self.place.value.packs -= 1
+        self.place.value.settle()
 
 
 class Region(TorchDispatchMode):
@@ -302,9 +314,11 @@ class Region(TorchDispatchMode):
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
         self._hooks.__enter__()
         super().__enter__()
+        _running.open = _open() + 1
         return self
 
     def __exit__(self, *error: Any) -> None:
+        _running.open = _open() - 1
         super().__exit__(*error)
         self._hooks.__exit__(*error)
         self._count_users()
@@ -332,14 +346,15 @@ class Region(TorchDispatchMode):
         if self._told is not None:
             self._told(number)
         changes = changed_places(func, args) if func._schema.is_mutable else []
-        recorded = self.lost is None and number in self._again
+        named = changed_names(func, kwargs) if func._schema.is_mutable else []
+        recorded = self.lost is None and number in self._again and not named
         if recorded and all(self._is_made(args[place]) for place in changes):
             recipe = _Recipe(self, number, func, args, kwargs)
             out = func(*args, **kwargs)
             self._record(recipe, args, kwargs, out)
             return out
         out = func(*args, **kwargs)
-        for leaf in tree_leaves([args[place] for place in changes]):
+        for leaf in tree_leaves([*(args[place] for place in changes), *(kwargs[name] for name in named)]):
             self._values.pop(_storage(leaf) or 0, None)
         return out
 
@@ -385,16 +400,20 @@ class Region(TorchDispatchMode):
         if value.memo is None:
             _compute(value)
         assert value.memo is not None
-        tensor = packed.place.of(value.memo)
-        if not _keeps_graph():
-            packed.got()
-        else:
-            value.settle()
-        return tensor
+        return packed.place.of(value.memo)
 
 
 def _keeps_graph() -> bool:
-    return torch._C._current_graph_task_id() == -1 or torch._C._autograd._get_current_graph_task_keep_graph()
+    """Whether backward may come to the same saved tensors again, or to others with the same sources."""
+    if _open() or torch._C._current_graph_task_id() == -1:
+        return True
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())
+
+
+def _open() -> int:
+    """How many regions of this thread are being recorded."""
+    number: int = getattr(_running, "open", 0)
+    return number
 
 
 def _compute(value: _Value) -> None:
@@ -430,12 +449,9 @@ def _compute(value: _Value) -> None:
 
 def _storage(tensor: Any) -> int | None:
     """What tells the storage of a plain tensor from every other; None of any other tensor."""
-    if (
-        not isinstance(tensor, torch.Tensor)
-        or tensor.layout is not torch.strided
-        or tensor.is_conj()
-        or tensor.is_neg()
-    ):
+    if not isinstance(tensor, torch.Tensor) or is_traceable_wrapper_subclass(tensor):
+        return None
+    if tensor.layout is not torch.strided or tensor.is_conj() or tensor.is_neg():
         return None
     try:
         return int(tensor.untyped_storage()._cdata)
