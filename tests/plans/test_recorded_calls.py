@@ -80,7 +80,7 @@ def test_what_is_chosen_fits_and_lies_between_the_bound_and_nothing_cheaper_than
 def test_the_leanest_choice_is_no_worse_than_keeping_all_or_recomputing_all_that_can_be(calls):
     planner = Planner(calls)
     all_of_it = planner.judged([c for c in range(len(calls)) if calls.replayable[c]])
-    leanest = planner.leanest().judged.peak_bytes
+    leanest = planner.leanest.judged.peak_bytes
     assert leanest <= min(planner.judged(()).judged.peak_bytes, all_of_it.judged.peak_bytes)
 
 

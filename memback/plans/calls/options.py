@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from memback.plans.calls.recorded import RecordedCalls, Value
+from memback.plans.calls.recorded import RecordedCalls
 from memback.plans.linear_program import quiet_solver
 
 __all__ = ["Cut", "Part", "cuts"]
@@ -27,11 +27,20 @@ _MOST = 24
 
 @dataclass(frozen=True)
 class Part:
-    """Neighbouring calls from ``start`` to ``stop`` (exclusive). What they read from before is there."""
+    """Neighbouring calls from ``start`` to ``stop`` (exclusive). What they read from before is there.
+
+    To keep a value of those that are ``free``, or that are there anyway, takes nothing.
+    """
 
     calls: RecordedCalls
     start: int
     stop: int
+    free: frozenset[int] = frozenset()
+
+    def price_bytes(self, number: int) -> int:
+        """What keeping a value takes."""
+        value = self.calls.values[number]
+        return 0 if number in self.free or math.isinf(value.alone) else value.bytes
 
     def values(self) -> Iterator[int]:
         """The values that these calls make."""
@@ -49,35 +58,34 @@ class Part:
 
 
 class Cut(NamedTuple):
-    """Calls to run again, what that takes, and the bytes that are kept and would not be there anyway."""
+    """Calls to run again, what that takes, and the bytes that are kept and would not be there anyway.
+
+    At its ``price``, in seconds per byte, no other choice has a lower sum of seconds and of the price of what is kept.
+    """
 
     again: frozenset[int]
     seconds: float
     kept: int
+    price: float
 
 
 def cuts(part: Part) -> list[Cut]:
     """The points of the hull of seconds against bytes, from none to run again to as many as help."""
     program = _Program(part)
     if not program.runs:
-        return [program.point(())]
-    low, high = program.point(()), program.solve(1e6 * program.price)
-    found = {low[0]: low, high[0]: high}
+        return [program.point((), 0.0)]
+    low, high = program.point((), 0.0), program.solve(1e6 * program.price)
+    found = {low.again: low, high.again: high}
     waiting = [(low, high)]
     while waiting and len(found) < _MOST:
-        (_, cost, size), (_, more, less) = pair = waiting.pop(0)
-        if size - less <= 0 or more - cost <= 0:
+        low, high = waiting.pop(0)
+        if low.kept <= high.kept or high.seconds <= low.seconds:
             continue
-        middle = program.solve((more - cost) / (size - less))
-        if middle[0] not in found:
-            found[middle[0]] = middle
-            waiting += [(pair[0], middle), (middle, pair[1])]
-    points = sorted(found.values(), key=lambda point: (point[1], point[2]))
-    best = [points[0]]
-    for point in points[1:]:
-        if point[2] < best[-1][2]:
-            best.append(point)
-    return best
+        middle = program.solve((high.seconds - low.seconds) / (low.kept - high.kept))
+        if middle.again not in found:
+            found[middle.again] = middle
+            waiting += [(low, middle), (middle, high)]
+    return sorted(found.values(), key=lambda cut: (cut.seconds, cut.kept))
 
 
 class _Program:
@@ -90,7 +98,7 @@ class _Program:
         self.runs = {c: i for i, c in enumerate(c for c in range(part.start, part.stop) if self._may_run(c))}
         self.numbers = [v for v in part.values() if part.is_wanted(v) or any(r in self.runs for r in calls.readers[v])]
         there = {v: len(self.runs) + i for i, v in enumerate(self.numbers)}
-        self.sizes = np.array([_price_bytes(calls.values[v]) for v in self.numbers], dtype=float)
+        self.sizes = np.array([part.price_bytes(v) for v in self.numbers], dtype=float)
         self.costs = np.array([calls.costs[c] for c in self.runs], dtype=float) + 1e-12
         self.price = (self.costs.sum() + 1e-12) / max(self.sizes.sum(), 1.0)
         lower = np.zeros(len(self.runs) + len(self.numbers))
@@ -134,20 +142,16 @@ class _Program:
         self.highs.changeColsCost(len(cost), np.arange(len(cost), dtype=np.int32), cost * scale)
         self.highs.run()
         solution = np.asarray(self.highs.getSolution().col_value)
-        return self.point(frozenset(c for c, i in self.runs.items() if solution[i] > 0.5))
+        return self.point(frozenset(c for c, i in self.runs.items() if solution[i] > 0.5), price)
 
-    def point(self, again: Collection[int]) -> Cut:
+    def point(self, again: Collection[int], price: float) -> Cut:
+        """What a choice takes."""
         chosen = frozenset(self.part.calls.recomputed(again))
         calls = self.part.calls
         read = {v for c in chosen for v in calls.reads[c]}
         kept = (
-            _price_bytes(calls.values[v])
+            self.part.price_bytes(v)
             for v in self.numbers
             if calls.values[v].call not in chosen and (self.part.is_wanted(v) or v in read)
         )
-        return Cut(chosen, calls.cost(chosen), sum(kept))
-
-
-def _price_bytes(value: Value) -> int:
-    """What keeping a value takes: nothing where it is there anyway."""
-    return 0 if math.isinf(value.alone) else value.bytes
+        return Cut(chosen, calls.cost(chosen), sum(kept), price)

@@ -17,7 +17,6 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 
@@ -64,6 +63,7 @@ class Planner:
         self.timeline = Timeline(calls)
         self._options: dict[tuple[int, int], list[_Option]] = {}
         self._cuts: dict[object, list[frozenset[int]]] = {}
+        self._hulls: dict[frozenset[int], list[Cut]] = {}
 
     def judged(self, again: Collection[int]) -> Choice:
         """A choice with its judgement."""
@@ -237,10 +237,15 @@ class Planner:
         full = self.judged(())
         if full.judged.peak_bytes <= budget:
             return full
+        found = [choice for choice in (self._by_path(budget), self._by_cuts(budget)) if choice is not None]
+        best = min(found, key=_rank) if found else self.leanest
+        return self._bettered(best, budget) if best.judged.peak_bytes <= budget else None
+
+    def _by_path(self, budget: int) -> Choice | None:
+        """What the cheapest paths give, with more or less room until their timelines are just within the budget."""
         low, high = 0.0, 2.0 * budget
         room: float = budget
-        fitting = (choice for choice in self._whole if choice.judged.peak_bytes <= budget)
-        best: Choice | None = min(fitting, key=_rank, default=None)
+        best: Choice | None = None
         for _ in range(_REFINEMENTS):
             again = self.path(int(room))
             if again is None:
@@ -255,11 +260,38 @@ class Planner:
             else:
                 high = room
                 room = max(room - over, (low + room) / 2) if best is None else (low + room) / 2
-        return None if best is None else self._bettered(best, budget)
+        return best
 
+    def _by_cuts(self, budget: int) -> Choice | None:
+        """The cheapest minimum cut within a budget, and in later parts the next cheaper one, as far as that fits."""
+        fitting = [choice for choice in self._whole if choice.judged.peak_bytes <= budget]
+        if not fitting:
+            return None
+        best = dear = min(fitting, key=_rank)
+        cheaper = [choice for choice in self._whole if choice.judged.seconds < dear.judged.seconds]
+        if not cheaper:
+            return best
+        cheap = max(cheaper, key=_rank)
+        for early in (True, False):
+            low, high = 0, len(self.bounds) - 1  # of parts that are run as in the dearer cut
+            while high - low > 1:
+                middle = (low + high) // 2
+                mixed = self.judged(self._mixed(dear, cheap, middle, early))
+                if mixed.judged.peak_bytes <= budget:
+                    best, high = min(best, mixed, key=_rank), middle
+                else:
+                    low = middle
+        return best
+
+    def _mixed(self, one: Choice, other: Choice, parts: int, early: bool) -> set[int]:
+        """Of one choice what it runs again in the first, or the last, so many parts; of the other one the rest."""
+        bound = self.bounds[parts if early else len(self.bounds) - 1 - parts]
+        return {c for c in one.again if (c < bound) is early} | {c for c in other.again if (c < bound) is not early}
+
+    @cached_property
     def leanest(self) -> Choice:
         """The choice with the least peak that is found."""
-        best = self.judged(())
+        best = min((self.judged(()), *self._whole), key=_by_peak)
         low, high = 0, best.judged.peak_bytes
         while high - low > max(high // 200, 1):
             middle = (low + high) // 2
@@ -268,33 +300,53 @@ class Planner:
                 low = middle
                 continue
             high, choice = middle, self.judged(again)
-            best = min(best, choice, key=lambda c: (c.judged.peak_bytes, c.judged.seconds))
-        return best
+            best = min(best, choice, key=_by_peak)
+        return self._lowered(best)
+
+    def _lowered(self, choice: Choice) -> Choice:
+        """A choice with a lower peak, by calls that are run again or kept after all: those that make most first."""
+        calls = self.calls
+        able = [c for c in range(len(calls)) if calls.replayable[c]]
+        order = sorted(able, key=lambda c: sum(calls.values[v].bytes for v in calls.makes[c]), reverse=True)
+        for call in order[:_TRIES]:
+            other = self.judged(choice.again ^ {call})
+            choice = min(choice, other, key=_by_peak)
+        return choice
 
     def least_seconds(self, budget: int) -> float:
         """A bound: no choice within a budget recomputes for less.
 
-        When the forward pass is over, what is kept has to fit beside all that is there besides; of choices that keep so
-        much, or less, a minimum cut of all calls is the cheapest, and the hull of these is below all others.
+        At the crest of the plain step, whatever is kept for later has to fit beside all that is in use. For each price
+        of a byte, a minimum cut of all calls is a bound for all choices that keep so much or less (Lagrange).
         """
-        there = sum(v.bytes for v in self.calls.values if v.becomes is None and math.isinf(v.alone))
-        room, hull = budget - self._after - there, self._hull
-        if room >= hull[0].kept:
-            return 0.0
-        for cheap, dear in pairwise(hull):
-            if dear.kept <= room:
-                share = (cheap.kept - room) / (cheap.kept - dear.kept)
-                return cheap.seconds + (dear.seconds - cheap.seconds) * share
-        return hull[-1].seconds
+        free, beside = self._crest
+        room = budget - beside
+        return max(0.0, *(cut.seconds + cut.price * (cut.kept - room) for cut in self._hull(free)))
 
     @cached_property
-    def _hull(self) -> list[Cut]:
+    def _crest(self) -> tuple[frozenset[int], int]:
+        """The values that nothing needs after the plain step's peak, and the bytes that are there with any choice."""
+        calls = self.calls
+        moment = max(self.timeline.full.moment, calls.begins[-1])
+        values = enumerate(calls.values)
+        free = frozenset(n for n, value in values if value.needs and value.needs[-1] <= moment)
+        used = sum(calls.values[n].bytes for n in free if calls.values[n].freed > moment)
+        there = sum(
+            v.bytes for n, v in enumerate(calls.values) if v.becomes is None and math.isinf(v.alone) and n not in free
+        )
+        return free, int(calls.rest[int(moment)]) + used + there
+
+    def _hull(self, free: frozenset[int] = frozenset()) -> list[Cut]:
         """The minimum cuts of all calls."""
-        return cuts(Part(self.calls, 0, len(self.calls)))
+        if free not in self._hulls:
+            self._hulls[free] = cuts(Part(self.calls, 0, len(self.calls), free))
+        return self._hulls[free]
 
     @cached_property
     def _whole(self) -> list[Choice]:
-        return [self.judged(cut.again) for cut in self._hull]
+        """The minimum cuts of all calls, by what is kept at the end of the forward pass, and at the crest."""
+        cuts = [*self._hull(), *self._hull(self._crest[0])]
+        return [self.judged(again) for again in dict.fromkeys(cut.again for cut in cuts)]
 
     def _bettered(self, choice: Choice, budget: int) -> Choice:
         """A choice with less recomputed, as long as it is within the budget: dear calls for few bytes first."""
@@ -315,6 +367,10 @@ _TRIES = 150
 
 def _rank(choice: Choice) -> tuple[float, int]:
     return choice.judged.seconds, choice.judged.peak_bytes
+
+
+def _by_peak(choice: Choice) -> tuple[int, float]:
+    return choice.judged.peak_bytes, choice.judged.seconds
 
 
 def _at(moments: np.ndarray, live: np.ndarray, time: float) -> int:

@@ -246,7 +246,7 @@ class CallPlanning:
     @cached_property
     def leanest(self) -> Choice:
         """The choice with the least peak that is found."""
-        best = self.planner.leanest()
+        best = self.planner.leanest
         for _ in range(_TRIES):
             leaner = self.planner.within(best.judged.peak_bytes * 99 // 100)
             if leaner is None:
