@@ -21,7 +21,6 @@ def test_the_python_of_the_guide_runs(tmp_path, monkeypatch, capsys):
         exec(compile(block, str(GUIDE), "exec"), names)
     printed = capsys.readouterr().out
     assert printed.startswith("retain-all ")
-    code = printed[printed.index("from torch.utils.checkpoint import checkpoint") :]
-    exec(code, names)
-    names["checkpointed"](names["model"])
+    exec(printed[printed.index("# plan:") :], names)
+    names["apply"](names["model"])()
     assert {path.name for path in tmp_path.iterdir()} == {"report.html", "plan.json"}

@@ -100,6 +100,7 @@ def test_a_step_takes_what_pytorchs_host_code_takes_but_for_its_allocators_leavi
 OF_LIBRARIES = ("gpt2-4 fp32 adamw h200", "t5 bf16 adamw checkpointing h200", "resnet18 amp adamw h200")
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 @pytest.mark.parametrize("name", OF_LIBRARIES)
 def test_stored_predictions_are_those_of_today(name):
     recipe = MODELS[CASES[name].model]

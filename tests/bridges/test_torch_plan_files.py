@@ -158,7 +158,7 @@ def put(*path, value):
 REFUSED = {
     "no-object": (lambda data: [], "its 'schema' is None"),
     "other-schema": (put("schema", value="memback.plan/1"), "it is one for a profile of memback's"),
-    "newer": (put("schema", value="memback.torch-plan/2"), "'memback.torch-plan/2', not 'memback.torch-plan/1'"),
+    "newer": (put("schema", value="memback.torch-plan/3"), "'memback.torch-plan/3', not 'memback.torch-plan/1'"),
     "field": (put("peak_bytes", value="many"), r"malformed: Expected `int`, got `str` - at `\$.peak_bytes`"),
     "unknown-field": (put("more", value=1), "malformed: Object contains unknown field `more`"),
     "body-kind": (put("body", 0, value="0"), "'0' in its 'body' is neither a block nor a list"),

@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
+from msgspec.structs import replace
 from torch import nn
 from torch.nn import functional as F
 
@@ -73,11 +74,9 @@ def test_a_step_of_ones_own_is_the_one_that_profile_predicts(parts):
         optimizer.zero_grad()
 
     device = predicted(step, device="cuda:h100").device
-    assert (device.first, device.steady, device.static_bytes) == (
-        of_profile.first,
-        of_profile.steady,
-        of_profile.static_bytes,
-    )
+    of_profile_too = [replace(one, peak=None) for one in (of_profile.first, of_profile.steady)]  # what it is made up of
+    assert [device.first, device.steady] == of_profile_too
+    assert device.static_bytes == of_profile.static_bytes
 
 
 HERE = [name for name in STEPS if name not in ("accumulated-and-clipped", "scaled", "two-networks")]

@@ -221,7 +221,7 @@ def _dry(step: Step, failed: Failures, progress: Progress) -> list[tuple[Run, in
             unknown |= tracker.unknown
             run = run_of(mode, tracker, tracker.peak.bytes, tracker.peak)
             runs.append((replace(run, **left_of(tracker)), tracker.input_bytes))
-    warn_of_unknown(unknown, 4)
+    warn_of_unknown(unknown, 5)
     return runs
 
 
