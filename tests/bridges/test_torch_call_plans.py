@@ -159,6 +159,18 @@ def test_products_are_recomputed_last():
     assert "least for this budget" in plan.optimality or plan.optimality.startswith("optimal")
 
 
+def test_a_report_marks_the_calls_that_are_recomputed_and_no_others():
+    module, x = built("gpt")
+    plan = bridge.plan(module, x, loss=square, budget="75%")
+    report = bridge.profile(module, x, loss=square, policy=plan, modes=["full"], dry=True)
+    run = next(run for run in report.runs if run.mode == "checkpoint")
+    assert run.predicted_peak_bytes == plan.peak_bytes
+    marked = {(row.path, row.op) for row in run.layers if row.recomputed}
+    wanted = {(one.path, one.op) for one in plan.recomputed}
+    assert marked
+    assert marked <= wanted
+
+
 def test_the_frontier_rises_in_bytes_and_falls_in_flops():
     module, x = built("gpt")
     points = bridge.frontier(module, x, loss=square)

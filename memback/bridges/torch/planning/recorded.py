@@ -258,10 +258,9 @@ def _run(step: Step, funcs: Sequence[str], again: Collection[int], forward_alone
     recorder = _Recorder(step, kind)
 
     def entered() -> Region:
-        return Region(funcs, again, draws=False, told=recorder.numbered)
+        return Region(funcs, again, draws=False)
 
-    left = regions(step.module, entered, lambda region: recorder.region_ended())
-    with step.unchanged(), left, recorder:
+    with step.unchanged(), regions(step.module, entered, lambda region: recorder.region_ended()), recorder:
         if forward_alone:
             with torch.enable_grad():
                 loss = step.forward()

@@ -33,6 +33,7 @@ __all__ = [
     "changed_places",
     "current_call",
     "is_numbered",
+    "listening",
     "statistics_places",
 ]
 
@@ -45,12 +46,23 @@ _NORMS = {f"aten::{name}" for name in ("native_batch_norm", "cudnn_batch_norm", 
 """Ops that update running statistics, their fourth and fifth argument, on which nothing depends while they train."""
 
 _running = threading.local()
+_listeners: list[Callable[[int], None]] = []
 
 
 def current_call() -> int | None:
     """The number of the call that this thread recomputes, if any."""
     number: int | None = getattr(_running, "number", None)
     return number
+
+
+@contextmanager
+def listening(listener: Callable[[int], None]) -> Iterator[None]:
+    """In the block a listener is told the number of each call of a region's forward pass before it runs."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
 
 
 def is_numbered(func: Any) -> bool:
@@ -282,22 +294,15 @@ class Region(TorchDispatchMode):
         funcs: the names of all calls of the forward pass, in order, as ``str(func)`` has them.
         again: the numbers of those that are recomputed when backward needs what they made.
         draws: whether random streams are read; not in a dry run.
-        told: called with a call's number before it runs.
 
     Attributes:
         lost: the number of the first call that is another one than the program's, from which on everything is kept.
     """
 
-    def __init__(
-        self,
-        funcs: Sequence[str],
-        again: Collection[int],
-        draws: bool = True,
-        told: Callable[[int], None] | None = None,
-    ) -> None:
+    def __init__(self, funcs: Sequence[str], again: Collection[int], draws: bool = True) -> None:
         super().__init__()
         self.draws, self.lost = draws, None
-        self._funcs, self._again, self._told = funcs, again, told
+        self._funcs, self._again = funcs, again
         self._number = 0
         self._own = False
         self._values: dict[int, tuple[Any, _Value]] = {}
@@ -343,8 +348,8 @@ class Region(TorchDispatchMode):
         number, self._number = self._number, self._number + 1
         if self.lost is None and (number >= len(self._funcs) or self._funcs[number] != str(func)):
             self.lost = number
-        if self._told is not None:
-            self._told(number)
+        for listener in _listeners:
+            listener(number)
         changes = changed_places(func, args) if func._schema.is_mutable else []
         named = changed_names(func, kwargs) if func._schema.is_mutable else []
         recorded = self.lost is None and number in self._again and not named

@@ -38,7 +38,7 @@ from torch.utils.flop_counter import flop_registry
 
 from memback.bridges.torch.recording.in_place import alone, as_unwatched
 from memback.bridges.torch.recording.paths import ModulePaths, call_site, called_from, in_file
-from memback.bridges.torch.recording.replay import current_call
+from memback.bridges.torch.recording.replay import current_call, listening
 from memback.bridges.torch.recording.storages import key, storages, tensors
 from memback.engine.site import Site
 from memback.errors import MembackError
@@ -202,6 +202,7 @@ class Tracker(Accounts):
         alone()
         self._stack = ExitStack()
         self._stack.enter_context(self._paths)
+        self._stack.enter_context(listening(self.numbered))
         self._stack.enter_context(torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack))
         self._stack.enter_context(_Dispatch(self))
         return self
@@ -361,7 +362,9 @@ class Tracker(Accounts):
         """The row of a recorded call that a plan has run again."""
         self._boundary()
         self._phase = "recompute"
-        row = self._numbered.get(current_call() or 0, self._node_row)
+        row = self._numbered.get(current_call() or 0)
+        if row is None:  # of a forward pass before this step
+            row = Row(self._node_row.path, op, 0, (), "", None)
         row.recomputed = True
         self._where = (row.path, op)
         return row
