@@ -48,6 +48,7 @@ test-device: $(if $(filter $(DEVICE)/%,$(DEVICE_PYTHON)),$(DEVICE)/.installed) #
 	$(DEVICE_PYTHON) -m tests.device.predictions $(filter-out --print,$(DEVICE_ARGUMENTS))
 	$(DEVICE_PYTHON) -m tests.device.page $(filter --write,$(DEVICE_ARGUMENTS))
 	$(DEVICE_PYTHON) tests/device/stub/launch.py $(DEVICE_PYTHON) -m tests.device.step_figures $(filter --write,$(DEVICE_ARGUMENTS))
+	$(DEVICE_PYTHON) tests/device/stub/launch.py $(DEVICE_PYTHON) -m tests.device.plan_figures $(filter --write,$(DEVICE_ARGUMENTS))
 	$(DEVICE_PYTHON) tests/device/stub/launch.py $(DEVICE_PYTHON) -m tests.device.traces $(filter --write,$(DEVICE_ARGUMENTS))
 	$(DEVICE_PYTHON) tests/device/stub/launch.py $(DEVICE_PYTHON) -m tests.device.fuzz
 

@@ -170,8 +170,10 @@ def command(
         raise UsageError("--optimizer, --accumulate and --clip belong to a dry run: add --dry")
     if find is not None and card is None:
         raise UsageError(f"--find {find} is for a card: give --dry and --device cuda:h100, ...")
-    if card is not None and (again.asked or distributed is not None):
-        raise UsageError("a card is predicted for one process and without plans: leave out --device, or the others")
+    if card is not None and distributed is not None:
+        raise UsageError("a card is predicted for one process: leave out --device, or --distributed")
+    if card is not None and again.over_blocks:
+        raise UsageError("on a card plans are over calls: leave out --policy, --blocks, --time and --how checkpoint")
     sizes = {name: n for name, n in (("batch", batch), ("sequence", sequence)) if n is not None}
     source = Source(
         factory,
@@ -208,7 +210,7 @@ def command(
         options["about"]["model"]["name"] = f"{type(base).__name__} with LoRA"
     step = Step(loaded.module, loaded.args, loaded.kwargs, of_output, kind)
     with _notes(output), _explained(factory, given):
-        plan = again.plan(step, output)
+        plan = again.plan(step, output, card)
         if again.instead:
             return None
         chosen = modes_of(modes or MODES, cast(Any, plan))

@@ -47,6 +47,11 @@ class Again:
         """Whether a plan is shown in place of a report."""
         return self.curve or self.code
 
+    @property
+    def over_blocks(self) -> bool:
+        """Whether it is about whole blocks."""
+        return bool(self.policy is not None or self.blocks or self.timed or self.how == "checkpoint")
+
     def check(self, output: Output, dry: bool) -> None:
         """Refuse contradictory options before anything is run.
 
@@ -72,8 +77,10 @@ class Again:
         if self.how == "calls" and (self.blocks or self.timed):
             raise UsageError("--how calls knows no blocks: leave out --blocks and --time, or give --how checkpoint")
 
-    def plan(self, step: Step, output: Output) -> TorchPlan | None:
+    def plan(self, step: Step, output: Output, card: str | None = None) -> TorchPlan | None:
         """The plan that is asked for, if any, after what is to be shown of it has been shown, and saved.
+
+        It is for a ``card``, where one is named.
 
         Raises:
             NoPlanError: nothing fits the budget.
@@ -97,7 +104,7 @@ class Again:
                 planning = BlockPlanning(step, self.blocks or None, self.timed, progress)
                 plan = planning.by_policy(self.policy)
             else:
-                planning = planning_of(step, self.how, self.blocks or None, self.timed, progress=progress)
+                planning = planning_of(step, self.how, self.blocks or None, self.timed, card, progress)
             plan = planning.plan(wanted.bytes(planning.full_peak_bytes)) if wanted is not None else plan
             points = planning.frontier() if self.curve else None
             everything = planning.unplanned()

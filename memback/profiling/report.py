@@ -427,8 +427,9 @@ class Device(Struct, frozen=True, kw_only=True):
 
     ``name`` is as ``--device cuda:NAME`` has it, ``title`` as the device's driver has it, ``capability`` the compute
     capability (major, minor). ``first`` is the first step, which makes the optimiser's state and libraries' workspaces,
-    ``steady`` a later one; None where mode ``full`` was not run. ``static_bytes`` is what is allocated before the first
-    step. ``unmodelled`` says of ops what is not known of the memory that they take: figures are then too low.
+    ``steady`` a later one, and ``planned`` a later one of mode ``checkpoint``; None where a mode was not run.
+    ``static_bytes`` is what is allocated before the first step. ``unmodelled`` says of ops what is not known of the
+    memory that they take: figures are then too low.
     ``assumed`` are the lines at which the step reads a number that nobody knows, which is taken to be 1.
     ``context_bytes`` is an estimate of what the driver and libraries take beside the allocator. ``segments`` are those
     at the steady step's peak. Where more would be reserved than there is, ``out_of_memory`` is what PyTorch would say;
@@ -443,6 +444,7 @@ class Device(Struct, frozen=True, kw_only=True):
     optimizer: str | None = None
     first: DeviceStep | None = None
     steady: DeviceStep | None = None
+    planned: DeviceStep | None = None
     unmodelled: Mapping[str, str] = {}
     assumed: tuple[str, ...] = ()
     context_bytes: Count = 0
@@ -461,7 +463,7 @@ class Device(Struct, frozen=True, kw_only=True):
         Raises:
             MembackError: it does not.
         """
-        for step in (self.first, self.steady):
+        for step in (self.first, self.steady, self.planned):
             if step is not None:
                 step.validate()
 

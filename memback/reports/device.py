@@ -67,7 +67,7 @@ def _remedies(report: Report, peak: DevicePeak, most: str) -> list[str]:
     smaller = (
         "a smaller --batch (--find batch says which one fits)" if data.get("batch") != 1 else "a shorter --sequence"
     )
-    return [smaller, *[f"--amp {half}"] * (wide and "autocast" not in data), "gradient checkpointing"]
+    return [smaller, *[f"--amp {half}"] * (wide and "autocast" not in data), "a plan (--budget 60%)"]
 
 
 def _has_bfloat16(device: Device | None) -> bool:
@@ -122,8 +122,15 @@ def _below(device: Device) -> Sequence[str]:
 
 
 def notes(device: Device) -> list[str]:
-    """What PyTorch would say where a step does not fit, and what is not known."""
+    """What a plan changes, what PyTorch would say where a step does not fit, and what is not known."""
     said = []
+    if device.planned is not None:
+        needed = device.planned.reserved_peak_bytes + device.context_bytes
+        fitting = "fits" if needed <= device.memory_bytes else "does not fit"
+        said.append(
+            f"With the plan a steady step {fitting}: it needs {format_bytes_short(needed)}, of which"
+            f" {format_bytes_short(device.planned.allocated_peak_bytes)} are allocated at its peak."
+        )
     if fits(device) is False and device.first is not None:
         said.append(
             "It would run where PyTorch's allocator gives unused segments back in time, which takes time."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import warnings
@@ -25,6 +26,9 @@ from memback.bridges.torch.recording.step import Step, sum_of_outputs
 from memback.commands import main
 from memback.errors import UsageError
 from tests.bridges.torch_models import GPT, ResNet, UNet
+from tests.device.plan_figures import EXPECTED, planned, predicted
+
+PLANS = json.loads(EXPECTED.read_text(encoding="utf-8"))
 
 
 def square(output):
@@ -421,6 +425,11 @@ def test_a_card_is_planned_for_with_its_kernels_and_predicted_seconds():
     assert plan.extra_seconds > 0
     assert plan.reserve_bytes == 0
     assert any("native_dropout" in func for func in plan.funcs)
+
+
+@pytest.mark.parametrize("budget", PLANS["plans"])
+def test_a_planned_step_takes_to_the_byte_what_pytorchs_host_code_takes_for_it(budget):
+    assert predicted(planned(budget)) == PLANS["plans"][budget]
 
 
 def test_what_how_asks_for_and_other_options_must_agree():

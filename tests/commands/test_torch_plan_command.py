@@ -32,6 +32,23 @@ def refusal(capsys, *arguments):
 SHOWN = {"calls": ("Recomputed in backward", "h.*"), "checkpoint": ("its input", "sweep by sweep")}
 
 
+def test_a_plan_for_a_card_says_whether_a_step_fits_with_it(capsys):
+    asked = ["--budget", "90%", "--dry", "--device", "cuda:t4", "--optimizer", "adamw", "--mode", "full"]
+    code, printed = run(capsys, *asked)
+    assert (code, printed.err) == (0, "")
+    for words in ("Predicted time:", "Recomputed in backward", "With the plan a steady step fits"):
+        assert words in " ".join(printed.out.split())
+    device = json.loads(run(capsys, *asked, "--json", "-")[1].out)["device"]
+    assert 0 < device["planned"]["allocated_peak_bytes"] <= device["steady"]["allocated_peak_bytes"]
+    assert device["planned"]["forward_bytes"] < device["steady"]["forward_bytes"]
+
+
+def test_blocks_are_not_planned_on_a_card(capsys):
+    code, message = refusal(capsys, "--policy", "sqrt", "--dry", "--device", "cuda:t4")
+    assert code == 2
+    assert message.startswith("on a card plans are over calls")
+
+
 @pytest.mark.parametrize("how", SHOWN)
 def test_a_plan_is_shown_saved_verified_and_used_again(tmp_path, capsys, monkeypatch, how):
     monkeypatch.setenv("COLUMNS", "80")

@@ -65,7 +65,7 @@ def test_the_first_lines_say_whether_it_fits_what_takes_it_and_what_would_help()
     lines = said("\n".join(text.splitlines()[:24]))
     assert "It fits on cuda:t4 (Tesla <T4>): a training step with AdamW needs 1.48 GiB of 4.00 GiB, 2.52 GiB" in lines
     assert "The most of it is activations, 50.0 %. What would help: a smaller --batch" in lines
-    assert "--amp fp16, gradient checkpointing." in lines
+    assert "--amp fp16, a plan (--budget 60%)." in lines
     assert "Not known of convolution: what cuDNN takes as workspace." in lines
     assert f"optimiser state 0 {200 * MIB:,} 200.00 20.0 %" in lines
     assert f"reserved {800 * MIB:,} {1000 * MIB:,} 1,000.00 100.0 %" in lines

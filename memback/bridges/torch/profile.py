@@ -31,7 +31,7 @@ from memback.errors import MembackError, UsageError
 from memback.profiling import report as plain
 from memback.profiling.measuring import Peak, Seconds, median
 from memback.profiling.mode import Mode
-from memback.profiling.report import Report, Run
+from memback.profiling.report import Device, Report, Run
 from memback.profiling.run import machine, modes_of, run_of
 
 __all__ = ["MODES", "DryRunWarning", "WatchingWarning", "left_of", "profile", "warn_of_unknown"]
@@ -125,6 +125,7 @@ def profile(
         tracker, optimizer_bytes = None, 0
         if on is not None:
             there, tracker, optimizer_bytes = trained_on(on, step, training)
+            there = _with_plan(there, on, step, training, chosen)
         else:
             tracker, optimizer_bytes = trained_here(step, training)
         arguments = replace(arguments, optimizer_bytes=optimizer_bytes)
@@ -142,6 +143,15 @@ def profile(
     )
     report.validate()
     return report
+
+
+def _with_plan(there: Device, on: Card, step: Step, training: Training, modes: Sequence[Mode]) -> Device:
+    """A device with what a steady step takes there under the plan of one of the modes, if there is one."""
+    plan = next((cast(Any, mode.policy) for mode in modes if mode.policy is not None), None)
+    if plan is None:
+        return there
+    with plan.apply(step.module):
+        return replace(there, planned=trained_on(on, step, training, watch=False)[0].steady)
 
 
 class DryRunWarning(UserWarning):
