@@ -290,11 +290,26 @@ def test_the_longest_sequence_is_no_longer_than_the_model_takes(config, capsys):
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_figures_of_the_readme_are_those_of_a_run(tmp_path, monkeypatch, capsys):
-    example = README.split("memback torch hf:config.json")[1]
-    config, arguments = README.split("$ echo '")[1].split("'")[0], example.splitlines()[0].split()
+EXAMPLES = README.split("$ memback torch hf:config.json")[1:]
+
+
+@pytest.fixture
+def readme_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("config.json").write_text(config, encoding="utf-8")
+    Path("config.json").write_text(README.split("$ echo '")[1].split("'")[0], encoding="utf-8")
+
+
+def test_the_plan_of_the_readme_is_that_of_a_run(readme_config, capsys):
+    example = EXAMPLES[1]
+    assert main(["torch", "hf:config.json", *example.splitlines()[0].split(), "--mode", "full"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    for sentence in re.split(r"(?<=\.)\s+(?=[A-Z])", " ".join(example.split("```text\n")[1].split("```")[0].split())):
+        assert sentence in words
+
+
+def test_the_figures_of_the_readme_are_those_of_a_run(readme_config, capsys):
+    example = EXAMPLES[0]
+    arguments = example.splitlines()[0].split()
     assert main(["torch", "hf:config.json", *arguments, "--mode", "full", "-o", "report.txt"]) == 0
     shown = Path("report.txt").read_text(encoding="utf-8")
     text = example.split("```text\n")[1].split("```")[0]
