@@ -108,6 +108,23 @@ def test_without_a_card_a_step_takes_what_pytorchs_allocator_gives_out(parts, la
     assert 0 <= given_out - run.predicted_peak_bytes < 64  # numbers of Python's, which kernels have as tensors
 
 
+def test_what_others_have_left_in_cycles_is_not_given_back_by_a_step():
+    class Left:
+        def __init__(self):
+            self.me, self.held = self, torch.ones(1000)
+
+    def step():
+        before = [torch.ones(100) for _ in range(10)]
+        garbage = [Left() for _ in range(3)]
+        del garbage
+        for _ in range(3000):  # enough objects for a collection
+            before.append([before[0]])
+        return torch.ones(5000)
+
+    peaks = {allocated(step, torch.device("cpu")).peak_bytes for _ in range(4)}
+    assert peaks == {4 * (1000 + 3000 + 5000)}
+
+
 def test_a_step_that_has_run_for_real_has_left_everything_as_it_was(parts):
     model, optimizer, x = parts
     trained(model, optimizer, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -44,11 +45,15 @@ def _on_cpu(run: Callable[[], object]) -> Allocated | None:
 
     shapes, memory, stack, flops, modules = False, True, False, False, False
     config = ProfilerConfig(ProfilerState.CPU, shapes, memory, stack, flops, modules, _ExperimentalConfig())
+    collects = gc.isenabled()
+    gc.disable()  # what other code has left in cycles, and is collected in the midst of it, would count as given back
     torch._C._autograd._enable_profiler_legacy(config)
     try:
         run()
     finally:
         threads = torch._C._autograd._disable_profiler_legacy()
+        if collects:
+            gc.enable()
     live = peak = 0
     for event in (event for events in threads for event in events):
         if event.kind() == "memory_alloc":
