@@ -133,9 +133,9 @@ def command(
     nothing is downloaded. Its inputs and labels are made as the config says, --batch of them with --sequence tokens
     each, and --input NAME=SHAPE takes the place of one.
 
-    Mode checkpoint recomputes in backward: by --budget, the cheapest plan that fits, which keeps or recomputes each tensor
-    that autograd saves; by a saved plan; or by --policy (sqrt, every:4, all), whole blocks: the members of the module's
-    Sequential and ModuleList containers, or --blocks.
+    Mode checkpoint recomputes in backward: by --budget, the cheapest plan that fits, which keeps or recomputes each
+    tensor that autograd saves; by a saved plan; or by --policy (sqrt, every:4, all), whole blocks: the members of the
+    module's Sequential and ModuleList containers, or --blocks.
 
     With --dry and --device cuda:CARD the step is predicted as CUDA would run it on that card, and with --optimizer what
     whole training steps take there, by PyTorch's allocator, and whether that fits. --find batch and --find sequence
