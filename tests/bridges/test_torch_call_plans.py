@@ -94,6 +94,16 @@ MODELS = {
     ),
     "lstm": lambda: (nn.LSTM(16, 32, 2, batch_first=True), images(4, 12, 16)),
     "lstm cells": lambda: (Cells(), images(4, 12, 8)),
+    "norms and activations in place": lambda: (
+        nn.Sequential(
+            *(
+                layer
+                for _ in range(3)
+                for layer in (nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU6(inplace=True))
+            )
+        ),
+        images(2, 4, 16, 16),
+    ),
     "in place": lambda: (nn.Sequential(*(InPlace() for _ in range(3))), images(64, 16)),
     "own checkpoints": lambda: (OwnCheckpoints(), images(64, 32)),
     "weight norm": lambda: (

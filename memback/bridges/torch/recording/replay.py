@@ -226,7 +226,7 @@ class _Recipe:
         base = value.memo
         assert base is not None
         if value.users > 1 or value.packs or keep_graph:
-            whole = torch.empty(0, dtype=base.dtype, device=base.device).set_(base.untyped_storage())
+            whole = torch.as_strided(base, (base.untyped_storage().nbytes() // base.element_size(),), (1,), 0)
             base = torch.as_strided(whole.clone(), base.size(), base.stride(), base.storage_offset())
         return base
 
