@@ -70,6 +70,11 @@ class Planner:
         needed = frozenset(self.calls.recomputed(again))
         return Choice(needed, self.timeline.judge(needed))
 
+    @cached_property
+    def everything(self) -> Choice:
+        """Nothing is recomputed."""
+        return Choice(frozenset(), self.timeline.full)
+
     # -- parts
 
     @cached_property
@@ -82,7 +87,7 @@ class Planner:
             readers = calls.readers[number]
             if readers and readers[-1] > value.call:
                 going[value.call + 1] += value.bytes
-                going[readers[-1] + 1 if readers[-1] + 1 <= n else n] -= value.bytes
+                going[readers[-1] + 1] -= value.bytes
         crossing = np.cumsum(going)[1:n]  # in front of call 1, 2, ...
         saved = np.zeros(n)
         for value in calls.values:
@@ -110,7 +115,7 @@ class Planner:
 
     @cached_property
     def turns(self) -> list[float]:
-        """By part, the moment at which backward comes to it; then that at which the region's forward has ended."""
+        """By part, the moment at which backward comes to it."""
         calls, bounds = self.calls, self.bounds
         part_of = np.searchsorted(bounds, range(len(calls)), side="right") - 1
         first = [np.inf] * (len(bounds) - 1)
@@ -234,9 +239,8 @@ class Planner:
 
     def within(self, budget: int) -> Choice | None:
         """The cheapest choice within a budget that is found; None if there is none."""
-        full = self.judged(())
-        if full.judged.peak_bytes <= budget:
-            return full
+        if self.everything.judged.peak_bytes <= budget:
+            return self.everything
         found = [choice for choice in (self._by_path(budget), self._by_cuts(budget)) if choice is not None]
         best = min(found, key=_rank) if found else self.leanest
         return self._bettered(best, budget) if best.judged.peak_bytes <= budget else None
@@ -291,7 +295,7 @@ class Planner:
     @cached_property
     def leanest(self) -> Choice:
         """The choice with the least peak that is found."""
-        best = min((self.judged(()), *self._whole), key=_by_peak)
+        best = min((self.everything, *self._whole), key=_by_peak)
         low, high = 0, best.judged.peak_bytes
         while high - low > max(high // 200, 1):
             middle = (low + high) // 2

@@ -199,9 +199,7 @@ class CallPlanning:
         """
         self._check_known()
         if self.full_peak_bytes() <= budget:
-            return self._realised(
-                Choice(frozenset(), self.planner.timeline.full), budget, "optimal: nothing is recomputed"
-            )
+            return self._realised(self.planner.everything, budget, "optimal: nothing is recomputed")
         room = budget
         for attempt in range(_TRIES):
             choice = self.planner.within(room)
@@ -218,7 +216,7 @@ class CallPlanning:
 
     def unplanned(self) -> CallPlan:
         """The plan that keeps everything."""
-        return self._realised(Choice(frozenset(), self.planner.timeline.full), 0, "")
+        return self._realised(self.planner.everything, 0, "")
 
     def frontier(self) -> list[FrontierPoint]:
         """What less memory costs: budgets rise and extra FLOPs fall strictly.
@@ -228,7 +226,7 @@ class CallPlanning:
         """
         self._check_known()
         most, least = self.full_peak_bytes(), self.takes(self.leanest)
-        choices = [self.leanest, Choice(frozenset(), self.planner.timeline.full)]
+        choices = [self.leanest, self.planner.everything]
         for i in range(1, _POINTS):
             found = self.planner.within(least + (most - least) * i // _POINTS)
             choices += [] if found is None else [found]

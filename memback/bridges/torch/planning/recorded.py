@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import flop_registry
 
 from memback.bridges.torch.recording.calls import calling
 from memback.bridges.torch.recording.disturbances import is_planned_call
@@ -139,9 +138,11 @@ class _Recorder(Tracker):
         self.recorded.append(call)
         self._born_in_call = 0
         before = self._note_inputs(call, func, args, kwargs)
+        flops = self.flops
         out = super().run(func, args, kwargs)
+        call.flops = self.flops - flops
         self._number = None
-        self._note_outputs(call, number, func, args, kwargs, out, before)
+        self._note_outputs(call, number, func, kwargs, out, before)
         return out
 
     def _note_inputs(self, call: _Call, func: Any, args: Any, kwargs: Any) -> dict[int, int]:
@@ -167,12 +168,8 @@ class _Recorder(Tracker):
                 if account is not None:
                     yield account
 
-    def _note_outputs(
-        self, call: _Call, number: int, func: Any, args: Any, kwargs: Any, out: Any, before: dict[int, int]
-    ) -> None:
+    def _note_outputs(self, call: _Call, number: int, func: Any, kwargs: Any, out: Any, before: dict[int, int]) -> None:
         outputs = list(tensors(out))
-        formula = flop_registry.get(func._overloadpacket)
-        call.flops = 0 if formula is None else int(formula(*args, **kwargs, out_val=out))
         call.moved += sum(tensor.numel() * tensor.element_size() for tensor in outputs)
         plain = all(tensor.layout is torch.strided and not tensor.is_conj() for tensor in outputs)
         named = bool(changed_names(func, kwargs))
